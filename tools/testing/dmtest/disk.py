@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Disks: loop devices on sparse files in memory, and direct I/O on block devices."""
+
+import fcntl
+import mmap
+import os
+import shutil
+from contextlib import contextmanager
+
+SECTOR = 512
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+FOLDER = "/run/disks"
+
+LOOP_SET_FD = 0x4C00
+LOOP_CLR_FD = 0x4C01
+LOOP_SET_CAPACITY = 0x4C07
+LOOP_CTL_GET_FREE = 0x4C82
+
+_live = []
+
+
+class Disk:
+    """A loop device of `size` bytes. Its backing file may be read and copied at any time."""
+
+    def __init__(self, name, size):
+        self.file = os.path.join(FOLDER, name)
+        os.makedirs(FOLDER, exist_ok=True)
+        with open(self.file, "wb") as backing:
+            backing.truncate(size)
+        self._attach()
+
+    def _attach(self):
+        control = os.open("/dev/loop-control", os.O_RDWR)
+        backing = os.open(self.file, os.O_RDWR)
+        try:
+            self.path = f"/dev/loop{fcntl.ioctl(control, LOOP_CTL_GET_FREE)}"
+            self._device = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            fcntl.ioctl(self._device, LOOP_SET_FD, backing)
+        finally:
+            os.close(backing)
+            os.close(control)
+        _live.append(self)
+
+    @property
+    def size(self):
+        return os.path.getsize(self.file)
+
+    @property
+    def sectors(self):
+        return self.size // SECTOR
+
+    def grow(self, size):
+        os.truncate(self.file, size)
+        fcntl.ioctl(self._device, LOOP_SET_CAPACITY)
+
+    def copy(self, name):
+        """Copies the present contents into a file and returns its path."""
+        target = os.path.join(FOLDER, name)
+        shutil.copyfile(self.file, target)
+        return target
+
+    def contents(self):
+        with open(self.file, "rb") as backing:
+            return backing.read()
+
+    def overwrite(self, offset, data):
+        """Changes the contents behind the device's back; nobody may have it open."""
+        with open(self.file, "r+b") as backing:
+            backing.seek(offset)
+            backing.write(data)
+        # The device's own page cache must not keep what was there before.
+        self._detach()
+        self._attach()
+
+    def _detach(self):
+        fcntl.ioctl(self._device, LOOP_CLR_FD)
+        os.close(self._device)
+        _live.remove(self)
+
+    def close(self):
+        if self in _live:
+            self._detach()
+            os.unlink(self.file)
+
+
+def close_all():
+    """Detaches every disk that is left and removes all files; returns how many disks there were."""
+    left = list(_live)
+    for disk in left:
+        disk.close()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    return len(left)
+
+
+@contextmanager
+def opened(path, flags=os.O_RDWR | os.O_DIRECT):
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def read(path, offset, length):
+    """Reads from a block device past all caches."""
+    with opened(path, os.O_RDONLY | os.O_DIRECT) as descriptor, mmap.mmap(-1, length) as buffer:
+        done = os.preadv(descriptor, [buffer], offset)
+        if done != length:
+            raise OSError(f"{path}: read {done} of {length} bytes at {offset}")
+        return buffer[:]
+
+
+def write(path, offset, data, flags=0):
+    """Writes to a block device past all caches; `flags` may add os.O_DSYNC, which makes it FUA or FLUSH."""
+    with opened(path, os.O_WRONLY | os.O_DIRECT | flags) as descriptor, mmap.mmap(-1, len(data)) as buffer:
+        buffer[:] = data
+        done = os.pwritev(descriptor, [buffer], offset)
+        if done != len(data):
+            raise OSError(f"{path}: wrote {done} of {len(data)} bytes at {offset}")
+
+
+def flush(path):
+    """Sends a FLUSH to a block device."""
+    with opened(path, os.O_RDWR) as descriptor:
+        os.fsync(descriptor)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Mapped devices, and the dmsetup command where its own output is what is tested."""
+
+import errno
+import os
+import subprocess
+import time
+
+from . import ioctl
+from .ioctl import DmError
+
+__all__ = ["Device", "DmError", "dmsetup", "remove_all"]
+
+
+class Device:
+    """A mapped device. Tables are text, one "<start> <length> <type> <args>" a line."""
+
+    def __init__(self, name):
+        self.name = name
+        self.minor = None
+
+    @classmethod
+    def create(cls, name, table, readonly=False):
+        """Creates the device, loads its table and resumes it; leaves nothing behind when one of them fails."""
+        device = cls(name)
+        device.minor = ioctl.call(ioctl.DEV_CREATE, name).minor
+        try:
+            device.load(table, readonly)
+            device.resume()
+        except BaseException:
+            device.remove()
+            raise
+        return device
+
+    @property
+    def path(self):
+        return f"/dev/dm-{self.minor}"
+
+    def load(self, table, readonly=False):
+        count, data = ioctl.pack_table(table)
+        ioctl.call(ioctl.TABLE_LOAD, self.name, ioctl.READONLY if readonly else 0, count, data)
+
+    def clear(self):
+        ioctl.call(ioctl.TABLE_CLEAR, self.name)
+
+    def suspend(self, noflush=False, nolockfs=False):
+        flags = ioctl.SUSPEND | (ioctl.NOFLUSH if noflush else 0) | (ioctl.SKIP_LOCKFS if nolockfs else 0)
+        ioctl.call(ioctl.DEV_SUSPEND, self.name, flags)
+
+    def resume(self):
+        ioctl.call(ioctl.DEV_SUSPEND, self.name)
+
+    def reload(self, table, noflush=False):
+        self.load(table)
+        self.suspend(noflush)
+        self.resume()
+
+    def message(self, text):
+        """Sends the message to the target at sector 0."""
+        ioctl.call(ioctl.TARGET_MSG, self.name, data=ioctl.MESSAGE.pack(0) + text.encode() + b"\0")
+
+    def status(self, noflush=False):
+        """The target's own part of the status line."""
+        return self._lines(ioctl.NOFLUSH if noflush else 0)
+
+    def table(self):
+        """The target's own part of the table line."""
+        return self._lines(ioctl.STATUS_TABLE)
+
+    def _lines(self, flags):
+        reply = ioctl.call(ioctl.TABLE_STATUS, self.name, flags)
+        return "\n".join(line.split(" ", 3)[3] for line in ioctl.unpack_status(reply))
+
+    def event_nr(self):
+        return ioctl.call(ioctl.DEV_STATUS, self.name).event_nr
+
+    def remove(self, patience=5.0):
+        """Removes the device, waiting up to `patience` seconds for others to close it."""
+        end = time.monotonic() + patience
+        while True:
+            try:
+                ioctl.call(ioctl.DEV_REMOVE, self.name)
+                return
+            except DmError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > end:
+                    raise
+            time.sleep(0.02)
+
+
+def dmsetup(*args, input=None):
+    """Runs dmsetup; returns the finished process with its output as text."""
+    environment = dict(os.environ, DM_DISABLE_UDEV="1")
+    return subprocess.run(["dmsetup", *args], input=input, env=environment, capture_output=True, text=True)
+
+
+def remove_all():
+    """Removes every mapped device, whatever holds on to whatever; returns the names that stay."""
+    for _ in range(4):
+        left = ioctl.names()
+        if not left:
+            return []
+        for name in left:
+            try:
+                ioctl.call(ioctl.DEV_SUSPEND, name)
+            except DmError:
+                pass
+            try:
+                ioctl.call(ioctl.DEV_REMOVE, name)
+            except DmError:
+                pass
+        time.sleep(0.05)
+    return ioctl.names()

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The kernel's log: reading it, marking it, and the lines that no test may cause."""
+
+import os
+import re
+
+BAD = re.compile(
+    r"\bBUG\b|\bWARNING\b|\bOops\b|KASAN|UBSAN|KMSAN|kmemleak|Kernel panic|panicked at|general protection"
+    r"|possible recursive locking|circular locking|inconsistent lock state|inversion.*detected|suspicious RCU"
+    r"|lockdep is turned off|held lock freed|still has locks held|lock held when returning"
+    r"|sleeping function called|scheduling while atomic|bad unlock balance|soft lockup|hard lockup|self-detected stall"
+    r"|detected stalls|INFO: task .* blocked|refcount_t:|list_(add|del) corruption|Call Trace:|^\s*not ok\b"
+)
+
+
+class Log:
+    """Reads the kernel's log from where it stood when the object was made."""
+
+    def __init__(self, start=False):
+        self._file = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not start:
+            os.lseek(self._file, 0, os.SEEK_END)
+
+    def lines(self):
+        """All lines that came since the last call."""
+        found = []
+        while True:
+            try:
+                record = os.read(self._file, 8192).decode(errors="replace")
+            except BlockingIOError:
+                return found
+            except BrokenPipeError:
+                found.append("(lines of the kernel log were lost)")
+                continue
+            found.append(record.split(";", 1)[1].split("\n", 1)[0])
+
+    def close(self):
+        os.close(self._file)
+
+
+def bad(lines):
+    """Those of the lines that mean a fault of the kernel."""
+    return [line for line in lines if BAD.search(line)]
+
+
+def mark(text):
+    """Writes a line of our own into the kernel's log."""
+    with open("/dev/kmsg", "w") as log:
+        log.write(f"<6>dmtest: {text}\n")

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A pool's metadata as the userspace tools see it."""
+
+import subprocess
+import xml.etree.ElementTree as ElementTree
+
+
+def _tool(*command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    return done.stdout
+
+
+def check(path):
+    """Fails unless thin_check is content with the metadata on the device or file `path`."""
+    _tool("thin_check", path)
+
+
+def dump(path, root=None):
+    """The XML of thin_dump; with `root`, of the metadata snapshot there. Works on a live pool's device then."""
+    return _tool("thin_dump", *([f"-m{root}"] if root is not None else []), path)
+
+
+def delta(path, left, right, root=None):
+    """The XML of thin_delta between two volumes."""
+    snapshot = [f"-m{root}"] if root is not None else []
+    return _tool("thin_delta", *snapshot, "--snap1", str(left), "--snap2", str(right), path)
+
+
+def ls(path, root=None):
+    """The rows of thin_ls as lists of words: id, mapped blocks, create time, snapshot time."""
+    snapshot = [f"-m{root}"] if root is not None else []
+    text = _tool("thin_ls", "--no-headers", "-o", "DEV,MAPPED_BLOCKS,CREATE_TIME,SNAP_TIME", *snapshot, path)
+    return [line.split() for line in text.splitlines() if line.strip()]
+
+
+def superblock(xml):
+    """The attributes of the superblock element of a dump."""
+    return dict(ElementTree.fromstring(xml).attrib)
+
+
+def devices(xml):
+    """The dump's <device> elements' text forms by id: everything that belongs to the mappings."""
+    found = {}
+    for device in ElementTree.fromstring(xml).iter("device"):
+        found[int(device.get("dev_id"))] = ElementTree.tostring(device, encoding="unicode").strip()
+    return found
+
+
+def mappings(xml):
+    """{thin id: {virtual block: data block}} of a dump."""
+    found = {}
+    for device in ElementTree.fromstring(xml).iter("device"):
+        blocks = found.setdefault(int(device.get("dev_id")), {})
+        for element in device:
+            if element.tag == "single_mapping":
+                blocks[int(element.get("origin_block"))] = int(element.get("data_block"))
+            elif element.tag == "range_mapping":
+                origin, data = int(element.get("origin_begin")), int(element.get("data_begin"))
+                for index in range(int(element.get("length"))):
+                    blocks[origin + index] = data + index
+    return found

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Pools and thin volumes."""
+
+from dataclasses import dataclass
+
+from . import disk, metadata
+from .dm import Device
+from .disk import SECTOR
+
+
+@dataclass
+class PoolStatus:
+    """A pool's status line, field by field; block counts are (used, total)."""
+
+    transaction_id: int
+    metadata_blocks: tuple
+    data_blocks: tuple
+    metadata_snap: int
+    mode: str
+    discard: str
+    no_space: str
+    needs_check: bool
+    metadata_low_water: int
+
+    @classmethod
+    def parse(cls, line):
+        fields = line.split()
+        assert len(fields) == 9, f"unexpected status line: {line}"
+
+        def pair(text):
+            return tuple(int(number) for number in text.split("/"))
+
+        return cls(
+            int(fields[0]), pair(fields[1]), pair(fields[2]), None if fields[3] == "-" else int(fields[3]),
+            fields[4], fields[5], fields[6], fields[7] == "needs_check", int(fields[8]),
+        )
+
+
+class Pool:
+    """A pool on two disks, and the thin volumes that are active on it."""
+
+    def __init__(self, metadata_disk, data_disk, block_sectors=128, low_water=0, features=(), name="pool"):
+        self.metadata = metadata_disk
+        self.data = data_disk
+        self.block_sectors = block_sectors
+        self.low_water = low_water
+        self.features = list(features)
+        self.name = name
+        self.device = None
+        self.thins = {}
+
+    @property
+    def block_size(self):
+        """Bytes in a data block."""
+        return self.block_sectors * SECTOR
+
+    def table(self, sectors=None):
+        features = f" {len(self.features)} {' '.join(self.features)}" if self.features else ""
+        return (f"0 {sectors or self.data.sectors} thin-pool {self.metadata.path} {self.data.path} "
+                f"{self.block_sectors} {self.low_water}{features}")
+
+    def start(self):
+        self.device = Device.create(self.name, self.table())
+        return self
+
+    def stop(self):
+        """Removes the thin volumes and the pool."""
+        for thin in list(self.thins.values()):
+            thin.remove()
+        if self.device:
+            self.device.remove()
+            self.device = None
+
+    def restart(self):
+        """Removes the pool and creates it again on the same disks; thin volumes are left inactive."""
+        self.stop()
+        return self.start()
+
+    def check(self):
+        """Runs thin_check on the metadata; the pool must not be active."""
+        metadata.check(self.metadata.path)
+
+    def message(self, text):
+        self.device.message(text)
+
+    def status(self):
+        return PoolStatus.parse(self.device.status())
+
+    def create_thin(self, thin_id):
+        self.message(f"create_thin {thin_id}")
+
+    def create_snap(self, thin_id, origin_id):
+        """Takes a snapshot; the origin is suspended meanwhile if it is active."""
+        origin = self.thins.get(origin_id)
+        if origin:
+            origin.suspend()
+        try:
+            self.message(f"create_snap {thin_id} {origin_id}")
+        finally:
+            if origin:
+                origin.resume()
+
+    def delete(self, thin_id):
+        self.message(f"delete {thin_id}")
+
+    def reserve_metadata_snap(self):
+        """Takes a metadata snapshot and returns its root from the status line."""
+        self.message("reserve_metadata_snap")
+        root = self.status().metadata_snap
+        assert root is not None, "no root in the status line after reserve_metadata_snap"
+        return root
+
+    def release_metadata_snap(self):
+        self.message("release_metadata_snap")
+
+    def activate(self, thin_id, size):
+        """Activates the volume `thin_id` with `size` bytes."""
+        thin = Thin.open(self, thin_id, size)
+        self.thins[thin_id] = thin
+        return thin
+
+    def new_thin(self, thin_id, size):
+        self.create_thin(thin_id)
+        return self.activate(thin_id, size)
+
+    def new_snap(self, thin_id, origin_id, size):
+        self.create_snap(thin_id, origin_id)
+        return self.activate(thin_id, size)
+
+    def dump(self):
+        """The mappings as they are now: suspends the pool, copies its metadata and dumps the copy."""
+        self.device.suspend()
+        try:
+            copy = self.metadata.copy("quiesced")
+        finally:
+            self.device.resume()
+        return metadata.dump(copy)
+
+
+class Thin(Device):
+    """An active thin volume."""
+
+    pool = None
+
+    @classmethod
+    def open(cls, pool, thin_id, size, name=None):
+        sectors = size // SECTOR
+        thin = cls.create(name or f"{pool.name}-thin{thin_id}", f"0 {sectors} thin {pool.device.path} {thin_id}")
+        thin.pool = pool
+        thin.id = thin_id
+        thin.size = size
+        return thin
+
+    def table_text(self, sectors=None):
+        return f"0 {sectors or self.size // SECTOR} thin {self.pool.device.path} {self.id}"
+
+    def remove(self, patience=5.0):
+        super().remove(patience)
+        if self.pool:
+            self.pool.thins.pop(self.id, None)
+
+    def read(self, offset=0, length=None):
+        return disk.read(self.path, offset, self.size - offset if length is None else length)
+
+    def write(self, offset, data, flags=0):
+        disk.write(self.path, offset, data, flags)
+
+    def flush(self):
+        disk.flush(self.path)
+
+    def mapped(self):
+        """Mapped bytes and the highest mapped byte, or None, as the status line tells."""
+        mapped, highest = self.status().split()
+        return int(mapped) * SECTOR, None if highest == "-" else int(highest) * SECTOR + SECTOR - 1

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Fixtures of the functional tests.
+
+`pool` is a running pool, `make_pool` makes one to the test's wishes. Whatever a test does,
+its pools are removed afterwards, thin_check must be content with each one's metadata,
+no device may be left, and the kernel's log must hold no complaint.
+"""
+
+import os
+import subprocess
+
+import pytest
+
+from dmtest import disk, dm, ioctl, kmsg
+from dmtest.disk import (
+    Disk,
+    MIB,
+)
+from dmtest.pool import Pool
+
+
+@pytest.fixture(scope="session")
+def run(pytestconfig):
+    """The run's configuration."""
+    return pytestconfig.dmtest.config
+
+
+@pytest.fixture(scope="session")
+def modules(pytestconfig):
+    return pytestconfig.dmtest.modules
+
+
+@pytest.fixture(scope="session")
+def both(run):
+    """The two implementations that are compared: C first. With the C module alone, C twice."""
+    return ("c", "rust") if "rust" in run["implementations"] else ("c", "c")
+
+
+@pytest.fixture(autouse=True)
+def kernel(run, modules):
+    """Loads the module under test, and watches over the kernel while the test runs. Gives the kernel's log."""
+    modules.load(run["impl"])
+    log = kmsg.Log()
+    watched = kmsg.Log()
+    yield log
+    left = dm.remove_all()
+    disks = disk.close_all()
+    lines = watched.lines()
+    log.close()
+    watched.close()
+    assert not left, f"devices that cannot be removed: {left}"
+    assert not disks, f"{disks} disks were left open"
+    assert not kmsg.bad(lines), "the kernel complained:\n" + "\n".join(lines)
+
+
+@pytest.fixture
+def make_disk(kernel):
+    """Makes disks of the given size in bytes."""
+    disks = []
+
+    def make(size, name=None):
+        made = Disk(name or f"disk{len(disks)}", size)
+        disks.append(made)
+        return made
+
+    yield make
+    for made in disks:
+        made.close()
+
+
+@pytest.fixture
+def make_pool(make_disk):
+    """Makes pools on new disks and starts them."""
+    pools = []
+
+    def make(metadata_size=16 * MIB, data_size=512 * MIB, **options):
+        number = len(pools)
+        made = Pool(
+            make_disk(metadata_size, f"metadata{number}"),
+            make_disk(data_size, f"data{number}"),
+            name=f"pool{number}",
+            **options,
+        )
+        pools.append(made)
+        return made.start()
+
+    yield make
+    for made in pools:
+        made.stop()
+        assert not ioctl.names(), "devices were left"
+        made.check()
+
+
+@pytest.fixture
+def pool(make_pool):
+    """A pool with 64 KiB blocks."""
+    return make_pool()
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts file systems; gives the function `mount(device, options) -> folder`."""
+    folders = []
+
+    def mount(device, options="defaults"):
+        folder = tmp_path / f"mount{len(folders)}"
+        folder.mkdir()
+        subprocess.run(["mount", "-o", options, device, str(folder)], check=True, capture_output=True)
+        folders.append(folder)
+        return folder
+
+    yield mount
+    for folder in reversed(folders):
+        if os.path.ismount(folder):
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "smoke: belongs to the short selection that runs on x86_64")

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0
+"""When the metadata on disk changes, seen from outside: on a flush, on FUA, each second, and not without need."""
+
+import hashlib
+import os
+import time
+
+import pytest
+
+from dmtest import metadata
+from dmtest.content import pattern
+from dmtest.disk import (
+    KIB,
+    MIB,
+)
+
+pytestmark = pytest.mark.smoke
+
+BLOCK = 64 * KIB
+SIZE = 8 * MIB
+
+
+def on_disk(pool):
+    """The mappings that the metadata disk holds at this moment."""
+    return metadata.mappings(metadata.dump(pool.metadata.copy("outside")))
+
+
+def digest(pool):
+    return hashlib.sha256(pool.metadata.contents()).hexdigest()
+
+
+def writes(pool):
+    """How many writes the metadata disk has seen."""
+    with open(f"/sys/block/{os.path.basename(pool.metadata.path)}/stat") as stat:
+        return int(stat.read().split()[4])
+
+
+@pytest.fixture
+def thin(pool):
+    return pool.new_thin(0, SIZE)
+
+
+def test_commit_on_flush(pool, thin):
+    for block in range(4):
+        thin.write(block * BLOCK, pattern(block, BLOCK))
+        thin.flush()
+        assert sorted(on_disk(pool)[0]) == list(range(block + 1))
+
+
+def test_commit_on_fua(pool, thin):
+    for block in range(4):
+        thin.write(block * BLOCK, pattern(block, BLOCK), os.O_DSYNC)
+        assert sorted(on_disk(pool)[0]) == list(range(block + 1))
+
+
+def test_flush_of_one_volume_commits_the_others(pool, thin):
+    other = pool.new_thin(1, SIZE)
+    thin.write(0, pattern("first", BLOCK))
+    other.write(0, pattern("other", BLOCK))
+    other.flush()
+    assert [sorted(blocks) for blocks in on_disk(pool).values()] == [[0], [0]]
+
+
+def test_commit_each_second(pool, thin):
+    thin.write(0, pattern("timed", BLOCK))
+    end = time.monotonic() + 6
+    while not on_disk(pool)[0]:
+        assert time.monotonic() < end, "no commit within six seconds"
+        time.sleep(0.2)
+
+
+def test_commit_on_message(pool):
+    for thin_id in range(3):
+        pool.create_thin(thin_id)
+        assert sorted(on_disk(pool)) == list(range(thin_id + 1))
+    pool.delete(1)
+    assert sorted(on_disk(pool)) == [0, 2]
+    pool.message("set_transaction_id 0 9")
+    assert metadata.superblock(metadata.dump(pool.metadata.copy("outside")))["transaction"] == "9"
+
+
+def test_commit_on_suspend(pool, thin):
+    thin.write(0, pattern("suspended", BLOCK))
+    pool.device.suspend()
+    assert sorted(on_disk(pool)[0]) == [0]
+    pool.device.resume()
+
+
+def test_no_change_no_commit(pool, thin):
+    thin.write(0, pattern("once", 4 * BLOCK))
+    thin.flush()
+    time.sleep(2.5)
+    before = digest(pool), writes(pool)
+    thin.read()
+    thin.write(0, pattern("over", 4 * BLOCK))
+    time.sleep(3)
+    assert (digest(pool), writes(pool)) == before
+
+
+def test_status_without_flush_does_not_commit(pool, thin):
+    time.sleep(2.5)
+    before = digest(pool)
+    for _ in range(5):
+        pool.device.status(noflush=True)
+        thin.status(noflush=True)
+    assert digest(pool) == before
+
+
+def test_metadata_blocks_do_not_leak(pool, thin):
+    """The same changes over and over leave the number of used metadata blocks where it was."""
+    def turn():
+        pool.create_snap(1, 0)
+        for block in range(0, 64, 3):
+            thin.write(block * BLOCK, pattern(block, 4 * KIB))
+        pool.delete(1)
+        thin.flush()
+        return pool.status().metadata_blocks[0]
+
+    turn()
+    second = turn()
+    for _ in range(5):
+        assert turn() == second

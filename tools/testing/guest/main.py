@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What runs inside the test VM: reads its orders from config.json in the folder given, writes events there."""
+
+import json
+import os
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+
+def functional(results, config):
+    import pytest
+    from guest.plugin import Events
+
+    selection = ["-k", config["expression"]] if config["expression"] else []
+    if config["mark"]:
+        selection += ["-m", config["mark"]]
+    # The rest of a run that broke off names its tests one by one.
+    tests = [os.path.join(ROOT, "functional", test) for test in config["tests"]]
+    return pytest.main(
+        ["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "--rootdir", os.path.join(ROOT, "functional"), *selection, *tests],
+        plugins=[Events(results, config)],
+    )
+
+
+def kunit(results, config):
+    from dmtest import kmsg
+    from dmtest.modules import Modules
+
+    log = kmsg.Log()
+    modules = Modules(config["modules"], config["implementations"])
+    modules.insert(modules.file("rust"))
+    modules.unload()
+    with open(os.path.join(results, "kunit.log"), "w") as report:
+        report.write("\n".join(log.lines()) + "\n")
+    return 0
+
+
+def demo(results, config):
+    from dmtest.modules import Modules
+
+    modules = Modules(config["modules"], config["implementations"])
+    modules.load(config["impl"])
+    print("demo starts", flush=True)
+    return subprocess.run([os.path.join(ROOT, "demo", "demo")]).returncode
+
+
+def main():
+    results = sys.argv[1]
+    with open(os.path.join(results, "config.json")) as file:
+        config = json.load(file)
+    return {"functional": functional, "kunit": kunit, "demo": demo}[config["job"]](results, config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

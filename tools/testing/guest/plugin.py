@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The pytest plugin that tells the host what happens, and holds the run's configuration."""
+
+import json
+import os
+
+from dmtest import kmsg
+from dmtest.modules import Modules
+
+
+class Events:
+    """Appends one JSON line per event to `events` in the results folder."""
+
+    def __init__(self, results, config):
+        self._path = os.path.join(results, "events")
+        self.config = config
+        self.modules = Modules(config["modules"], config["implementations"])
+        self._outcome = None
+
+    def _emit(self, event, **fields):
+        # Closing the file is what makes the line visible on the host.
+        with open(self._path, "a") as file:
+            file.write(json.dumps({"event": event, **fields}) + "\n")
+
+    def pytest_configure(self, config):
+        config.dmtest = self
+
+    def pytest_collection_finish(self, session):
+        self._emit("collected", tests=[item.nodeid for item in session.items])
+
+    def pytest_collectreport(self, report):
+        if report.failed:
+            self._emit("result", test=report.nodeid, outcome="failed", seconds=0, text=str(report.longrepr))
+
+    def pytest_runtest_logstart(self, nodeid, location):
+        kmsg.mark(f"start {nodeid}")
+        self._outcome = ["passed", 0.0, ""]
+        self._emit("start", test=nodeid)
+
+    def pytest_runtest_logreport(self, report):
+        self._outcome[1] += report.duration
+        if report.failed:
+            self._outcome[0] = "failed"
+            self._outcome[2] += f"[{report.when}]\n{report.longreprtext}\n"
+        elif report.skipped and self._outcome[0] == "passed":
+            self._outcome[0] = "skipped"
+            self._outcome[2] = str(report.longrepr[2])
+
+    def pytest_runtest_logfinish(self, nodeid, location):
+        outcome, seconds, text = self._outcome
+        self._emit("result", test=nodeid, outcome=outcome, seconds=round(seconds, 2), text=text)
+
+    def pytest_sessionfinish(self, session, exitstatus):
+        self._emit("end", status=int(exitstatus))

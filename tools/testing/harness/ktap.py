@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Reading KUnit's results."""
+
+import re
+
+RESULT = re.compile(r"^( *)(not )?ok \d+ ?-? ?([^#]*?)\s*(?:#\s*(.*))?$")
+SUBTEST = re.compile(r"^ *# Subtest: (.*)$")
+
+
+def parse(lines):
+    """The test cases of a KTAP report as (name, outcome, text) with outcome passed, failed or skipped.
+
+    Cases are indented below their suite. A suite that fails without a failing case, or whose end
+    is missing, counts as a failure of its own.
+    """
+    found = []
+    suite = None
+    notes = []
+    failed = False
+    for line in lines:
+        subtest = SUBTEST.match(line)
+        if subtest and suite is None:
+            suite, notes, failed = subtest[1], [], False
+            continue
+        result = RESULT.match(line)
+        if not result:
+            notes.append(line)
+            continue
+        indent, wrong, name, directive = result.groups()
+        if len(indent) == 4 and suite:
+            if wrong:
+                outcome, failed = "failed", True
+            else:
+                outcome = "skipped" if (directive or "").upper().startswith("SKIP") else "passed"
+            found.append((f"{suite}::{name}", outcome, "\n".join(notes) if wrong else ""))
+            notes = []
+        elif not indent:
+            if wrong and not failed:
+                found.append((name, "failed", "\n".join(notes)))
+            suite = None
+    if suite is not None:
+        found.append((suite, "failed", "the suite did not come to its end\n" + "\n".join(notes)))
+    return found

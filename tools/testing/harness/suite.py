@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Runs the functional tests: VMs are given test files, and their events become lines on the terminal."""
+
+import json
+import os
+import time
+
+from dmtest import kmsg
+
+BOOT = "(boot)"
+
+
+class Results:
+    """Counts, and the order in which results are shown."""
+
+    def __init__(self, suite):
+        self.suite = suite
+        self.outcomes = {"passed": 0, "failed": 0, "skipped": 0}
+        self.began = time.monotonic()
+
+    def add(self, test, outcome, seconds, text=""):
+        self.outcomes[outcome] += 1
+        print(f"{outcome.upper() if outcome == 'failed' else outcome:7} {seconds:6.1f} s  {test}", flush=True)
+        if outcome == "failed" and text:
+            print("    " + text.rstrip().replace("\n", "\n    "), flush=True)
+
+    def finish(self):
+        """Prints the suite's last line and returns its exit code."""
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items())
+        print(f"{self.suite}: {counts} in {time.monotonic() - self.began:.0f} s", flush=True)
+        return 0 if self.outcomes["passed"] and not self.outcomes["failed"] else 1
+
+
+class Run:
+    """One VM's share of the tests; boots again with the rest of them when the kernel dies or a test hangs."""
+
+    def __init__(self, label, make_vm, config, results, test_limit, boot_limit):
+        self.label = label
+        self._make_vm = make_vm
+        self._config = config
+        self._results = results
+        self._test_limit = test_limit
+        self._boot_limit = boot_limit
+        self._boots = 0
+        self._pending = None
+        self._boot()
+
+    def _boot(self):
+        self._boots += 1
+        self._vm = self._make_vm(f"{self.label}.{self._boots}" if self._boots > 1 else self.label)
+        self._read = 0
+        self._current = None
+        self._since = time.monotonic()
+        self._ended = False
+        self._failed_before = self._results.outcomes["failed"]
+        self._vm.start(self._config)
+
+    def step(self):
+        """Looks after the VM; returns whether there is more to do."""
+        alive = self._vm.running()
+        self._events()
+        limit = self._test_limit if self._current else self._boot_limit
+        waited = time.monotonic() - self._since
+        if alive and waited < limit:
+            return True
+        if alive:
+            self._broken(f"no progress for {waited:.0f} s")
+        elif not self._ended:
+            self._broken("the VM stopped")
+        self._vm.kill()
+        if self._ended:
+            self._scan()
+            return False
+        if not self._pending or self._boots > 20:
+            for test in self._pending or []:
+                self._results.add(test, "failed", 0, "did not run: the VM broke off too often")
+            return False
+        self._config = dict(self._config, tests=self._pending, expression="", mark="")
+        self._boot()
+        return True
+
+    def kill(self):
+        self._vm.kill()
+
+    def _events(self):
+        text = self._vm.read("events")
+        end = text.rfind("\n") + 1
+        fresh, self._read = text[self._read:end], max(self._read, end)
+        for line in fresh.splitlines():
+            event = json.loads(line)
+            self._since = time.monotonic()
+            if event["event"] == "collected":
+                self._pending = event["tests"]
+            elif event["event"] == "start":
+                self._current = event["test"]
+            elif event["event"] == "result":
+                self._current = None
+                if event["test"] in (self._pending or []):
+                    self._pending.remove(event["test"])
+                self._results.add(event["test"], event["outcome"], event["seconds"], event["text"])
+            elif event["event"] == "end":
+                self._ended = True
+
+    def _broken(self, why):
+        test = self._current or f"{self.label} {BOOT}"
+        tail = "\n".join(self._vm.read("console.log").splitlines()[-60:])
+        self._results.add(test, "failed", time.monotonic() - self._since, f"{why}; the console's end, {self._vm.console}:\n{tail}")
+        if self._current:
+            self._pending.remove(self._current)
+
+    def _scan(self):
+        """Finds complaints in the kernel's log that no test was blamed for."""
+        found = complaints(self._vm)
+        if found and self._results.outcomes["failed"] == self._failed_before:
+            self._results.add(f"{self.label} kernel log", "failed", 0, "\n".join(found[:20]))
+
+
+def complaints(vm):
+    """The lines of a VM's kernel log that mean a fault."""
+    return kmsg.bad(vm.read("dmesg.log").splitlines())
+
+
+def run(results, shares, at_once, make_run):
+    """Runs all `shares` with at most `at_once` VMs at a time; `make_run(share)` gives a Run."""
+    waiting = list(shares)
+    active = []
+    try:
+        while waiting or active:
+            while waiting and len(active) < at_once:
+                active.append(make_run(waiting.pop(0)))
+            active = [one for one in active if one.step()]
+            time.sleep(0.05)
+    finally:
+        for one in active:
+            one.kill()
+    return results.finish()
+
+
+def files(folder, wanted):
+    """The test files to run, those that take longest first."""
+    found = sorted(name for name in os.listdir(folder) if name.startswith("test_") and name.endswith(".py"))
+    if wanted:
+        wanted = [os.path.basename(name) for name in wanted]
+        missing = [name for name in wanted if name.split("::")[0] not in found]
+        if missing:
+            raise SystemExit(f"no such test file: {', '.join(missing)}")
+        return wanted
+    slow = ["test_scale.py", "test_io.py", "test_both_ways.py", "test_metadata_snap.py"]
+    return [name for name in slow if name in found] + [name for name in found if name not in slow]

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Virtual machines that run guest/init.sh on the host's own file tree."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+INIT = os.path.join(ROOT, "guest", "init.sh")
+
+
+class Vm:
+    """One run of a VM, from boot to power off. `results` is where it leaves its logs and events."""
+
+    def __init__(self, kernel, results):
+        self.kernel = kernel
+        self.results = results
+        self._process = None
+
+    def start(self, config, arguments=()):
+        """Boots with `config` as the guest's orders and `arguments` added to the kernel's command line."""
+        shutil.rmtree(self.results, ignore_errors=True)
+        os.makedirs(self.results)
+        with open(os.path.join(self.results, "config.json"), "w") as file:
+            json.dump(config, file, indent=1)
+        self.console = os.path.join(self.results, "console.log")
+        self.began = time.monotonic()
+        with open(self.console, "wb") as console:
+            # A session of its own, so that every process of the VM can be ended at once.
+            self._process = subprocess.Popen(
+                self._command(list(arguments)), stdin=subprocess.DEVNULL, stdout=console,
+                stderr=subprocess.STDOUT, start_new_session=True, env=self._environment(),
+            )
+
+    def _environment(self):
+        return dict(os.environ)
+
+    def running(self):
+        return self._process.poll() is None
+
+    def seconds(self):
+        return time.monotonic() - self.began
+
+    def kill(self):
+        """Ends the VM, whatever state it is in."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.wait()
+
+    def status(self):
+        """The exit code of the guest's work, or None when it did not get that far."""
+        try:
+            with open(os.path.join(self.results, "status")) as file:
+                return int(file.read())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def read(self, name):
+        """The text of a file in the results folder, or nothing."""
+        try:
+            with open(os.path.join(self.results, name), errors="replace") as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""
+
+
+class Uml(Vm):
+    """User Mode Linux: the kernel is a program."""
+
+    MEMORY = "1G"
+
+    def __init__(self, kernel, results):
+        super().__init__(os.path.join(kernel, "linux"), results)
+        self._scratch = tempfile.TemporaryDirectory(prefix="uml-")
+
+    def _command(self, arguments):
+        return [
+            self.kernel, f"mem={self.MEMORY}", f"uml_dir={self._scratch.name}", "rootfstype=hostfs", "rootflags=/", "ro",
+            f"init={INIT}", f"DMTEST={self.results}", "con=null", "con0=null,fd:1", "ssl=null", "log_buf_len=4M",
+            "panic=-1", *arguments,
+        ]
+
+    def _environment(self):
+        return dict(os.environ, TMPDIR=self._scratch.name) if not os.path.isdir("/dev/shm") else dict(os.environ)
+
+    def kill(self):
+        super().kill()
+        self._scratch.cleanup()
+
+
+class Virtme(Vm):
+    """x86_64 in QEMU without KVM, started by virtme-ng."""
+
+    MEMORY = "2G"
+
+    def __init__(self, kernel, results, vng):
+        super().__init__(os.path.join(kernel, "arch", "x86", "boot", "bzImage"), results)
+        self.vng = vng
+
+    def _command(self, arguments):
+        appended = [part for argument in arguments for part in ("-a", argument)]
+        return [
+            self.vng, "-v", "--run", self.kernel, "--disable-kvm", "--cpus", "2", "--memory", self.MEMORY, "--rw",
+            f"--rwdir=/run/results={self.results}", *appended, "--", f"DMTEST={shlex.quote(self.results)} {shlex.quote(INIT)}",
+        ]
