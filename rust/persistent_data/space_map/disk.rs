@@ -2,64 +2,186 @@
 
 //! A space map of a device other than the metadata device.
 
-use super::SmRoot;
+use super::{
+    candidates::Candidates,
+    counts::Counts,
+    first_of_bitmap,
+    index::{
+        Entry,
+        Index,
+        TreeIndex, //
+    },
+    nr_bitmaps,
+    pending::Change,
+    place,
+    SmRoot, //
+};
 use crate::{
     block::{
         BlockNr,
         BlockRange, //
     },
     block_manager::Reader,
-    error::Result,
+    error::{
+        Error,
+        Result, //
+    },
     transaction::Transaction,
 };
 
-/// Counts references to the blocks of a device.
-pub struct DiskSpaceMap {}
+/// What was committed last.
+struct Committed {
+    index_root: BlockNr,
+    nr_blocks: BlockNr,
+    /// The index entry that was looked at last, and its number.
+    entry: Option<(u64, Entry)>,
+}
 
-#[allow(unused_variables, missing_docs)]
+impl Committed {
+    fn of(counts: &Counts<TreeIndex>) -> Self {
+        Self {
+            index_root: counts.index.root(),
+            nr_blocks: counts.nr_blocks(),
+            entry: None,
+        }
+    }
+
+    /// Index entry `i`, if there is one.
+    fn entry<'b, R: Reader<'b>>(&mut self, reader: R, i: u64) -> Result<Option<Entry>> {
+        match self.entry {
+            _ if i >= nr_bitmaps(self.nr_blocks) => Ok(None),
+            Some((last, entry)) if last == i => Ok(Some(entry)),
+            _ => {
+                let entry = TreeIndex::load_from(self.index_root, reader, i)?;
+                self.entry = Some((i, entry));
+                Ok(Some(entry))
+            }
+        }
+    }
+}
+
+/// Counts references to the blocks of a device, in metadata blocks.
+///
+/// A change takes the transaction that it is part of. After any error from a change the transaction must be
+/// rolled back, and the space map opened again. [`Error::NoSpace`] from [`new_block`](Self::new_block)
+/// may also mean that all free blocks were freed in this transaction, or handed out before in it.
+pub struct DiskSpaceMap {
+    counts: Counts<TreeIndex>,
+    committed: Committed,
+    candidates: Candidates,
+}
+
 impl DiskSpaceMap {
+    /// Makes a space map of `nr_blocks` blocks, all free.
     pub fn create<'b, T: Transaction<'b>>(tx: &mut T, nr_blocks: BlockNr) -> Result<Self> {
-        todo!()
+        let index = TreeIndex::create(tx)?;
+        let mut counts = Counts::create(tx, index)?;
+        counts.extend(tx, nr_blocks)?;
+        counts.index.commit(tx)?;
+        Self::new(counts)
     }
+
+    /// The space map that `root` is of. Its index and bitmaps are checked when they are used.
     pub fn open<'b, R: Reader<'b>>(reader: R, root: &SmRoot) -> Result<Self> {
-        todo!()
+        let index = TreeIndex::open(root.bitmap_root.get())?;
+        Self::new(Counts::open(reader, index, root)?)
     }
+
+    fn new(counts: Counts<TreeIndex>) -> Result<Self> {
+        Ok(Self {
+            committed: Committed::of(&counts),
+            candidates: Candidates::new(0, counts.nr_blocks())?,
+            counts,
+        })
+    }
+
+    /// The number of blocks, without those that were added since the last commit.
     pub fn nr_blocks(&self) -> BlockNr {
-        todo!()
+        self.committed.nr_blocks
     }
+
+    /// The number of free blocks, without those that were added since the last commit.
+    ///
+    /// Blocks that were freed in this transaction are included, although they can be handed out only after
+    /// a commit.
     pub fn nr_free(&self) -> BlockNr {
-        todo!()
+        self.committed
+            .nr_blocks
+            .saturating_sub(self.counts.nr_allocated())
     }
+
+    /// The reference count of a block.
     pub fn get_count<'b, R: Reader<'b>>(&self, reader: R, block: BlockNr) -> Result<u32> {
-        todo!()
+        self.counts.get(reader, block)
     }
+
+    /// Whether a block has more than one reference.
     pub fn is_shared<'b, R: Reader<'b>>(&self, reader: R, block: BlockNr) -> Result<bool> {
-        todo!()
+        self.counts.is_shared(reader, block)
     }
+
+    /// Adds a reference to each block of a range.
     pub fn inc<'b, T: Transaction<'b>>(&mut self, tx: &mut T, blocks: BlockRange) -> Result {
-        todo!()
+        self.counts.change(tx, Change::Inc, blocks)
     }
+
+    /// Takes a reference from each block of a range.
     pub fn dec<'b, T: Transaction<'b>>(&mut self, tx: &mut T, blocks: BlockRange) -> Result {
-        todo!()
+        self.counts.change(tx, Change::Dec, blocks)
     }
+
+    /// Sets the reference count of a block.
     pub fn set_count<'b, T: Transaction<'b>>(
         &mut self,
         tx: &mut T,
         block: BlockNr,
         count: u32,
     ) -> Result {
-        todo!()
+        self.counts.set(tx, block, count)
     }
+
+    /// Finds a free block and gives it a reference count of one.
     pub fn new_block<'b, T: Transaction<'b>>(&mut self, tx: &mut T) -> Result<BlockNr> {
-        todo!()
+        let block = self.find(tx)?;
+        self.candidates.take(block);
+        self.inc(tx, block..block + 1)?;
+        Ok(block)
     }
+
+    /// Adds `extra` free blocks, which can be handed out at once.
     pub fn extend<'b, T: Transaction<'b>>(&mut self, tx: &mut T, extra: BlockNr) -> Result {
-        todo!()
+        let old = self.counts.nr_blocks();
+        self.counts.extend(tx, extra)?;
+        self.candidates.add(old..self.counts.nr_blocks())
     }
+
+    /// Writes all that is kept in memory to metadata blocks, so that [`root`](Self::root) has it all and
+    /// the transaction can be committed.
     pub fn commit<'b, T: Transaction<'b>>(&mut self, tx: &mut T) -> Result {
-        todo!()
+        self.counts.index.commit(tx)?;
+        self.counts.check_all(tx.bm())?;
+        self.committed = Committed::of(&self.counts);
+        self.candidates.restart(self.counts.nr_blocks())
     }
+
+    /// What a superblock must keep, as of the last [`commit`](Self::commit).
     pub fn root(&self) -> SmRoot {
-        todo!()
+        self.counts.root()
+    }
+
+    /// Finds a block that is free now and was free when the transaction began.
+    fn find<'b, T: Transaction<'b>>(&mut self, tx: &mut T) -> Result<BlockNr> {
+        while let Some(blocks) = self.candidates.current() {
+            let (i, _) = place(blocks.start);
+            let end = first_of_bitmap(i + 1).min(blocks.end);
+            let now = self.counts.index.load_to_change(tx, i)?;
+            let before = self.committed.entry(tx.bm(), i)?;
+            let in_bitmap = blocks.start..end;
+            match Counts::<TreeIndex>::find_free(tx.bm(), i, &now, before.as_ref(), &in_bitmap)? {
+                Some(block) => return Ok(block),
+                None => self.candidates.skip_to(end),
+            }
+        }
+        Err(Error::NoSpace)
     }
 }

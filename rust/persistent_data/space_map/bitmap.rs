@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Blocks of small reference counts.
+//!
+//! ```text
+//! offset  size
+//!      0     4  checksum, mixed with 240779
+//!      4     4  not used
+//!      8     8  the block that the bitmap lives in
+//!     16  4080  510 words of 8 bytes, little-endian, each with 32 entries of two bits
+//! ```
+//!
+//! Entry `i` of a word has its high bit at bit `2 * i` and its low bit at bit `2 * i + 1`. Its value is the
+//! reference count from 0 to 2, or [`MANY`] for one that the tree of reference counts holds.
+
+use core::ops::Range;
+
+use zerocopy::{
+    byteorder::little_endian::{
+        U32,
+        U64, //
+    },
+    transmute_mut, transmute_ref,
+};
+use zerocopy_derive::{
+    FromBytes,
+    Immutable,
+    IntoBytes,
+    KnownLayout,
+    Unaligned, //
+};
+
+use crate::block::{
+    check_checksum,
+    check_location,
+    seal_checksum,
+    BlockData,
+    Validator, //
+};
+
+/// The number of entries in a word.
+pub(crate) const ENTRIES_PER_WORD: u32 = 32;
+
+const NR_WORDS: usize = 510;
+
+/// The number of entries in a bitmap.
+pub(crate) const NR_ENTRIES: u32 = NR_WORDS as u32 * ENTRIES_PER_WORD;
+
+/// The value of an entry whose count does not fit.
+pub(crate) const MANY: u32 = 3;
+
+const CHECKSUM_XOR: u32 = 240_779;
+
+/// Checks and seals bitmaps.
+pub(crate) static VALIDATOR: Validator = Validator {
+    name: "bitmap",
+    check: |data, block| {
+        check_location(block, Bitmap::of(data).block.get())?;
+        check_checksum(data, block, CHECKSUM_XOR)
+    },
+    prepare: |data, block| {
+        Bitmap::of_mut(data).block = block.into();
+        seal_checksum(data, CHECKSUM_XOR);
+    },
+};
+
+/// The content of a bitmap's block.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct Bitmap {
+    checksum: U32,
+    not_used: U32,
+    block: U64,
+    words: [U64; NR_WORDS],
+}
+
+impl Bitmap {
+    /// The bitmap in a block.
+    pub(crate) fn of(data: &BlockData) -> &Self {
+        transmute_ref!(data)
+    }
+
+    /// The bitmap in a block, to be changed.
+    pub(crate) fn of_mut(data: &mut BlockData) -> &mut Self {
+        transmute_mut!(data)
+    }
+
+    /// The word with the given number; all in use beyond the end.
+    pub(crate) fn word(&self, word: u32) -> Word {
+        Word(self.words.get(word as usize).map_or(u64::MAX, |w| w.get()))
+    }
+
+    /// Changes the word with the given number.
+    pub(crate) fn set_word(&mut self, word: u32, to: Word) {
+        if let Some(w) = self.words.get_mut(word as usize) {
+            w.set(to.0);
+        }
+    }
+
+    /// The value of an entry.
+    pub(crate) fn get(&self, entry: u32) -> u32 {
+        self.word(entry / ENTRIES_PER_WORD)
+            .get(entry % ENTRIES_PER_WORD)
+    }
+
+    /// Changes the value of an entry.
+    pub(crate) fn set(&mut self, entry: u32, value: u32) {
+        let mut word = self.word(entry / ENTRIES_PER_WORD);
+        word.set(entry % ENTRIES_PER_WORD, value);
+        self.set_word(entry / ENTRIES_PER_WORD, word);
+    }
+
+    /// The number of entries that are zero.
+    pub(crate) fn nr_free(&self) -> u32 {
+        self.words.iter().map(|w| Word(w.get()).nr_free()).sum()
+    }
+
+    /// The first of `entries` that is zero, in `other` as well.
+    pub(crate) fn find_free(&self, entries: Range<u32>, other: Option<&Bitmap>) -> Option<u32> {
+        let mut entry = entries.start;
+        while entry < entries.end {
+            let word = entry / ENTRIES_PER_WORD;
+            let used = other.map_or(0, |o| o.word(word).0);
+            let word = Word(self.word(word).0 | used);
+            let base = entry - entry % ENTRIES_PER_WORD;
+            if let Some(found) = word.find_free(entry - base) {
+                let found = base + found;
+                return (found < entries.end).then_some(found);
+            }
+            entry = base + ENTRIES_PER_WORD;
+        }
+        None
+    }
+}
+
+/// A word of entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Word(u64);
+
+impl Word {
+    const EVEN_BITS: u64 = 0x5555_5555_5555_5555;
+
+    /// The value of entry `i`, which is below [`ENTRIES_PER_WORD`].
+    pub(crate) fn get(self, i: u32) -> u32 {
+        let bits = (self.0 >> (2 * i)) as u32;
+        ((bits & 1) << 1) | ((bits >> 1) & 1)
+    }
+
+    /// Changes the value of entry `i`, which is below [`ENTRIES_PER_WORD`].
+    pub(crate) fn set(&mut self, i: u32, value: u32) {
+        let bits = u64::from(((value & 1) << 1) | ((value >> 1) & 1));
+        self.0 = (self.0 & !(3 << (2 * i))) | (bits << (2 * i));
+    }
+
+    /// One bit for each entry that is zero, at the place of the entry's high bit.
+    fn free(self) -> u64 {
+        !(self.0 | (self.0 >> 1)) & Self::EVEN_BITS
+    }
+
+    fn nr_free(self) -> u32 {
+        self.free().count_ones()
+    }
+
+    /// The first entry that is zero, from `begin` on, which is below [`ENTRIES_PER_WORD`].
+    fn find_free(self, begin: u32) -> Option<u32> {
+        let free = self.free() & (u64::MAX << (2 * begin));
+        (free != 0).then(|| free.trailing_zeros() / 2)
+    }
+}
+
+#[cfg_attr(dm_thin_kunit, kernel::macros::kunit_tests(persistent_data_bitmap))]
+#[cfg(any(test, dm_thin_kunit))]
+mod tests {
+    use super::*;
+    use crate::{
+        block::BLOCK_SIZE,
+        platform::try_box,
+        Error,
+        Result, //
+    };
+
+    #[test]
+    fn bit_order() {
+        let mut word = Word(0);
+        word.set(0, 1);
+        assert_eq!(word, Word(0b10));
+        word.set(0, 2);
+        assert_eq!(word, Word(0b01));
+        word.set(31, 1);
+        assert_eq!(word, Word(1 << 63 | 1));
+        word.set(31, 3);
+        word.set(0, 0);
+        assert_eq!(word, Word(3 << 62));
+        assert_eq!(word.get(31), MANY);
+        assert_eq!(word.get(30), 0);
+    }
+
+    #[test]
+    fn finds_free_entries() -> Result {
+        let mut a = try_box([0; BLOCK_SIZE])?;
+        let mut b = try_box([0; BLOCK_SIZE])?;
+        let a = Bitmap::of_mut(&mut a);
+        let b = Bitmap::of_mut(&mut b);
+        assert_eq!(a.nr_free(), NR_ENTRIES);
+        for i in 0..100 {
+            a.set(i, 1 + i % 3);
+        }
+        for i in 100..200 {
+            b.set(i, 1 + i % 3);
+        }
+        assert_eq!(a.nr_free(), NR_ENTRIES - 100);
+        assert_eq!(a.find_free(0..NR_ENTRIES, None), Some(100));
+        assert_eq!(a.find_free(0..100, None), None);
+        assert_eq!(a.find_free(0..NR_ENTRIES, Some(b)), Some(200));
+        assert_eq!(a.find_free(0..200, Some(b)), None);
+        assert_eq!(a.find_free(250..251, Some(b)), Some(250));
+        assert_eq!(
+            a.find_free(NR_ENTRIES - 1..NR_ENTRIES, None),
+            Some(NR_ENTRIES - 1)
+        );
+        assert_eq!(a.find_free(NR_ENTRIES..NR_ENTRIES, None), None);
+        Ok(())
+    }
+
+    #[test]
+    fn validates() -> Result {
+        let mut data = try_box([0; BLOCK_SIZE])?;
+        (VALIDATOR.prepare)(&mut data, 7);
+        assert_eq!((VALIDATOR.check)(&data, 7), Ok(()));
+        assert_eq!(
+            (VALIDATOR.check)(&data, 8),
+            Err(Error::WrongLocation { block: 8, found: 7 })
+        );
+        data[100] ^= 1;
+        assert!(matches!(
+            (VALIDATOR.check)(&data, 7),
+            Err(Error::Checksum { block: 7, .. })
+        ));
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where a space map may still look for free blocks in a transaction.
+
+use crate::{
+    block::{
+        BlockNr,
+        BlockRange, //
+    },
+    error::Result,
+    platform::{
+        TryVec,
+        Vec, //
+    },
+};
+
+/// The blocks that were not looked at yet in this transaction.
+///
+/// Each block is looked at once in a transaction at most. So no block is handed out twice, and none that was
+/// freed after it was handed out, whatever the bitmaps say by then.
+///
+/// A transaction starts where the last one stopped, goes on to the end and then from the beginning. Blocks
+/// that are added come first.
+pub(crate) struct Candidates {
+    /// The ranges to look at, the next one last. None is empty.
+    ranges: Vec<BlockRange>,
+    /// One past the block that was handed out last.
+    cursor: BlockNr,
+}
+
+impl Candidates {
+    /// The blocks from `begin` to `nr_blocks`, then those before.
+    pub(crate) fn new(begin: BlockNr, nr_blocks: BlockNr) -> Result<Self> {
+        let mut candidates = Self {
+            // What `restart` needs, so that it cannot fail.
+            ranges: Vec::try_with_room(2)?,
+            cursor: begin,
+        };
+        candidates.restart(nr_blocks)?;
+        Ok(candidates)
+    }
+
+    /// Starts the next transaction.
+    pub(crate) fn restart(&mut self, nr_blocks: BlockNr) -> Result {
+        let cursor = self.cursor.min(nr_blocks);
+        self.ranges.clear();
+        self.add(0..cursor)?;
+        self.add(cursor..nr_blocks)
+    }
+
+    /// Adds blocks, to be looked at before all others.
+    pub(crate) fn add(&mut self, blocks: BlockRange) -> Result {
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        self.ranges.try_push(blocks)
+    }
+
+    /// The range to look at next.
+    pub(crate) fn current(&self) -> Option<BlockRange> {
+        self.ranges.last().cloned()
+    }
+
+    /// Leaves out all blocks of the current range that are below `to`.
+    pub(crate) fn skip_to(&mut self, to: BlockNr) {
+        if let Some(range) = self.ranges.last_mut() {
+            range.start = range.start.max(to);
+            if range.is_empty() {
+                self.ranges.pop();
+            }
+        }
+    }
+
+    /// Takes a block of the current range, and leaves out those before.
+    pub(crate) fn take(&mut self, block: BlockNr) {
+        self.cursor = block.saturating_add(1);
+        self.skip_to(self.cursor);
+    }
+}
+
+#[cfg_attr(dm_thin_kunit, kernel::macros::kunit_tests(persistent_data_candidates))]
+#[cfg(any(test, dm_thin_kunit))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn goes_round_once() -> Result {
+        let mut c = Candidates::new(6, 10)?;
+        assert_eq!(c.current(), Some(6..10));
+        c.take(7);
+        assert_eq!(c.current(), Some(8..10));
+        c.skip_to(10);
+        assert_eq!(c.current(), Some(0..6));
+        c.take(5);
+        assert_eq!(c.current(), None);
+
+        c.restart(10)?;
+        assert_eq!(c.current(), Some(6..10));
+        c.take(9);
+        c.restart(10)?;
+        assert_eq!(c.current(), Some(0..10));
+        Ok(())
+    }
+
+    #[test]
+    fn added_blocks_come_first() -> Result {
+        let mut c = Candidates::new(2, 4)?;
+        c.add(4..6)?;
+        assert_eq!(c.current(), Some(4..6));
+        c.take(4);
+        c.take(5);
+        assert_eq!(c.current(), Some(2..4));
+        c.restart(6)?;
+        assert_eq!(c.current(), Some(0..6));
+        Ok(())
+    }
+}

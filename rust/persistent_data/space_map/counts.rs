@@ -1,0 +1,410 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Reference counts on disk: bitmaps, an index of them, and a tree of the counts that do not fit a bitmap.
+//!
+//! The tree has an entry for each block whose bitmap entry says [`MANY`], and for no other.
+
+use core::ops::Range;
+
+use zerocopy::byteorder::little_endian::U32;
+
+use super::{
+    bitmap::{
+        self,
+        Bitmap,
+        ENTRIES_PER_WORD,
+        MANY,
+        NR_ENTRIES, //
+    },
+    checker::Checker,
+    first_of_bitmap,
+    index::{
+        Entry,
+        Index, //
+    },
+    nr_bitmaps,
+    pending::Change,
+    place,
+    SmRoot, //
+};
+use crate::{
+    block::{
+        BlockNr,
+        BlockRange, //
+    },
+    block_manager::{
+        BlockManager,
+        Guard,
+        Reader,
+        WriteGuard, //
+    },
+    btree::{
+        Plain,
+        Tree, //
+    },
+    error::{
+        Corruption,
+        Error,
+        Result, //
+    },
+    transaction::Transaction,
+};
+
+type RefCounts = Tree<U32, 1>;
+
+/// The counts of a device's blocks.
+pub(crate) struct Counts<I> {
+    pub(crate) index: I,
+    ref_counts: RefCounts,
+    nr_blocks: BlockNr,
+    nr_allocated: BlockNr,
+    checker: Checker,
+}
+
+impl<I: Index> Counts<I> {
+    /// Makes counts of no blocks.
+    pub(crate) fn create<'b, T: Transaction<'b>>(tx: &mut T, index: I) -> Result<Self> {
+        Ok(Self {
+            index,
+            ref_counts: Tree::empty(tx)?,
+            nr_blocks: 0,
+            nr_allocated: 0,
+            checker: Checker::new(),
+        })
+    }
+
+    /// The counts that `root` is of.
+    pub(crate) fn open<'b, R: Reader<'b>>(reader: R, index: I, root: &SmRoot) -> Result<Self> {
+        let nr_blocks = root.nr_blocks.get();
+        let nr_allocated = root.nr_allocated.get();
+        if nr_allocated > nr_blocks || nr_bitmaps(nr_blocks) > I::MAX_ENTRIES {
+            return Err(Error::Corrupt(
+                root.bitmap_root.get(),
+                Corruption::SpaceMapIndex,
+            ));
+        }
+        let mut counts = Self {
+            index,
+            ref_counts: Tree::from_root(root.ref_count_root.get()),
+            nr_blocks,
+            nr_allocated,
+            checker: Checker::new(),
+        };
+        let mut checker = core::mem::take(&mut counts.checker);
+        checker.load(&counts, reader)?;
+        counts.checker = checker;
+        Ok(counts)
+    }
+
+    /// What a superblock must keep.
+    pub(crate) fn root(&self) -> SmRoot {
+        SmRoot {
+            nr_blocks: self.nr_blocks.into(),
+            nr_allocated: self.nr_allocated.into(),
+            bitmap_root: self.index.root().into(),
+            ref_count_root: self.ref_counts.root().into(),
+        }
+    }
+
+    /// The number of blocks that are counted.
+    pub(crate) fn nr_blocks(&self) -> BlockNr {
+        self.nr_blocks
+    }
+
+    /// The number of blocks whose count is not zero.
+    pub(crate) fn nr_allocated(&self) -> BlockNr {
+        self.nr_allocated
+    }
+
+    /// Adds `extra` blocks with a count of zero.
+    pub(crate) fn extend<'b, T: Transaction<'b>>(&mut self, tx: &mut T, extra: BlockNr) -> Result {
+        let nr_blocks = self.nr_blocks.checked_add(extra).ok_or(Error::Invalid)?;
+        if nr_bitmaps(nr_blocks) > I::MAX_ENTRIES {
+            return Err(Error::Invalid);
+        }
+        for i in nr_bitmaps(self.nr_blocks)..nr_bitmaps(nr_blocks) {
+            let bitmap = tx.new_block(&bitmap::VALIDATOR)?.location();
+            self.index.save(tx, i, Entry::of_empty(bitmap))?;
+        }
+        self.nr_blocks = nr_blocks;
+        self.checker.extend(nr_blocks)
+    }
+
+    /// The count of a block.
+    pub(crate) fn get<'b, R: Reader<'b>>(&self, reader: R, block: BlockNr) -> Result<u32> {
+        match self.bitmap_value(reader, block)? {
+            MANY => self.ref_count(reader, block),
+            small => Ok(small),
+        }
+    }
+
+    /// Whether the count of a block is greater than one.
+    pub(crate) fn is_shared<'b, R: Reader<'b>>(&self, reader: R, block: BlockNr) -> Result<bool> {
+        Ok(self.bitmap_value(reader, block)? > 1)
+    }
+
+    /// The count of a block, or [`MANY`].
+    fn bitmap_value<'b, R: Reader<'b>>(&self, reader: R, block: BlockNr) -> Result<u32> {
+        if block >= self.nr_blocks {
+            return Err(Error::OutOfBounds(block));
+        }
+        let (i, entry) = place(block);
+        let bitmap = self.index.load(reader, i)?.bitmap;
+        let guard = reader.read(bitmap, &bitmap::VALIDATOR)?;
+        Ok(Bitmap::of(&guard).get(entry))
+    }
+
+    /// The count of a block that the tree must have.
+    fn ref_count<'b, R: Reader<'b>>(&self, reader: R, block: BlockNr) -> Result<u32> {
+        match self.ref_counts.lookup(reader, &[block])? {
+            Some(count) if count.get() >= MANY => Ok(count.get()),
+            _ => Err(Error::RefCount(block)),
+        }
+    }
+
+    /// Changes the counts of a range of blocks by one, bitmap by bitmap.
+    ///
+    /// Gives [`Error::RefCount`] if one would drop below zero or overflow.
+    pub(crate) fn change<'b, T: Transaction<'b>>(
+        &mut self,
+        tx: &mut T,
+        change: Change,
+        blocks: BlockRange,
+    ) -> Result {
+        if blocks.start > blocks.end || blocks.end > self.nr_blocks {
+            return Err(Error::OutOfBounds(blocks.end.max(blocks.start)));
+        }
+        let mut next = blocks.start;
+        while next < blocks.end {
+            let (i, first) = place(next);
+            let n = (blocks.end - next).min(u64::from(NR_ENTRIES - first));
+            let entries = first..first + n as u32;
+
+            let mut entry = self.index.load_to_change(tx, i)?;
+            self.change_bitmap(tx, change, &mut entry, next - u64::from(first), entries)?;
+            self.index.save(tx, i, entry)?;
+            next += n;
+        }
+        self.checker.change(change, blocks.clone())?;
+        self.check(tx.bm(), blocks)
+    }
+
+    /// Changes counts of the bitmap of index entry `index`, of which the first is that of block `base`.
+    fn change_bitmap<'b, T: Transaction<'b>>(
+        &mut self,
+        tx: &mut T,
+        change: Change,
+        index: &mut Entry,
+        base: BlockNr,
+        entries: Range<u32>,
+    ) -> Result {
+        // While the tree changes nobody may hold a bitmap, as new blocks are looked for in bitmaps.
+        let mut held = Some(shadow_bitmap(tx, index)?);
+        let mut next = entries.start;
+        while next < entries.end {
+            let word_nr = next / ENTRIES_PER_WORD;
+            let word_start = word_nr * ENTRIES_PER_WORD;
+            let end = entries.end.min(word_start + ENTRIES_PER_WORD);
+
+            let mut guard = match held.take() {
+                Some(guard) => guard,
+                None => tx.bm().write(index.bitmap, &bitmap::VALIDATOR)?,
+            };
+            let bitmap = Bitmap::of_mut(&mut guard);
+            let mut word = bitmap.word(word_nr);
+            // Those whose counts are in the tree, and those that move there; a bit for each.
+            let mut many = 0u32;
+            let mut grown = 0u32;
+            for entry in next..end {
+                let i = entry - word_start;
+                let block = base + u64::from(entry);
+                match (change, word.get(i)) {
+                    (_, MANY) => many |= 1 << i,
+                    (Change::Inc, old) => {
+                        word.set(i, old + 1);
+                        if old == 0 {
+                            index.allocated(entry);
+                            self.nr_allocated += 1;
+                        } else if old + 1 == MANY {
+                            grown |= 1 << i;
+                        }
+                    }
+                    (Change::Dec, 0) => return Err(Error::RefCount(block)),
+                    (Change::Dec, old) => {
+                        word.set(i, old - 1);
+                        if old == 1 {
+                            index.freed(entry);
+                            self.nr_allocated = self
+                                .nr_allocated
+                                .checked_sub(1)
+                                .ok_or(Error::RefCount(block))?;
+                        }
+                    }
+                }
+            }
+            bitmap.set_word(word_nr, word);
+
+            if many | grown == 0 {
+                held = Some(guard);
+            } else {
+                drop(guard);
+                let first = base + u64::from(word_start);
+                for i in bits(grown) {
+                    self.set_ref_count(tx, first + u64::from(i), MANY)?;
+                }
+                let mut shrunk = false;
+                for i in bits(many) {
+                    if self.change_ref_count(tx, change, first + u64::from(i))? {
+                        word.set(i, MANY - 1);
+                        shrunk = true;
+                    }
+                }
+                if shrunk {
+                    let mut guard = tx.bm().write(index.bitmap, &bitmap::VALIDATOR)?;
+                    Bitmap::of_mut(&mut guard).set_word(word_nr, word);
+                    held = Some(guard);
+                }
+            }
+            next = end;
+        }
+        Ok(())
+    }
+
+    /// Sets a count in the tree.
+    fn set_ref_count<'b, T: Transaction<'b>>(
+        &mut self,
+        tx: &mut T,
+        block: BlockNr,
+        count: u32,
+    ) -> Result {
+        self.ref_counts
+            .insert(tx, &mut Plain::new(), &[block], count.into())?;
+        Ok(())
+    }
+
+    /// Changes a count in the tree by one; says whether it fits the bitmap now and was removed.
+    fn change_ref_count<'b, T: Transaction<'b>>(
+        &mut self,
+        tx: &mut T,
+        change: Change,
+        block: BlockNr,
+    ) -> Result<bool> {
+        let old = self.ref_count(tx.bm(), block)?;
+        match change {
+            Change::Inc => {
+                let new = old.checked_add(1).ok_or(Error::RefCount(block))?;
+                self.set_ref_count(tx, block, new)?;
+                Ok(false)
+            }
+            Change::Dec if old > MANY => {
+                self.set_ref_count(tx, block, old - 1)?;
+                Ok(false)
+            }
+            Change::Dec => {
+                self.ref_counts.remove(tx, &mut Plain::new(), &[block])?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Sets the count of a block.
+    pub(crate) fn set<'b, T: Transaction<'b>>(
+        &mut self,
+        tx: &mut T,
+        block: BlockNr,
+        count: u32,
+    ) -> Result {
+        let old = self.get(tx.bm(), block)?;
+        let (i, entry) = place(block);
+        let mut index = self.index.load_to_change(tx, i)?;
+
+        let mut guard = shadow_bitmap(tx, &mut index)?;
+        Bitmap::of_mut(&mut guard).set(entry, count.min(MANY));
+        drop(guard);
+
+        if count >= MANY {
+            self.set_ref_count(tx, block, count)?;
+        } else if old >= MANY {
+            self.ref_counts.remove(tx, &mut Plain::new(), &[block])?;
+        }
+        if old == 0 && count != 0 {
+            index.allocated(entry);
+            self.nr_allocated += 1;
+        } else if old != 0 && count == 0 {
+            index.freed(entry);
+            self.nr_allocated = self
+                .nr_allocated
+                .checked_sub(1)
+                .ok_or(Error::RefCount(block))?;
+        }
+        self.index.save(tx, i, index)?;
+        self.checker.set(block, count)?;
+        self.check(tx.bm(), block..block + 1)
+    }
+
+    /// Looks in bitmap `i` for a block of `blocks` that is free, and free as well in the bitmap in block
+    /// `other`, if there is one.
+    pub(crate) fn find_free<'b, R: Reader<'b>>(
+        reader: R,
+        i: u64,
+        index: &Entry,
+        other: Option<&Entry>,
+        blocks: &BlockRange,
+    ) -> Result<Option<BlockNr>> {
+        if index.nr_free == 0 || other.is_some_and(|o| o.nr_free == 0) {
+            return Ok(None);
+        }
+        let base = first_of_bitmap(i);
+        let n = u64::from(NR_ENTRIES);
+        let begin = blocks.start.saturating_sub(base).min(n) as u32;
+        let end = blocks.end.saturating_sub(base).min(n) as u32;
+        let begin = begin
+            .max(index.none_free_before)
+            .max(other.map_or(0, |o| o.none_free_before));
+
+        let guard = reader.read(index.bitmap, &bitmap::VALIDATOR)?;
+        let found = match other.filter(|o| o.bitmap != index.bitmap) {
+            None => Bitmap::of(&guard).find_free(begin..end, None),
+            Some(other) => {
+                let other = reader.read(other.bitmap, &bitmap::VALIDATOR)?;
+                Bitmap::of(&guard).find_free(begin..end, Some(Bitmap::of(&other)))
+            }
+        };
+        Ok(found.map(|entry| base + u64::from(entry)))
+    }
+
+    /// Compares the counts of `blocks` with the checker's, if there is one.
+    fn check<'b, B: BlockManager>(&self, bm: &'b B, blocks: BlockRange) -> Result {
+        self.checker.check(self, bm, blocks)
+    }
+
+    /// Compares all counts with the checker's, if there is one.
+    pub(crate) fn check_all<'b, B: BlockManager>(&self, bm: &'b B) -> Result {
+        self.checker.check_all(self, bm)
+    }
+}
+
+/// Makes a bitmap writable.
+fn shadow_bitmap<'b, T: Transaction<'b>>(
+    tx: &mut T,
+    index: &mut Entry,
+) -> Result<WriteGuard<'b, T::Bm>> {
+    let guard = tx.shadow(index.bitmap, &bitmap::VALIDATOR)?.guard;
+    if guard.location() != index.bitmap {
+        index.bitmap = guard.location();
+        index.nr_free = Bitmap::of(&guard).nr_free();
+    }
+    Ok(guard)
+}
+
+/// The numbers of the bits that are set, in ascending order.
+fn bits(mut mask: u32) -> impl Iterator<Item = u32> {
+    core::iter::from_fn(move || {
+        let i = mask.trailing_zeros();
+        if mask == 0 {
+            return None;
+        }
+        mask &= mask - 1;
+        Some(i)
+    })
+}
