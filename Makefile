@@ -2,7 +2,73 @@
 
 KDIR ?= /lib/modules/$(shell uname -r)/build
 
-modules modules_install clean:
-	$(MAKE) -C $(KDIR) M=$(CURDIR) $@
+# The distribution's rustfmt, if there is one: rustup's may be of another version.
+RUSTFMT ?= $(or $(wildcard /usr/bin/rustfmt),rustfmt)
 
-.PHONY: modules modules_install clean
+# Kbuild with what this kernel's build needs to be told, if it can build at all.
+kbuild = @vars=$$(scripts/preflight $(2) '$(KDIR)') && \
+	$(MAKE) -C '$(KDIR)' M='$(CURDIR)' $$vars $(1)
+
+modules:
+	$(call kbuild,modules)
+
+modules_install:
+	$(call kbuild,modules_install,--kernel-only)
+
+clean:
+	@find '$(or $(MO),.)' -name .git -prune -o \( \
+		-name '*.o' -o -name '*.ko' -o -name '*.mod' -o -name '*.mod.c' -o \
+		-name '*.bc' -o -name '*.rmeta' -o -name '.*.cmd' -o -name '.*.d' -o \
+		-name 'bindings_generated.rs' -o -name 'modules.order' -o \
+		-name 'Module.symvers' -o -name 'rust-project.json' \) -exec rm -f {} +
+
+rust-analyzer:
+	$(call kbuild,rust-analyzer)
+	@scripts/rust_project.py '$(or $(MO),.)/rust-project.json'
+
+fmt fmtcheck:
+	@find rust tools -name '*.rs' ! -name '*_generated.rs' -exec \
+		$(RUSTFMT) --edition 2021 $(if $(filter %check,$@),--check) {} +
+
+setup:
+	@scripts/setup
+
+clippy:
+	@scripts/clippy
+
+demo:
+	@scripts/demo
+
+test:
+	@scripts/test $(SUITES)
+
+help:
+	@echo 'Module:'
+	@echo '  modules          - Build dm-thin-pool.ko (the default target)'
+	@echo '  modules_install  - Install it under updates/, which depmod prefers to the'
+	@echo '                     module that comes with the kernel'
+	@echo '  clean            - Remove what the build made'
+	@echo ''
+	@echo '  KDIR=<folder>    - The kernel to build for: configured and built, 7.3, with'
+	@echo '                     CONFIG_RUST=y; without KDIR it is the running one'
+	@echo '  MO=<folder>      - Put the output there instead of here'
+	@echo '  INSTALL_MOD_PATH=<folder>'
+	@echo '                   - Install below this folder instead of /'
+	@echo '  KUNIT=y          - With the unit tests, which run at insmod'
+	@echo '  CONFIG_DM_THIN_SPACE_MAP_CHECKER=y'
+	@echo '                   - Check every change of a space map (see Kconfig)'
+	@echo ''
+	@echo 'Test kernels (as root on Debian 12 or 13; the rest installs itself):'
+	@echo '  demo             - Show pools, volumes and snapshots at work in a VM'
+	@echo '  test             - Run all tests; SUITES="..." runs only some of:'
+	@echo '                     scripts lint cargo kunit functional smoke'
+	@echo '  setup            - Only get the tools and build the test kernels'
+	@echo '  clippy           - Check all Rust code with clippy; warnings are errors'
+	@echo ''
+	@echo 'Sources:'
+	@echo '  fmt              - Format all Rust code'
+	@echo '  fmtcheck         - Say which Rust code is not formatted'
+	@echo '  rust-analyzer    - Write rust-project.json for rust-analyzer'
+	@echo '  help             - Show this'
+
+.PHONY: modules modules_install clean rust-analyzer fmt fmtcheck setup clippy demo test help
