@@ -6,7 +6,7 @@ KDIR ?= /lib/modules/$(shell uname -r)/build
 RUSTFMT ?= $(or $(wildcard /usr/bin/rustfmt),rustfmt)
 
 # Kbuild with what this kernel's build needs to be told, if it can build at all.
-kbuild = @vars=$$(scripts/preflight $(2) '$(KDIR)') && \
+kbuild = +@vars=$$(scripts/preflight $(2) '$(KDIR)') && \
 	$(MAKE) -C '$(KDIR)' M='$(CURDIR)' $$vars $(1)
 
 modules:
