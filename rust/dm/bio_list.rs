@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Lists of bios.
+
+use crate::{
+    bindings,
+    Bio,
+    BlkStatus, //
+};
+use core::{
+    marker::PhantomData,
+    mem,
+    ptr::NonNull, //
+};
+
+/// A list of owned bios, first in first out, that needs no memory of its own.
+///
+/// Bios that are in it when it is dropped end with an I/O error.
+///
+/// # Invariants
+///
+/// `head` and `tail` are the first and the last of the bios that are linked by `bi_next`, both
+/// `None` if there are none. The last one's `bi_next` is null. All are ours in the sense of [`Bio`].
+pub struct BioList<P> {
+    head: Option<NonNull<bindings::bio>>,
+    tail: Option<NonNull<bindings::bio>>,
+    _bios: PhantomData<Bio<P>>,
+}
+
+// SAFETY: It is nothing but bios.
+unsafe impl<P> Send for BioList<P> where Bio<P>: Send {}
+// SAFETY: `&BioList` allows for nothing but `&Bio`.
+unsafe impl<P> Sync for BioList<P> where Bio<P>: Sync {}
+
+impl<P> BioList<P> {
+    /// An empty list.
+    pub const fn new() -> Self {
+        Self {
+            head: None,
+            tail: None,
+            _bios: PhantomData,
+        }
+    }
+
+    /// Whether it has no bio.
+    pub fn is_empty(&self) -> bool {
+        self.head.is_none()
+    }
+
+    /// How many it has; this counts them.
+    pub fn len(&self) -> usize {
+        self.iter().count()
+    }
+
+    /// The bios, first to last.
+    pub fn iter(&self) -> impl Iterator<Item = &Bio<P>> {
+        let mut next = self.head.as_ref();
+        core::iter::from_fn(move || {
+            let ptr = next?;
+            // SAFETY: By the type invariants the pointer is a bio of ours, and its link another or
+            // null. `Bio<P>`, `NonNull` and `Option<NonNull>` have the layout of a pointer, and the
+            // references borrow from `self` as the bios are part of it.
+            unsafe {
+                let link: *const Option<NonNull<bindings::bio>> =
+                    (&raw const (*ptr.as_ptr()).bi_next).cast();
+                next = (*link).as_ref();
+                Some(&*core::ptr::from_ref(ptr).cast::<Bio<P>>())
+            }
+        })
+    }
+
+    /// The first bio.
+    pub fn peek(&self) -> Option<&Bio<P>> {
+        self.iter().next()
+    }
+
+    /// Appends a bio.
+    pub fn push(&mut self, bio: Bio<P>) {
+        let mut ptr = bio.into_raw();
+        // SAFETY: The bio is ours.
+        unsafe { ptr.as_mut().bi_next = core::ptr::null_mut() };
+        self.link(ptr, ptr);
+    }
+
+    /// Prepends a bio.
+    pub fn push_front(&mut self, bio: Bio<P>) {
+        let mut list = Self::new();
+        list.push(bio);
+        list.append(self);
+        *self = list;
+    }
+
+    /// Takes the first bio.
+    pub fn pop(&mut self) -> Option<Bio<P>> {
+        let mut ptr = self.head?;
+        // SAFETY: By the type invariants the bio is ours; its link ends here.
+        unsafe {
+            self.head = NonNull::new(ptr.as_ref().bi_next);
+            ptr.as_mut().bi_next = core::ptr::null_mut();
+        }
+        if self.head.is_none() {
+            self.tail = None;
+        }
+        // SAFETY: By the type invariants, as the bio left the list.
+        Some(unsafe { Bio::from_raw(ptr) })
+    }
+
+    /// Appends all of `other`, which is empty then.
+    pub fn append(&mut self, other: &mut Self) {
+        if let (Some(head), Some(tail)) = (other.head.take(), other.tail.take()) {
+            self.link(head, tail);
+        }
+    }
+
+    /// Appends all of `other`.
+    pub fn merge(&mut self, mut other: Self) {
+        self.append(&mut other);
+    }
+
+    /// Takes all.
+    pub fn take(&mut self) -> Self {
+        mem::take(self)
+    }
+
+    /// Ends all.
+    pub fn end(mut self, status: BlkStatus) {
+        while let Some(bio) = self.pop() {
+            bio.end(status);
+        }
+    }
+
+    /// Appends what is linked from `head` to `tail`, which must be ours.
+    fn link(&mut self, head: NonNull<bindings::bio>, tail: NonNull<bindings::bio>) {
+        match self.tail {
+            // SAFETY: By the type invariants the last bio is ours.
+            Some(mut last) => unsafe { last.as_mut().bi_next = head.as_ptr() },
+            None => self.head = Some(head),
+        }
+        self.tail = Some(tail);
+    }
+}
+
+impl<P> Default for BioList<P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<P> Iterator for BioList<P> {
+    type Item = Bio<P>;
+
+    fn next(&mut self) -> Option<Bio<P>> {
+        self.pop()
+    }
+}
+
+impl<P> FromIterator<Bio<P>> for BioList<P> {
+    fn from_iter<I: IntoIterator<Item = Bio<P>>>(bios: I) -> Self {
+        let mut list = Self::new();
+        list.extend(bios);
+        list
+    }
+}
+
+impl<P> Extend<Bio<P>> for BioList<P> {
+    fn extend<I: IntoIterator<Item = Bio<P>>>(&mut self, bios: I) {
+        for bio in bios {
+            self.push(bio);
+        }
+    }
+}
+
+impl<P> Drop for BioList<P> {
+    fn drop(&mut self) {
+        while let Some(bio) = self.pop() {
+            drop(bio);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Device-mapper targets in safe Rust.
+//!
+//! A target is a type that implements [`Target`]; a [`Registration`] makes it known to the
+//! device-mapper core. Everything such a type needs from the kernel beyond the `kernel` crate is
+//! here: bios that are owned and so cannot be lost ([`Bio`], [`BioList`]), devices ([`Dev`]), the
+//! metadata cache ([`bufio`]), copying ([`kcopyd`]), discards ([`Discard`]), work queues
+//! ([`workqueue`]), locks and memory pools.
+//!
+//! # Contexts
+//!
+//! Unless a function says otherwise it may sleep. [`Target::end_io`], completions of [`Discard`] and
+//! [`AsyncBio`], and whatever is dropped there, may run in interrupt context.
+//!
+//! # Unloading
+//!
+//! Work, copies and discards of this module can outlive the target that started them. Each of them
+//! keeps a count up, and [`Registration`] waits on drop until that count is zero, so code of the
+//! module never runs after the module is gone.
+//!
+//! C header: [`include/linux/device-mapper.h`](srctree/include/linux/device-mapper.h)
+
+/// The bindings that `kernel::bindings` lacks; types are shared with it where it has them.
+#[allow(
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    clippy::ptr_as_ptr,
+    clippy::ref_as_ptr,
+    clippy::cast_lossless,
+    clippy::as_underscore,
+    dead_code,
+    improper_ctypes,
+    missing_docs,
+    non_camel_case_types,
+    non_snake_case,
+    non_upper_case_globals,
+    unnecessary_transmutes,
+    unreachable_pub,
+    unsafe_op_in_unsafe_fn
+)]
+mod bindings {
+    pub use kernel::bindings::*;
+    use kernel::ffi;
+    use pin_init::{MaybeZeroable, Zeroable};
+
+    // SAFETY: A newtype around `Storage`.
+    unsafe impl<Storage> Zeroable for __BindgenBitfieldUnit<Storage> where Storage: Zeroable {}
+
+    include!(env!("DM_BINDINGS"));
+}
+
+pub mod args;
+pub mod bio;
+mod bio_list;
+mod block_io;
+pub mod bufio;
+mod ctr;
+mod dev;
+mod discard;
+pub mod kcopyd;
+mod limits;
+mod live;
+pub mod log;
+mod md;
+mod mempool;
+mod message;
+mod noio;
+mod output;
+pub mod params;
+mod plug;
+mod registration;
+mod rwsem;
+mod static_mutex;
+mod target;
+mod ti;
+pub mod workqueue;
+
+pub use args::Args;
+pub use bio::{
+    Bio,
+    BlkStatus,
+    Op, //
+};
+pub use bio_list::BioList;
+pub use block_io::{
+    AsyncBio,
+    BioDone,
+    BioSet, //
+};
+pub use ctr::Ctr;
+pub use dev::{
+    Dev,
+    DevT,
+    Mode, //
+};
+pub use discard::{
+    Discard,
+    DiscardDone, //
+};
+pub use limits::Limits;
+pub use md::{
+    Md,
+    MdId, //
+};
+pub use mempool::{
+    Mempool,
+    PoolBox, //
+};
+pub use message::Message;
+pub use noio::NoIo;
+pub use output::Output;
+pub use plug::with_plug;
+pub use registration::Registration;
+pub use rwsem::{
+    ReadGuard,
+    RwSemaphore,
+    WriteGuard,
+    WriteNoIoGuard, //
+};
+pub use static_mutex::{
+    StaticMutex,
+    StaticMutexGuard, //
+};
+pub use target::{
+    EachDevice,
+    EndIo,
+    Features,
+    Map,
+    StatusFlags,
+    StatusKind,
+    Stop,
+    Target, //
+};
+pub use ti::Ti;
+
+/// A sector number or count; a sector has 512 bytes.
+pub type Sector = u64;
+
+/// Bytes in a sector, as a shift.
+pub const SECTOR_SHIFT: u32 = 9;
+
+/// The prefix of the kernel crate's `pr_*!` macros.
+pub(crate) const __LOG_PREFIX: &[u8] = b"device-mapper\0";

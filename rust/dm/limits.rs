@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Queue limits.
+
+use crate::bindings;
+use kernel::types::Opaque;
+
+/// The limits of a device's queue, to be read and, in [`Target::io_hints`], changed.
+///
+/// [`Target::io_hints`]: crate::Target::io_hints
+#[repr(transparent)]
+pub struct Limits(Opaque<bindings::queue_limits>);
+
+macro_rules! limits {
+    ($($(#[$doc:meta])* $get:ident, $set:ident;)*) => {
+        impl Limits {$(
+            $(#[$doc])*
+            #[inline]
+            pub fn $get(&self) -> u32 {
+                // SAFETY: `self` is a valid `struct queue_limits`; other users of a live queue may
+                // change a field at any time, hence the volatile read.
+                unsafe { (&raw const (*self.0.get()).$get).read_volatile() }
+            }
+
+            /// Sets what the function without `set_` reads.
+            #[inline]
+            pub fn $set(&mut self, value: u32) {
+                // SAFETY: `self` is a valid `struct queue_limits` that is ours alone, as we have
+                // a unique reference.
+                unsafe { (*self.0.get()).$get = value };
+            }
+        )*}
+    };
+}
+
+limits! {
+    /// The largest I/O of the file system, in sectors.
+    max_sectors, set_max_sectors;
+    /// The largest I/O of the hardware, in sectors.
+    max_hw_sectors, set_max_hw_sectors;
+    /// Addressable unit, in bytes.
+    logical_block_size, set_logical_block_size;
+    /// Smallest unit that is written without a read, in bytes.
+    physical_block_size, set_physical_block_size;
+    /// Preferred smallest I/O, in bytes.
+    io_min, set_io_min;
+    /// Preferred I/O, in bytes.
+    io_opt, set_io_opt;
+    /// The largest discard, in sectors.
+    max_discard_sectors, set_max_discard_sectors;
+    /// The largest discard of the hardware, in sectors.
+    max_hw_discard_sectors, set_max_hw_discard_sectors;
+    /// Unit of discards, in bytes; zero means that there are none.
+    discard_granularity, set_discard_granularity;
+    /// Offset of the first discard unit, in bytes.
+    discard_alignment, set_discard_alignment;
+    /// The largest write-zeroes, in sectors.
+    max_write_zeroes_sectors, set_max_write_zeroes_sectors;
+}
+
+impl Limits {
+    /// # Safety
+    ///
+    /// `ptr` must be valid for `'a`.
+    pub(crate) unsafe fn from_raw<'a>(ptr: *const bindings::queue_limits) -> &'a Self {
+        // SAFETY: By the function's requirements; the type is transparent.
+        unsafe { &*ptr.cast() }
+    }
+
+    /// # Safety
+    ///
+    /// `ptr` must be valid and used by nobody else for `'a`.
+    pub(crate) unsafe fn from_raw_mut<'a>(ptr: *mut bindings::queue_limits) -> &'a mut Self {
+        // SAFETY: By the function's requirements; the type is transparent.
+        unsafe { &mut *ptr.cast() }
+    }
+}

@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Making a target type known to the core.
+
+use crate::{
+    bindings,
+    bio::Slot,
+    ctr::Devices,
+    live,
+    target::{
+        EachDevice,
+        StatusFlags, //
+    },
+    Args,
+    Bio,
+    BlkStatus,
+    Ctr,
+    EndIo,
+    Limits,
+    Map,
+    Message,
+    Output,
+    StatusKind,
+    Target,
+    Ti, //
+};
+use core::{
+    marker::PhantomData,
+    mem,
+    ptr::NonNull, //
+};
+use kernel::{
+    error::{
+        from_result,
+        to_result, //
+    },
+    module::this_module,
+    prelude::*,
+    types::Opaque, //
+};
+
+/// A registered target type; it belongs into the module's own struct.
+///
+/// Dropping it waits until no code of the module is in use; see the crate's documentation.
+#[pin_data(PinnedDrop)]
+pub struct Registration<T: Target> {
+    #[pin]
+    tt: Opaque<bindings::target_type>,
+    _t: PhantomData<T>,
+}
+
+// SAFETY: Unregistering may happen on any thread.
+unsafe impl<T: Target> Send for Registration<T> {}
+// SAFETY: There are no `&self` methods.
+unsafe impl<T: Target> Sync for Registration<T> {}
+
+impl<T: Target> Registration<T> {
+    /// Registers the target type; EEXIST if there is one of this name.
+    pub fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            tt <- Opaque::try_ffi_init(|slot: *mut bindings::target_type| {
+                // SAFETY: `slot` is valid for writes, and pinned until it is unregistered in `drop`.
+                unsafe {
+                    slot.write(Callbacks::<T>::target_type());
+                    to_result(bindings::dm_register_target(slot))
+                }
+            }),
+            _t: PhantomData,
+        })
+    }
+}
+
+#[pinned_drop]
+impl<T: Target> PinnedDrop for Registration<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: Registered by `new`. No target is left, as each holds a reference to the module.
+        unsafe { bindings::dm_unregister_target(self.tt.get()) };
+        live::wait();
+    }
+}
+
+/// A target of a table, as the core's `private` knows it.
+struct Instance<T> {
+    target: Pin<KBox<T>>,
+    ti: Ti,
+    devices: Devices,
+}
+
+/// The functions that the core calls.
+///
+/// For all of them, the core guarantees that `ti` is a target of type `T` and that its `private` is
+/// what `ctr` set, from when `ctr` succeeds until `dtr` is called, once. Bios are clones of the
+/// core's for this target.
+struct Callbacks<T>(PhantomData<T>);
+
+impl<T: Target> Callbacks<T> {
+    fn target_type() -> bindings::target_type {
+        bindings::target_type {
+            name: T::NAME.as_char_ptr(),
+            module: this_module::<T::Module>().as_ptr(),
+            version: T::VERSION,
+            features: T::FEATURES.0,
+            ctr: Some(Self::ctr),
+            dtr: Some(Self::dtr),
+            map: Some(Self::map),
+            end_io: if T::HAS_END_IO || mem::needs_drop::<T::PerBio>() {
+                Some(Self::end_io)
+            } else {
+                None
+            },
+            presuspend: T::HAS_PRESUSPEND.then_some(Self::presuspend),
+            presuspend_undo: T::HAS_PRESUSPEND_UNDO.then_some(Self::presuspend_undo),
+            postsuspend: T::HAS_POSTSUSPEND.then_some(Self::postsuspend),
+            preresume: T::HAS_PRERESUME.then_some(Self::preresume),
+            resume: T::HAS_RESUME.then_some(Self::resume),
+            message: T::HAS_MESSAGE.then_some(Self::message),
+            status: T::HAS_STATUS.then_some(Self::status),
+            iterate_devices: T::HAS_ITERATE_DEVICES.then_some(Self::iterate_devices),
+            io_hints: T::HAS_IO_HINTS.then_some(Self::io_hints),
+            ..pin_init::zeroed()
+        }
+    }
+
+    /// # Safety
+    ///
+    /// For the core only, between `ctr` and `dtr`; the result must not be used beyond the call.
+    #[inline]
+    unsafe fn instance<'a>(ti: *mut bindings::dm_target) -> &'a Instance<T> {
+        // SAFETY: Set by `ctr`, and unchanged until `dtr`.
+        unsafe { &*(*ti).private.cast::<Instance<T>>() }
+    }
+
+    /// # Safety
+    ///
+    /// For the core only.
+    unsafe extern "C" fn ctr(
+        target: *mut bindings::dm_target,
+        argc: c_uint,
+        argv: *mut *mut c_char,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: `target` is valid until the destructor returns, or until we return an error;
+            // `undo` and `dtr` revoke the handle before.
+            let ti = unsafe { Ti::new(NonNull::new(target).ok_or(EINVAL)?)? };
+            let mut devices = Devices::new();
+            let undo = |devices: Devices| {
+                ti.revoke();
+                // SAFETY: This is the constructor of the target they were got for.
+                unsafe { devices.put(target) };
+            };
+
+            // SAFETY: The target is under construction and so ours, and the arguments are C strings
+            // that live as long as this call.
+            let made = unsafe {
+                T::ctr(
+                    &mut Ctr::new(&mut *target, &ti, &mut devices),
+                    Args::new(argc, argv),
+                )
+            };
+            let made = match made {
+                Ok(made) => made,
+                Err(e) => {
+                    undo(devices);
+                    return Err(e);
+                }
+            };
+            let place = match KBox::<Instance<T>>::new_uninit(GFP_KERNEL) {
+                Ok(place) => place,
+                Err(e) => {
+                    drop(made);
+                    undo(devices);
+                    return Err(e.into());
+                }
+            };
+            let instance = KBox::write(
+                place,
+                Instance {
+                    target: made,
+                    ti,
+                    devices,
+                },
+            );
+            // SAFETY: The target is still ours.
+            unsafe {
+                (*target).per_io_data_size = Slot::<T::PerBio>::SIZE as c_uint;
+                (*target).set_accounts_remapped_io(true);
+                (*target).private = KBox::into_raw(instance).cast();
+            }
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// For the core only.
+    unsafe extern "C" fn dtr(target: *mut bindings::dm_target) {
+        // SAFETY: Set by `ctr`, and the core calls us once.
+        let instance = unsafe { KBox::from_raw((*target).private.cast::<Instance<T>>()) };
+        let Instance {
+            target: this,
+            ti,
+            devices,
+        } = KBox::into_inner(instance);
+        drop(this);
+        ti.revoke();
+        // SAFETY: This is the destructor of the target they were got for.
+        unsafe { devices.put(target) };
+    }
+
+    /// # Safety
+    ///
+    /// For the core only.
+    unsafe extern "C" fn map(ti: *mut bindings::dm_target, bio: *mut bindings::bio) -> c_int {
+        // SAFETY: The bio is the core's for this target and ours, its slot is not initialised yet.
+        // We have the only `Bio` of it.
+        let (instance, owned) = unsafe {
+            let instance = Self::instance(ti);
+            Slot::<T::PerBio>::of(bio).write(Slot::new(T::PerBio::default()));
+            let sector = &raw mut (*bio).bi_iter.bi_sector;
+            *sector = (*sector).wrapping_sub((*ti).begin);
+            (instance, Bio::from_raw(NonNull::new_unchecked(bio)))
+        };
+
+        let (kept, action, status) = match instance.target.map(owned) {
+            Map::Submitted => return bindings::DM_MAPIO_SUBMITTED as c_int,
+            Map::Remapped(kept) => {
+                if kept.raw().as_ptr() == bio {
+                    kept.into_raw();
+                    return bindings::DM_MAPIO_REMAPPED as c_int;
+                }
+                kept.submit();
+                return bindings::DM_MAPIO_SUBMITTED as c_int;
+            }
+            Map::Requeue(kept) => (kept, bindings::DM_MAPIO_REQUEUE, BlkStatus::DM_REQUEUE),
+            Map::Kill(kept) => (kept, bindings::DM_MAPIO_KILL, BlkStatus::IOERR),
+        };
+        if kept.raw().as_ptr() == bio {
+            // SAFETY: The bio is back, so nobody has a `Bio` of it, and the core frees it next
+            // without calling `end_io`: this is the end of the per-bio data.
+            unsafe { Slot::<T::PerBio>::of(kept.into_raw().as_ptr()).drop_in_place() };
+            action as c_int
+        } else {
+            kept.end(status);
+            bindings::DM_MAPIO_SUBMITTED as c_int
+        }
+    }
+
+    /// # Safety
+    ///
+    /// For the core only.
+    unsafe extern "C" fn end_io(
+        ti: *mut bindings::dm_target,
+        bio: *mut bindings::bio,
+        error: *mut bindings::blk_status_t,
+    ) -> c_int {
+        // SAFETY: The slot was initialised in `map`, and is ours as the bio is until we return.
+        let slot = unsafe { Slot::<T::PerBio>::of(bio) };
+        // SAFETY: As above.
+        if !T::HAS_END_IO || unsafe { (*slot).is_abandoned() } {
+            // SAFETY: As above, and the core frees the bio next.
+            unsafe { slot.drop_in_place() };
+            return bindings::DM_ENDIO_DONE as c_int;
+        }
+
+        // SAFETY: The bio is the core's for this target and ours, its slot is initialised. We have
+        // the only `Bio` of it, as whoever had one gave it up by submitting or ending it.
+        let (instance, owned, status) = unsafe {
+            (
+                Self::instance(ti),
+                Bio::from_raw(NonNull::new_unchecked(bio)),
+                BlkStatus(*error),
+            )
+        };
+        let (kept, action, status) = match instance.target.end_io(owned, status) {
+            EndIo::Incomplete => return bindings::DM_ENDIO_INCOMPLETE as c_int,
+            EndIo::Done(kept, status) => (kept, bindings::DM_ENDIO_DONE, status),
+            EndIo::Requeue(kept) => (kept, bindings::DM_ENDIO_REQUEUE, BlkStatus::DM_REQUEUE),
+        };
+        if kept.raw().as_ptr() == bio {
+            // SAFETY: The bio is back, so nobody has a `Bio` of it, and the core frees it next:
+            // this is the end of the per-bio data. `error` is the core's, to be written to.
+            unsafe {
+                Slot::<T::PerBio>::of(kept.into_raw().as_ptr()).drop_in_place();
+                *error = status.0;
+            }
+            action as c_int
+        } else {
+            kept.end(status);
+            bindings::DM_ENDIO_INCOMPLETE as c_int
+        }
+    }
+
+    /// # Safety
+    ///
+    /// For the core only.
+    unsafe extern "C" fn presuspend(ti: *mut bindings::dm_target) {
+        // SAFETY: Called by the core between `ctr` and `dtr`.
+        unsafe { Self::instance(ti) }.target.presuspend();
+    }
+
+    /// # Safety
+    ///
+    /// For the core only.
+    unsafe extern "C" fn presuspend_undo(ti: *mut bindings::dm_target) {
+        // SAFETY: Called by the core between `ctr` and `dtr`.
+        unsafe { Self::instance(ti) }.target.presuspend_undo();
+    }
+
+    /// # Safety
+    ///
+    /// For the core only.
+    unsafe extern "C" fn postsuspend(ti: *mut bindings::dm_target) {
+        // SAFETY: Called by the core between `ctr` and `dtr`.
+        unsafe { Self::instance(ti) }.target.postsuspend();
+    }
+
+    /// # Safety
+    ///
+    /// For the core only.
+    unsafe extern "C" fn preresume(ti: *mut bindings::dm_target) -> c_int {
+        // SAFETY: Called by the core between `ctr` and `dtr`.
+        let instance = unsafe { Self::instance(ti) };
+        from_result(|| instance.target.preresume().map(|()| 0))
+    }
+
+    /// # Safety
+    ///
+    /// For the core only.
+    unsafe extern "C" fn resume(ti: *mut bindings::dm_target) {
+        // SAFETY: Called by the core between `ctr` and `dtr`.
+        unsafe { Self::instance(ti) }.target.resume();
+    }
+
+    /// # Safety
+    ///
+    /// For the core only.
+    unsafe extern "C" fn message(
+        ti: *mut bindings::dm_target,
+        argc: c_uint,
+        argv: *mut *mut c_char,
+        result: *mut c_char,
+        maxlen: c_uint,
+    ) -> c_int {
+        // SAFETY: Called by the core between `ctr` and `dtr`. The arguments are C strings that
+        // nobody changes but whoever writes to `result`, a buffer of `maxlen` bytes.
+        let (instance, mut msg) = unsafe {
+            (
+                Self::instance(ti),
+                Message::new(Args::new(argc, argv), result, maxlen),
+            )
+        };
+        from_result(|| {
+            instance.target.message(&mut msg)?;
+            // One tells the core that there is a reply.
+            Ok(msg.replied().into())
+        })
+    }
+
+    /// # Safety
+    ///
+    /// For the core only.
+    unsafe extern "C" fn status(
+        ti: *mut bindings::dm_target,
+        kind: bindings::status_type_t,
+        flags: c_uint,
+        result: *mut c_char,
+        maxlen: c_uint,
+    ) {
+        let kind = match kind {
+            bindings::status_type_t_STATUSTYPE_INFO => StatusKind::Info,
+            bindings::status_type_t_STATUSTYPE_TABLE => StatusKind::Table,
+            _ => StatusKind::Ima,
+        };
+        // SAFETY: Called by the core between `ctr` and `dtr`; `result` is a buffer of `maxlen`
+        // bytes.
+        let (instance, mut out) = unsafe { (Self::instance(ti), Output::new(result, maxlen)) };
+        let _ = instance.target.status(kind, StatusFlags(flags), &mut out);
+    }
+
+    /// # Safety
+    ///
+    /// For the core only.
+    unsafe extern "C" fn iterate_devices(
+        ti: *mut bindings::dm_target,
+        f: bindings::iterate_devices_callout_fn,
+        data: *mut c_void,
+    ) -> c_int {
+        // SAFETY: Called by the core between `ctr` and `dtr`.
+        let instance = unsafe { Self::instance(ti) };
+        let Some(f) = f else {
+            return 0;
+        };
+        let mut each = EachDevice {
+            ti,
+            devices: &instance.devices,
+            f,
+            data,
+        };
+        match instance.target.iterate_devices(&mut each) {
+            Ok(()) => 0,
+            Err(stop) => stop.0.get(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// For the core only.
+    unsafe extern "C" fn io_hints(
+        ti: *mut bindings::dm_target,
+        limits: *mut bindings::queue_limits,
+    ) {
+        // SAFETY: Called by the core between `ctr` and `dtr`, with limits that are put together for
+        // us and used by nobody else meanwhile.
+        let (instance, limits) = unsafe { (Self::instance(ti), Limits::from_raw_mut(limits)) };
+        instance.target.io_hints(limits);
+    }
+}
