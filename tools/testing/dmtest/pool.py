@@ -156,8 +156,8 @@ class Thin(Device):
 
     def remove(self, patience=5.0):
         super().remove(patience)
-        if self.pool:
-            self.pool.thins.pop(self.id, None)
+        if self.pool and self.pool.thins.get(self.id) is self:
+            del self.pool.thins[self.id]
 
     def read(self, offset=0, length=None):
         return disk.read(self.path, offset, self.size - offset if length is None else length)

@@ -70,10 +70,10 @@ def make_disk(kernel):
 
 @pytest.fixture
 def make_pool(make_disk):
-    """Makes pools on new disks and starts them."""
+    """Makes pools on new disks and starts them, unless told not to."""
     pools = []
 
-    def make(metadata_size=16 * MIB, data_size=512 * MIB, **options):
+    def make(metadata_size=16 * MIB, data_size=512 * MIB, start=True, **options):
         number = len(pools)
         made = Pool(
             make_disk(metadata_size, f"metadata{number}"),
@@ -82,12 +82,13 @@ def make_pool(make_disk):
             **options,
         )
         pools.append(made)
-        return made.start()
+        return made.start() if start else made
 
     yield make
     for made in pools:
         made.stop()
-        assert not ioctl.names(), "devices were left"
+    assert not ioctl.names(), "devices were left"
+    for made in pools:
         made.check()
 
 

@@ -25,6 +25,7 @@ from dmtest.dm import (
     Device,
     DmError,
 )
+from dmtest.pool import Thin
 
 BLOCK = 64 * KIB
 SIZE = 8 * MIB
@@ -224,11 +225,9 @@ def test_low_water_mark_and_zeroing_change_with_a_reload(pool):
 def test_one_volume_active_twice(pool):
     """Two devices on one thin volume see the same blocks."""
     content = Content(pool.new_thin(0, SIZE))
-    twin = Device.create("twin", content.thin.table_text())
-    twin.size = SIZE
-    content.write(0, BLOCK)
-    twin_content = content.on(twin)
-    twin_content.verify()
+    twin = Thin.open(pool, 0, SIZE, name="twin")
+    content.scatter("once", 5)
+    content.on(twin).verify()
     twin.remove()
     content.scatter("more", 5)
     content.verify()
@@ -301,8 +300,7 @@ def test_feature_arguments_are_reported_back(make_pool, kernel):
 
 
 def test_devices_by_number_and_by_path(make_pool):
-    pool = make_pool()
-    pool.stop()
+    pool = make_pool(start=False)
     numbers = []
     for path in (pool.metadata.path, pool.data.path):
         with open(f"/sys/block/{path.removeprefix('/dev/')}/dev") as number:
@@ -313,8 +311,7 @@ def test_devices_by_number_and_by_path(make_pool):
 
 
 def test_pool_smaller_than_the_data_device(make_pool):
-    pool = make_pool()
-    pool.stop()
+    pool = make_pool(start=False)
     # The last block is not whole and is left unused.
     pool.device = Device.create(pool.name, pool.table(sectors=128 * 10 + 64))
     assert pool.status().data_blocks == (0, 10)

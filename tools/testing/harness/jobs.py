@@ -3,6 +3,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import time
@@ -77,29 +78,38 @@ def kunit(options):
 
 
 def demo(options):
+    """Shows the guest's demo as it runs, without the kernel's own lines around it."""
     need_programs()
     vm = Uml(options.kernel, os.path.join(options.results, "demo"))
     vm.start(configuration(options, "demo"), ["quiet", "loglevel=1"])
+    limit = options.test_timeout or 120
     shown = 0
-    while True:
-        alive = vm.running()
-        text = vm.read("console.log").replace("\r", "")
-        start = text.find("demo starts\n")
-        if start >= 0:
-            end = text.rfind("demo ends")
-            shown_text = text[start + len("demo starts\n"):end if end >= 0 else text.rfind("\n") + 1]
-            sys.stdout.write(shown_text[shown:])
-            sys.stdout.flush()
-            shown = len(shown_text)
-        if not alive or vm.seconds() > (options.test_timeout or 120):
-            break
+    alive = True
+    while alive and vm.seconds() < limit:
         time.sleep(0.05)
+        alive = vm.running()
+        text = part(vm.read("console.log").replace("\r", ""), "demo starts\n", "demo ends\n")
+        if not sys.stdout.isatty():
+            text = re.sub("\033\\[[0-9]*m", "", text)
+        sys.stdout.write(text[shown:])
+        sys.stdout.flush()
+        shown = len(text)
     vm.kill()
     complaints = suite.complaints(vm)
-    if vm.status() == 0 and not complaints:
-        return 0
-    print("\n".join(complaints) or f"The demo broke off; its console is in {vm.console}.", flush=True)
-    return 1
+    if complaints:
+        print("\nThe demo FAILED: the kernel complained.\n" + "\n".join(complaints), flush=True)
+    elif vm.status() is None:
+        print(f"\nThe demo FAILED: it broke off; its console is in {vm.console}.", flush=True)
+    return 0 if vm.status() == 0 and not complaints else 1
+
+
+def part(text, start, end):
+    """The whole lines of `text` between two marks."""
+    begin = text.find(start)
+    if begin < 0:
+        return ""
+    stop = text.find(end, begin)
+    return text[begin + len(start):stop if stop >= 0 else text.rfind("\n") + 1]
 
 
 def wait(vm, limit):

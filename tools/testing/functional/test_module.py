@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Loading and unloading the module."""
+
+import os
+import subprocess
+
+import pytest
+
+from dmtest.content import Content
+from dmtest.disk import MIB
+from dmtest.dm import dmsetup
+
+pytestmark = pytest.mark.smoke
+
+SIZE = 8 * MIB
+
+
+def test_targets_and_versions():
+    lines = [line.split() for line in dmsetup("targets").stdout.splitlines()]
+    versions = {line[0]: line[1] for line in lines}
+    assert versions["thin-pool"] == "v1.24.0"
+    assert versions["thin"] == "v1.24.0"
+
+
+def test_parameters():
+    folder = "/sys/module/dm_thin_pool/parameters"
+    mode = os.stat(f"{folder}/no_space_timeout").st_mode & 0o777
+    assert mode == 0o644
+
+
+def test_module_in_use_is_not_unloaded(pool):
+    done = subprocess.run(["rmmod", "dm-thin-pool"], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "in use" in done.stderr
+    pool.create_thin(0)
+
+
+def test_contents_through_unload_and_reload(pool, modules, run):
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("before", 30)
+    snap = content.snapshot(pool.new_snap(1, 0, SIZE))
+    for turn in range(4):
+        pool.stop()
+        modules.unload()
+        assert not os.path.exists("/sys/module/dm_thin_pool")
+        modules.load(run["impl"])
+        pool.start()
+        content = content.on(pool.activate(0, SIZE))
+        snap = snap.on(pool.activate(1, SIZE))
+        content.verify()
+        snap.verify()
+        content.scatter(turn, 10)
+        snap.scatter(("snap", turn), 10)
+
+
+def test_unload_right_after_removal(make_pool, modules, run):
+    """Nothing of a pool may still run when its last device is gone."""
+    for _ in range(8):
+        pool = make_pool()
+        content = Content(pool.new_thin(0, SIZE))
+        content.scatter("busy", 5)
+        pool.stop()
+        modules.unload()
+        modules.load(run["impl"])
+
+
+def test_nothing_is_left_in_memory(pool):
+    """The buffers of the metadata device go with the pool."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("buffers", 30)
+    pool.stop()
+    with open("/sys/module/dm_bufio/parameters/current_allocated_bytes") as allocated:
+        assert int(allocated.read()) == 0
