@@ -214,9 +214,18 @@ impl Devices {
         }
     }
 
+    /// As [`get`](Self::get), for a device that an abort has not undone.
+    pub(crate) fn get_live(&self, thin: &ThinHandle) -> Result<&Device> {
+        let device = self.get(thin)?;
+        if device.gone {
+            return Err(Error::NoDevice(device.id));
+        }
+        Ok(device)
+    }
+
     /// Takes one handle back; a device without handles and changes is forgotten.
-    pub(crate) fn close(&mut self, thin: ThinHandle) {
-        if let Ok(device) = self.get_mut(&thin) {
+    pub(crate) fn close(&mut self, thin: &ThinHandle) {
+        if let Ok(device) = self.get_mut(thin) {
             device.open_count -= 1;
             if device.open_count == 0 && !device.changed {
                 self.forget(thin.slot);
@@ -288,7 +297,7 @@ mod tests {
             for device in devices.iter_mut() {
                 device.changed = false;
             }
-            devices.close(thin);
+            devices.close(&thin);
         }
         assert_eq!(devices.find(id(7)), None);
     }

@@ -36,7 +36,12 @@ pub mod superblock;
 pub mod view;
 
 mod held_root;
+mod space;
 mod thin;
+mod transaction;
+
+#[cfg(test)]
+mod tests;
 
 pub use device::{
     DeviceId,

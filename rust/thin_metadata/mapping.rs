@@ -128,7 +128,7 @@ impl<B: BlockManager> Metadata<B> {
         can_block: bool,
     ) -> Result<Option<Mapping>> {
         self.check_read()?;
-        let device = self.devices.get(thin)?;
+        let device = self.devices.get_live(thin)?;
         let keys = [device.id.key(), block];
         let found = if can_block {
             self.mappings.lookup(&self.bm, &keys)?
@@ -151,7 +151,7 @@ impl<B: BlockManager> Metadata<B> {
         end: VirtualBlock,
     ) -> Result<Option<MappedRange>> {
         self.check_read()?;
-        let device = self.devices.get(thin)?;
+        let device = self.devices.get_live(thin)?;
         let tree = self.device_tree(device)?;
         let first = match tree.lookup_next(&self.bm, &[begin])? {
             Some((block, value)) if block < end => (block, self.mapping(device, block, value)?),
@@ -186,7 +186,7 @@ impl<B: BlockManager> Metadata<B> {
     /// The highest mapped block of a device; `None` if nothing is mapped.
     pub fn highest_mapped(&self, thin: &ThinHandle) -> Result<Option<VirtualBlock>> {
         self.check_read()?;
-        let device = self.devices.get(thin)?;
+        let device = self.devices.get_live(thin)?;
         let highest = self.device_tree(device)?.highest_key(&self.bm)?;
         Ok(highest.map(|[block]| block))
     }
@@ -194,7 +194,7 @@ impl<B: BlockManager> Metadata<B> {
     /// How many blocks of a device are mapped.
     pub fn mapped_count(&self, thin: &ThinHandle) -> Result<u64> {
         self.check_read()?;
-        Ok(self.devices.get(thin)?.mapped_blocks)
+        Ok(self.devices.get_live(thin)?.mapped_blocks)
     }
 
     /// Maps `block` of a device to `data_block`.
@@ -208,10 +208,7 @@ impl<B: BlockManager> Metadata<B> {
         data_block: DataBlock,
     ) -> Result {
         self.check_change()?;
-        let device = self.devices.get(thin)?;
-        if device.gone {
-            return Err(Error::NoDevice(device.id));
-        }
+        let device = self.devices.get_live(thin)?;
         let bad_block = Error::BadBlocks {
             begin: data_block,
             end: data_block.saturating_add(1),
@@ -250,7 +247,7 @@ impl<B: BlockManager> Metadata<B> {
         end: VirtualBlock,
     ) -> Result {
         self.check_change()?;
-        let device = self.devices.get(thin)?;
+        let device = self.devices.get_live(thin)?;
         let id = device.id;
         let mut tree = self.device_tree(device)?;
         match tree.lookup_next(&self.bm, &[begin])? {

@@ -1,26 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A pool's metadata: opening, committing, aborting, and sizes.
-
-use zerocopy::IntoBytes;
+//! A pool's metadata as a whole: opening and formatting, and what the superblock holds.
 
 use persistent_data::{
     block::BlockNr,
     block_manager::BlockManager,
-    btree::Plain,
     error::Corruption,
-    space_map::{
-        DiskSpaceMap,
-        SmRoot, //
-    },
+    space_map::DiskSpaceMap,
     transaction_manager::TransactionManager, //
 };
 
 use crate::{
-    device::{
-        Device,
-        Devices, //
-    },
+    device::Devices,
     error::{
         Error,
         Result, //
@@ -31,16 +22,17 @@ use crate::{
         Superblock,
         FLAG_NEEDS_CHECK,
         MAGIC,
-        MAX_DATA_BLOCKS,
         MAX_TIME,
         METADATA_BLOCK_SECTORS,
         METADATA_MAX_BLOCKS,
-        METADATA_MAX_RESERVE,
-        SPACE_MAP_ROOT_SIZE,
         SUPERBLOCK_LOCATION,
         VERSION, //
     },
-    superblock, //
+    superblock::{
+        self,
+        sm_root_bytes, //
+    },
+    transaction::State, //
 };
 
 /// How to open a pool's metadata.
@@ -52,21 +44,6 @@ pub struct OpenParams {
     pub format: bool,
     /// Whether the device is read-only: then features do not matter that only writers must know.
     pub read_only: bool,
-}
-
-/// What is going on.
-enum State {
-    /// Changes are welcome.
-    Open,
-    /// The next commit's metadata are on the device, all but the superblock, which will hold these roots.
-    Prepared {
-        data_sm: SmRoot,
-        metadata_sm: SmRoot,
-    },
-    /// A change has failed half-way. Only an abort helps.
-    Undefined,
-    /// An abort has failed.
-    Failed,
 }
 
 /// The metadata of a pool.
@@ -103,26 +80,26 @@ pub struct Metadata<B: BlockManager> {
     pub(crate) devices: Devices,
     /// The size of the data device in blocks, with what was added since the last commit.
     pub(crate) data_limit: u64,
-    flags: u32,
-    params: OpenParams,
-    state: State,
+    pub(crate) flags: u32,
+    pub(crate) params: OpenParams,
+    pub(crate) state: State,
     /// Whether there is something to commit.
-    dirty: bool,
+    pub(crate) dirty: bool,
     /// The metadata blocks that are kept back for commits, and not reported as free.
-    reserve: BlockNr,
-    threshold: Option<BlockNr>,
+    pub(crate) reserve: BlockNr,
+    pub(crate) threshold: Option<BlockNr>,
 }
 
 /// What the superblock leads to.
-struct Loaded {
-    tm: TransactionManager,
-    data_sm: DiskSpaceMap,
-    mappings: MappingTree,
-    details: DetailsTree,
-    held_root: BlockNr,
-    time: u32,
-    transaction_id: u64,
-    flags: u32,
+pub(crate) struct Loaded {
+    pub(crate) tm: TransactionManager,
+    pub(crate) data_sm: DiskSpaceMap,
+    pub(crate) mappings: MappingTree,
+    pub(crate) details: DetailsTree,
+    pub(crate) held_root: BlockNr,
+    pub(crate) time: u32,
+    pub(crate) transaction_id: u64,
+    pub(crate) flags: u32,
 }
 
 impl<B: BlockManager> Metadata<B> {
@@ -173,28 +150,6 @@ impl<B: BlockManager> Metadata<B> {
         Ok(md)
     }
 
-    /// Commits, unless that is not possible any more, in order to close the metadata: what remains is to drop
-    /// them.
-    ///
-    /// Gives [`Error::DevicesOpen`] if devices are open, and nothing is committed. Any other error means that
-    /// the commit failed: the metadata on the device are those of the last one.
-    pub fn close(&mut self, flush_data: impl FnOnce() -> Result) -> Result {
-        let open = self
-            .devices
-            .iter()
-            .filter(|device| device.open_count > 0)
-            .count();
-        if open > 0 {
-            return Err(Error::DevicesOpen(open));
-        }
-        match self.state {
-            State::Open | State::Prepared { .. } if !self.bm.is_read_only() => {
-                self.commit_with(flush_data)
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// The block manager.
     pub fn bm(&self) -> &B {
         &self.bm
@@ -226,153 +181,6 @@ impl<B: BlockManager> Metadata<B> {
     /// How many snapshots have been taken in this pool.
     pub fn time(&self) -> u32 {
         self.time
-    }
-
-    /// Writes what the next superblock will refer to. Gives whether there is anything to commit; if so, the
-    /// next thing to do, after the flush of the data device, is [`commit`](Self::commit).
-    pub fn prepare_commit(&mut self) -> Result<bool> {
-        match self.state {
-            State::Prepared { .. } => return Ok(true),
-            State::Open if !self.dirty => return Ok(false),
-            _ => self.check_change()?,
-        }
-        self.change(|md| {
-            for device in md.devices.iter().filter(|device| device.changed) {
-                md.details.insert(
-                    &mut md.tm.tx(&md.bm),
-                    &mut Plain::new(),
-                    &[device.id.key()],
-                    device.details(),
-                )?;
-            }
-            md.data_sm.commit(&mut md.tm.tx(&md.bm))?;
-            let data_sm = md.data_sm.root();
-            let metadata_sm = md.tm.pre_commit(&md.bm)?;
-            md.state = State::Prepared {
-                data_sm,
-                metadata_sm,
-            };
-            Ok(())
-        })?;
-        Ok(true)
-    }
-
-    /// Makes all changes permanent: writes the superblock, after all else if
-    /// [`prepare_commit`](Self::prepare_commit) has not done so.
-    ///
-    /// The caller has flushed the data device since the last mapping was inserted. Nothing is written if
-    /// there are no changes.
-    pub fn commit(&mut self) -> Result {
-        if !self.prepare_commit()? {
-            return Ok(());
-        }
-        let State::Prepared {
-            data_sm,
-            metadata_sm,
-        } = core::mem::replace(&mut self.state, State::Undefined)
-        else {
-            return Err(Error::NeedsAbort);
-        };
-
-        let mut guard = self.bm.write(SUPERBLOCK_LOCATION, &superblock::VALIDATOR)?;
-        let superblock = Superblock::of_mut(&mut guard)?;
-        superblock.time = self.time.into();
-        superblock.data_mapping_root = self.mappings.root().into();
-        superblock.device_details_root = self.details.root().into();
-        superblock.held_root = self.held_root.into();
-        superblock.trans_id = self.transaction_id.into();
-        superblock.flags = self.flags.into();
-        superblock.data_space_map_root = sm_root_bytes(&data_sm);
-        superblock.metadata_space_map_root = sm_root_bytes(&metadata_sm);
-        self.tm.commit(&self.bm, guard)?;
-
-        for device in self.devices.iter_mut() {
-            device.changed = false;
-        }
-        self.devices.retain(|device| device.open_count > 0);
-        self.state = State::Open;
-        self.dirty = false;
-        Ok(())
-    }
-
-    /// Commits, and calls `flush_data`, which flushes the data device, when the time has come for it. It is
-    /// not called if there is nothing to commit.
-    pub fn commit_with(&mut self, flush_data: impl FnOnce() -> Result) -> Result {
-        if self.prepare_commit()? {
-            flush_data()?;
-            self.commit()?;
-        }
-        Ok(())
-    }
-
-    /// Gives up all changes since the last commit.
-    ///
-    /// Devices that are open stay so; [`thin_aborted_changes`](Self::thin_aborted_changes) tells whether they
-    /// had changes. One that was created since the last commit does not exist any more, and gives
-    /// [`Error::NoDevice`].
-    ///
-    /// If this fails, nothing but closing works any more.
-    pub fn abort(&mut self) -> Result {
-        self.check_not_failed()?;
-        let result = self.roll_back();
-        if result.is_err() {
-            self.state = State::Failed;
-        }
-        result
-    }
-
-    fn roll_back(&mut self) -> Result {
-        self.bm.reset();
-        if superblock::is_unformatted(&self.bm)? {
-            return Err(Error::Unformatted);
-        }
-        let loaded = load(&self.bm, &self.params)?;
-
-        self.devices.retain(|device| device.open_count > 0);
-        for device in self.devices.iter_mut().filter(|device| device.changed) {
-            let open_count = device.open_count;
-            *device = match loaded.details.lookup(&self.bm, &[device.id.key()])? {
-                Some(details) => Device {
-                    open_count,
-                    aborted: true,
-                    ..Device::existing(device.id, &details)
-                },
-                None => Device {
-                    changed: false,
-                    aborted: true,
-                    gone: true,
-                    ..*device
-                },
-            };
-        }
-
-        self.tm = loaded.tm;
-        self.data_limit = loaded.data_sm.nr_blocks();
-        self.data_sm = loaded.data_sm;
-        self.mappings = loaded.mappings;
-        self.details = loaded.details;
-        self.held_root = loaded.held_root;
-        self.time = loaded.time;
-        self.transaction_id = loaded.transaction_id;
-        // That a check is needed stays true, even if it could not be written.
-        self.flags = loaded.flags | (self.flags & FLAG_NEEDS_CHECK);
-        if let Some(blocks) = self.threshold {
-            self.tm.set_threshold(blocks);
-        }
-        self.set_reserve();
-        self.state = State::Open;
-        self.dirty = false;
-        Ok(())
-    }
-
-    /// Whether a change has failed and nothing works until an [`abort`](Self::abort).
-    pub fn needs_abort(&self) -> bool {
-        matches!(self.state, State::Undefined)
-    }
-
-    /// Whether an abort has failed and nothing works any more.
-    pub fn is_failed(&self) -> bool {
-        matches!(self.state, State::Failed)
     }
 
     /// Whether the metadata must be checked before they may be written.
@@ -409,153 +217,12 @@ impl<B: BlockManager> Metadata<B> {
         self.bm.set_read_only(read_only);
     }
 
-    /// The size of the data device in blocks.
-    pub fn nr_data_blocks(&self) -> Result<u64> {
-        self.check_not_failed()?;
-        Ok(self.data_sm.nr_blocks())
-    }
-
-    /// How many data blocks are free, with those that were freed since the last commit.
-    pub fn free_data_blocks(&self) -> Result<u64> {
-        self.check_not_failed()?;
-        Ok(self.data_sm.nr_free())
-    }
-
-    /// The size of the metadata device in blocks.
-    pub fn nr_metadata_blocks(&self) -> Result<u64> {
-        self.check_not_failed()?;
-        Ok(self.tm.nr_blocks())
-    }
-
-    /// How many metadata blocks are free, without those that are kept back for commits: a tenth of the device,
-    /// 16 MiB at most.
-    pub fn free_metadata_blocks(&self) -> Result<u64> {
-        self.check_not_failed()?;
-        Ok(self.tm.nr_free().saturating_sub(self.reserve))
-    }
-
-    /// Grows the data device to `new` blocks.
-    ///
-    /// Gives [`Error::Shrink`] if it is larger.
-    pub fn resize_data(&mut self, new: u64) -> Result {
-        self.check_change()?;
-        let Some(extra) = extra_blocks(self.data_limit, new)? else {
-            return Ok(());
-        };
-        if new > MAX_DATA_BLOCKS {
-            return Err(Error::TooManyDataBlocks(new));
-        }
-        self.change(|md| {
-            md.data_sm.extend(&mut md.tm.tx(&md.bm), extra)?;
-            md.data_limit = new;
-            Ok(())
-        })
-    }
-
-    /// Grows the metadata device to `new` blocks.
-    ///
-    /// Gives [`Error::Shrink`] if it is larger.
-    pub fn resize_metadata(&mut self, new: BlockNr) -> Result {
-        self.check_change()?;
-        let Some(extra) = extra_blocks(self.tm.nr_blocks(), new)? else {
-            return Ok(());
-        };
-        self.change(|md| {
-            md.tm.extend(&md.bm, extra)?;
-            md.set_reserve();
-            Ok(())
-        })
-    }
-
-    fn set_reserve(&mut self) {
-        self.reserve = (self.tm.nr_blocks() / 10).min(METADATA_MAX_RESERVE);
-    }
-
-    /// Watches the number of free metadata blocks: [`threshold_crossed`](Self::threshold_crossed) will tell
-    /// when it has fallen to `blocks` or below.
-    pub fn set_threshold(&mut self, blocks: BlockNr) -> Result {
-        self.check_not_failed()?;
-        self.threshold = Some(blocks);
-        self.tm.set_threshold(blocks);
-        Ok(())
-    }
-
-    /// Whether the number of free metadata blocks has fallen to the threshold since the last call. It must
-    /// rise above it before this is true again.
-    pub fn threshold_crossed(&mut self) -> bool {
-        self.tm.threshold_crossed()
-    }
-
     /// Starts to read what look-ups that do not wait have missed.
     pub fn issue_prefetches(&self) {
         if !self.is_failed() {
             self.tm.prefetches().issue(&self.bm);
         }
     }
-
-    /// Whether there is anything to commit.
-    pub fn needs_commit(&self) -> bool {
-        self.dirty
-    }
-
-    pub(crate) fn check_not_failed(&self) -> Result {
-        match self.state {
-            State::Failed => Err(Error::Failed),
-            _ => Ok(()),
-        }
-    }
-
-    pub(crate) fn check_read(&self) -> Result {
-        match self.state {
-            State::Failed => Err(Error::Failed),
-            State::Undefined => Err(Error::NeedsAbort),
-            State::Open | State::Prepared { .. } => Ok(()),
-        }
-    }
-
-    pub(crate) fn check_change(&self) -> Result {
-        self.check_read()?;
-        if matches!(self.state, State::Prepared { .. }) {
-            return Err(Error::Prepared);
-        }
-        if self.bm.is_read_only() {
-            return Err(Error::ReadOnly);
-        }
-        Ok(())
-    }
-
-    /// Makes a change, whose failure leaves the transaction undefined.
-    pub(crate) fn change<T>(&mut self, f: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        match f(self) {
-            Ok(x) => {
-                self.dirty = true;
-                Ok(x)
-            }
-            Err(Error::NoDataSpace) => Err(Error::NoDataSpace),
-            Err(e) => {
-                self.dirty = true;
-                self.state = State::Undefined;
-                Err(e)
-            }
-        }
-    }
-}
-
-/// By how much a device grows; `None` if it does not.
-fn extra_blocks(from: u64, to: u64) -> Result<Option<u64>> {
-    match to.checked_sub(from) {
-        Some(0) => Ok(None),
-        Some(extra) => Ok(Some(extra)),
-        None => Err(Error::Shrink { from, to }),
-    }
-}
-
-fn sm_root_bytes(root: &SmRoot) -> [u8; SPACE_MAP_ROOT_SIZE] {
-    let mut bytes = [0; SPACE_MAP_ROOT_SIZE];
-    for (to, from) in bytes.iter_mut().zip(root.as_bytes()) {
-        *to = *from;
-    }
-    bytes
 }
 
 /// Makes new metadata: no devices, and no data blocks.
@@ -593,7 +260,7 @@ fn format<B: BlockManager>(bm: &B, params: &OpenParams) -> Result<Loaded> {
 }
 
 /// Reads the metadata of the last commit.
-fn load<B: BlockManager>(bm: &B, params: &OpenParams) -> Result<Loaded> {
+pub(crate) fn load<B: BlockManager>(bm: &B, params: &OpenParams) -> Result<Loaded> {
     let superblock = Superblock::read(bm, SUPERBLOCK_LOCATION)?;
     let data_block_size = superblock.data_block_size.get();
     if data_block_size != params.data_block_size {

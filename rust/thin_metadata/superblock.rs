@@ -2,7 +2,10 @@
 
 //! Reading, checking and writing the superblock.
 
-use zerocopy::FromBytes;
+use zerocopy::{
+    FromBytes,
+    IntoBytes, //
+};
 
 use persistent_data::{
     block::{
@@ -145,4 +148,13 @@ fn sm_root(bytes: &[u8; SPACE_MAP_ROOT_SIZE]) -> Result<SmRoot> {
     SmRoot::read_from_prefix(bytes)
         .map(|(root, _)| root)
         .map_err(|_| persistent_data::Error::Invalid.into())
+}
+
+/// A space map's root, as the superblock has it.
+pub(crate) fn sm_root_bytes(root: &SmRoot) -> [u8; SPACE_MAP_ROOT_SIZE] {
+    let mut bytes = [0; SPACE_MAP_ROOT_SIZE];
+    for (to, from) in bytes.iter_mut().zip(root.as_bytes()) {
+        *to = *from;
+    }
+    bytes
 }

@@ -138,7 +138,7 @@ impl<B: BlockManager> Metadata<B> {
     }
 
     /// Closes a device.
-    pub fn close_thin(&mut self, thin: ThinHandle) {
+    pub fn close_thin(&mut self, thin: &ThinHandle) {
         self.devices.close(thin);
     }
 

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Metadata snapshots.
+
+use super::{
+    check_with_tools,
+    errno,
+    model::{
+        id,
+        Model,
+        Pool, //
+    },
+    no_flush,
+    pool,
+    provision,
+    reopen,
+    tools, //
+};
+use crate::{
+    Error,
+    View, //
+};
+
+/// A metadata snapshot has no space maps, and so does not know the size of the data device.
+pub(super) fn held(pool: &Pool) -> Option<Pool> {
+    Some(Pool {
+        nr_data: 0,
+        ..pool.clone()
+    })
+}
+
+#[test]
+fn one_snapshot_is_held_at_most() {
+    let mut md = pool(256, 10);
+    assert_eq!(md.metadata_snap(), Ok(None));
+    assert_eq!(errno(md.release_metadata_snap()), 22);
+    md.reserve_metadata_snap(no_flush).unwrap();
+    let block = md.metadata_snap().unwrap().expect("it is held");
+    assert_eq!(errno(md.reserve_metadata_snap(no_flush)), 16);
+    assert_eq!(
+        md.reserve_metadata_snap(|| panic!("nothing to commit")),
+        Err(Error::SnapHeld(block))
+    );
+    md.release_metadata_snap().unwrap();
+    assert_eq!(md.metadata_snap(), Ok(None));
+    assert_eq!(md.release_metadata_snap(), Err(Error::NoSnap));
+    assert!(!md.needs_abort());
+    md.commit().unwrap();
+    check_with_tools(&md, &Model::new(10));
+}
+
+#[test]
+fn it_shows_the_pool_as_it_was() {
+    let mut md = pool(1024, 2000);
+    let mut model = Model::new(2000);
+    md.create_thin(id(1)).unwrap();
+    model.create(1);
+    let thin = md.open_thin(id(1)).unwrap();
+    for virtual_block in 0..600 {
+        let block = provision(&mut md, &thin, virtual_block * 3).unwrap();
+        model.insert(1, virtual_block * 3, block);
+    }
+    md.create_snap(id(2), id(1)).unwrap();
+    model.snap(2, 1);
+    md.set_transaction_id(0, 5).unwrap();
+    model.pool.transaction_id = 5;
+
+    // What is not committed yet is committed first, and so part of it.
+    let mut flushed = false;
+    md.reserve_metadata_snap(|| {
+        flushed = true;
+        Ok(())
+    })
+    .unwrap();
+    assert!(flushed);
+    model.held = held(&model.pool);
+    model.check(&mut md);
+    md.commit().unwrap();
+    model.check_committed(&mut md);
+    check_with_tools(&md, &model);
+
+    for virtual_block in 100..400 {
+        let block = provision(&mut md, &thin, virtual_block).unwrap();
+        model.insert(1, virtual_block, block);
+    }
+    md.remove_range(&thin, 500, 1200).unwrap();
+    model.remove(1, 500, 1200);
+    md.delete_thin(id(2)).unwrap();
+    model.pool.devices.remove(&2);
+    md.create_thin(id(3)).unwrap();
+    model.create(3);
+    model.check(&mut md);
+    md.commit().unwrap();
+    model.check_committed(&mut md);
+    check_with_tools(&md, &model);
+    md.close_thin(&thin);
+
+    // It survives a crash, and is released after it.
+    let mut md = reopen(&md);
+    model.check_committed(&mut md);
+    md.release_metadata_snap().unwrap();
+    model.held = None;
+    model.check(&mut md);
+    md.commit().unwrap();
+    model.check_committed(&mut md);
+    check_with_tools(&md, &model);
+}
+
+#[test]
+fn its_superblock_has_no_space_maps() {
+    let mut md = pool(256, 10);
+    md.create_thin(id(1)).unwrap();
+    md.reserve_metadata_snap(no_flush).unwrap();
+    md.commit().unwrap();
+
+    let live = View::new(md.bm()).unwrap();
+    let snap = live.metadata_snap().unwrap().expect("it is held");
+    let (live, snap) = (*live.superblock(), *snap.superblock());
+    assert_eq!(snap.blocknr.get(), live.held_root.get());
+    assert_eq!(snap.held_root.get(), 0);
+    assert_eq!(snap.data_space_map_root, [0; 128]);
+    assert_eq!(snap.metadata_space_map_root, [0; 128]);
+    assert_eq!(snap.data_mapping_root, live.data_mapping_root);
+    assert_eq!(snap.device_details_root, live.device_details_root);
+    assert_eq!(snap.data_block_size, live.data_block_size);
+    for root in [live.data_mapping_root.get(), live.device_details_root.get()] {
+        assert_eq!(md.tm.ref_count(&md.bm, root), Ok(2));
+    }
+    assert_eq!(md.tm.ref_count(&md.bm, live.held_root.get()), Ok(1));
+    assert_eq!(md.tm.ref_count(&md.bm, 0), Ok(1));
+}
+
+#[test]
+fn an_abort_undoes_reserve_and_release() {
+    let mut md = pool(256, 10);
+    md.create_thin(id(1)).unwrap();
+    md.reserve_metadata_snap(no_flush).unwrap();
+    md.abort().unwrap();
+    assert_eq!(md.metadata_snap(), Ok(None));
+
+    md.reserve_metadata_snap(no_flush).unwrap();
+    md.commit().unwrap();
+    md.release_metadata_snap().unwrap();
+    md.abort().unwrap();
+    let mut model = Model::new(10);
+    model.create(1);
+    model.held = held(&model.pool);
+    model.check_committed(&mut md);
+    tools::check(&md.bm().image()).expect("thin_check");
+}

@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Random changes, against the model.
+
+use std::collections::{
+    BTreeMap,
+    BTreeSet, //
+};
+
+use persistent_data::memory::MemoryBm;
+use proptest::prelude::*;
+
+use super::{
+    check_with_tools,
+    held_root::held,
+    model::{
+        id,
+        Model, //
+    },
+    no_flush,
+    pool,
+    provision,
+    reopen, //
+};
+use crate::{
+    Error,
+    Metadata,
+    ThinHandle, //
+};
+
+const NR_METADATA: u64 = 384;
+const NR_DATA: u64 = 1500;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Create(u64),
+    Snap(u64, u64),
+    Delete(u64),
+    Open(u64),
+    Close(u64),
+    Insert(u64, u64, u64),
+    Remove(u64, u64, u64),
+    References(u64, u64),
+    TransactionId(u64),
+    ResizeData(u64),
+    ResizeMetadata(u64),
+    Reserve,
+    Release,
+    Commit,
+    CommitInTwoSteps,
+    Abort,
+    Reopen,
+    Crash,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let dev = || 0..5_u64;
+    let virtual_block = || prop_oneof![4 => 0..800_u64, 1 => (1 << 40)..(1 << 40) + 50_u64];
+    let op = prop_oneof![
+        3 => dev().prop_map(Op::Create),
+        3 => (dev(), dev()).prop_map(|(a, b)| Op::Snap(a, b)),
+        1 => dev().prop_map(Op::Delete),
+        1 => dev().prop_map(Op::Open),
+        1 => dev().prop_map(Op::Close),
+        10 => (dev(), virtual_block(), 1..200_u64).prop_map(|(a, b, c)| Op::Insert(a, b, c)),
+        4 => (dev(), virtual_block(), 0..400_u64).prop_map(|(a, b, c)| Op::Remove(a, b, c)),
+        1 => (0..NR_DATA, 0..50_u64).prop_map(|(a, b)| Op::References(a, b)),
+        1 => any::<u64>().prop_map(Op::TransactionId),
+        1 => (0..100_u64).prop_map(Op::ResizeData),
+        1 => (0..20_u64).prop_map(Op::ResizeMetadata),
+        1 => Just(Op::Reserve),
+        1 => Just(Op::Release),
+        3 => Just(Op::Commit),
+        1 => Just(Op::CommitInTwoSteps),
+        1 => Just(Op::Abort),
+        1 => Just(Op::Reopen),
+        1 => Just(Op::Crash),
+    ];
+    proptest::collection::vec(op, 1..50)
+}
+
+struct State {
+    md: Metadata<MemoryBm>,
+    model: Model,
+    committed: Model,
+    /// Devices that are kept open.
+    open: BTreeMap<u64, ThinHandle>,
+    /// Devices that were changed since the last commit.
+    changed: BTreeSet<u64>,
+    /// Devices that were changed, and then an abort came, while they are kept open.
+    aborted: BTreeSet<u64>,
+}
+
+impl State {
+    fn new() -> Self {
+        let model = Model::new(NR_DATA);
+        Self {
+            md: pool(NR_METADATA, NR_DATA),
+            committed: model.clone(),
+            model,
+            open: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            aborted: BTreeSet::new(),
+        }
+    }
+
+    fn exists(&self, dev: u64) -> bool {
+        self.model.pool.devices.contains_key(&dev)
+    }
+
+    fn apply(&mut self, op: &Op) {
+        match self.try_apply(op) {
+            Ok(()) => {}
+            Err(Error::NoMetadataSpace) => {
+                assert!(self.md.needs_abort());
+                self.abort();
+            }
+            Err(e) => panic!("{op:?}: {e}"),
+        }
+        let changed = !self.changed.is_empty();
+        assert_eq!(self.md.changed_this_transaction(), changed);
+    }
+
+    fn try_apply(&mut self, op: &Op) -> crate::Result {
+        let Self { md, model, .. } = self;
+        match *op {
+            Op::Create(dev) => match md.create_thin(id(dev)) {
+                Err(Error::DeviceExists(_)) => assert!(self.exists(dev)),
+                result => {
+                    result?;
+                    model.create(dev);
+                    self.changed.insert(dev);
+                }
+            },
+            Op::Snap(dev, origin) => match md.create_snap(id(dev), id(origin)) {
+                Err(Error::DeviceExists(_)) => assert!(self.exists(dev)),
+                Err(Error::NoDevice(_)) => assert!(!self.exists(origin)),
+                result => {
+                    result?;
+                    model.snap(dev, origin);
+                    self.changed.extend([dev, origin]);
+                }
+            },
+            Op::Delete(dev) => match md.delete_thin(id(dev)) {
+                Err(Error::NoDevice(_)) => assert!(!self.exists(dev)),
+                Err(Error::DeviceOpen(_)) => assert!(self.open.contains_key(&dev)),
+                result => {
+                    result?;
+                    model.pool.devices.remove(&dev);
+                    self.changed.remove(&dev);
+                }
+            },
+            Op::Open(dev) => {
+                if self.exists(dev) && !self.open.contains_key(&dev) {
+                    self.open.insert(dev, self.md.open_thin(id(dev))?);
+                }
+            }
+            Op::Close(dev) => {
+                if let Some(thin) = self.open.remove(&dev) {
+                    assert_eq!(md.thin_aborted_changes(&thin), self.aborted.remove(&dev));
+                    md.close_thin(&thin);
+                }
+            }
+            Op::Insert(dev, begin, count) => {
+                if self.exists(dev) {
+                    let thin = self.md.open_thin(id(dev))?;
+                    let result = self.insert(dev, &thin, begin..begin + count);
+                    self.md.close_thin(&thin);
+                    result?;
+                }
+            }
+            Op::Remove(dev, begin, count) => {
+                if let Some(device) = model.pool.devices.get(&dev) {
+                    let end = begin + count;
+                    if device.mappings.range(begin..end).next().is_some() {
+                        self.changed.insert(dev);
+                    }
+                    let thin = md.open_thin(id(dev))?;
+                    let result = md.remove_range(&thin, begin, end);
+                    md.close_thin(&thin);
+                    result?;
+                    model.remove(dev, begin, end);
+                }
+            }
+            Op::References(begin, count) => {
+                let end = begin + count;
+                match md.inc_data_range(begin, end) {
+                    Err(Error::BadBlocks { .. }) => assert!(end > model.pool.nr_data),
+                    result => {
+                        result?;
+                        if count > 0 && model.used().contains(&begin) {
+                            assert_eq!(md.block_is_shared(begin), Ok(true));
+                        }
+                        md.dec_data_range(begin, end)?;
+                    }
+                }
+            }
+            Op::TransactionId(new) => {
+                let found = model.pool.transaction_id;
+                let wrong = found.wrapping_add(1);
+                assert_eq!(
+                    md.set_transaction_id(wrong, new),
+                    Err(Error::TransactionId {
+                        found,
+                        wanted: wrong
+                    })
+                );
+                md.set_transaction_id(found, new)?;
+                model.pool.transaction_id = new;
+            }
+            Op::ResizeData(extra) => {
+                let new = model.pool.nr_data + extra;
+                md.resize_data(new)?;
+                model.pool.nr_data = new;
+                self.commit()?;
+            }
+            Op::ResizeMetadata(extra) => {
+                let old = md.nr_metadata_blocks()?;
+                md.bm.grow(extra);
+                md.resize_metadata(old + extra)?;
+                self.commit()?;
+            }
+            Op::Reserve => match md.reserve_metadata_snap(no_flush) {
+                Err(Error::SnapHeld(_)) => assert!(model.held.is_some()),
+                result => {
+                    result?;
+                    self.committed = model.clone();
+                    model.held = held(&model.pool);
+                    self.changed.clear();
+                }
+            },
+            Op::Release => match md.release_metadata_snap() {
+                Err(Error::NoSnap) => assert!(model.held.is_none()),
+                result => {
+                    result?;
+                    model.held = None;
+                }
+            },
+            Op::Commit => self.commit()?,
+            Op::CommitInTwoSteps => {
+                if md.prepare_commit()? {
+                    model.check(md);
+                    assert_eq!(md.create_thin(id(9)), Err(Error::Prepared));
+                }
+                self.commit()?;
+            }
+            Op::Abort => self.abort(),
+            Op::Reopen => {
+                for (_, thin) in std::mem::take(&mut self.open) {
+                    md.close_thin(&thin);
+                }
+                md.close(no_flush)?;
+                self.committed = self.model.clone();
+                self.reopen();
+            }
+            Op::Crash => self.reopen(),
+        }
+        Ok(())
+    }
+
+    fn insert(
+        &mut self,
+        dev: u64,
+        thin: &ThinHandle,
+        blocks: std::ops::Range<u64>,
+    ) -> crate::Result {
+        for virtual_block in blocks {
+            // A block may be taken if neither the last commit nor this transaction use it.
+            let block = match provision(&mut self.md, thin, virtual_block) {
+                Err(Error::NoDataSpace) => {
+                    let mut used = self.committed.used();
+                    used.extend(self.model.used());
+                    assert_eq!(used.len() as u64, self.model.pool.nr_data);
+                    return Ok(());
+                }
+                result => result?,
+            };
+            assert!(!self.committed.used().contains(&block));
+            assert!(!self.model.used().contains(&block));
+            self.model.insert(dev, virtual_block, block);
+            self.changed.insert(dev);
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self) -> crate::Result {
+        self.md.commit()?;
+        self.committed = self.model.clone();
+        self.changed.clear();
+        self.committed.check_committed(&mut self.md);
+        Ok(())
+    }
+
+    fn abort(&mut self) {
+        self.md.abort().expect("no faults here");
+        let changed = std::mem::take(&mut self.changed);
+        self.model = self.committed.clone();
+        for (dev, thin) in std::mem::take(&mut self.open) {
+            if changed.contains(&dev) {
+                self.aborted.insert(dev);
+            }
+            assert_eq!(
+                self.md.thin_aborted_changes(&thin),
+                self.aborted.contains(&dev)
+            );
+            if self.exists(dev) {
+                self.open.insert(dev, thin);
+            } else {
+                assert_eq!(
+                    self.md.find_block(&thin, 0, true),
+                    Err(Error::NoDevice(id(dev)))
+                );
+                self.md.close_thin(&thin);
+                self.aborted.remove(&dev);
+            }
+        }
+        self.committed.check_committed(&mut self.md);
+    }
+
+    fn reopen(&mut self) {
+        self.md = reopen(&self.md);
+        self.model = self.committed.clone();
+        self.open.clear();
+        self.changed.clear();
+        self.aborted.clear();
+        self.committed.check_committed(&mut self.md);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 96,
+        max_shrink_iters: 2000,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn any_changes_give_what_the_model_says(ops in ops()) {
+        let mut state = State::new();
+        for op in &ops {
+            state.apply(op);
+        }
+        state.model.check(&mut state.md);
+        state.apply(&Op::Commit);
+        check_with_tools(&state.md, &state.committed);
+    }
+}
