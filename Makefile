@@ -24,7 +24,7 @@ clean:
 
 rust-analyzer:
 	$(call kbuild,rust-analyzer)
-	@scripts/rust_project.py '$(or $(MO),.)/rust-project.json'
+	@scripts/rust_project.py '$(or $(MO),.)'
 
 fmt fmtcheck:
 	@find rust tools -name '*.rs' ! -name '*_generated.rs' -exec \

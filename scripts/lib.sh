@@ -42,11 +42,11 @@ run() {
 	say "$step"
 
 	# A process group of its own, so that all of it can be ended.
+	trap 'kill -- "-$!" 2>/dev/null; wait; exit 130' INT TERM HUP
 	set -m
 	"$@" >>"$log" 2>&1 </dev/null &
-	child=$!
 	set +m
-	trap 'kill -- "-$child" 2>/dev/null; wait "$child"; exit 130' INT TERM HUP
+	local child=$!
 	while kill -0 "$child" 2>/dev/null; do
 		sleep 0.2
 		ticks=$((ticks + 1))

@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Adds our crates to the rust-project.json that the kernel wrote in a folder.
+
+usage: rust_project.py FOLDER, where FOLDER is also that of the module's build.
+"""
+
+import json
+import pathlib
+import sys
+
+TOP = pathlib.Path(__file__).resolve().parent.parent
+CRATES = {
+    "persistent_data": [],
+    "thin_metadata": ["persistent_data"],
+    "dm": [],
+    "dm_thin": ["persistent_data", "thin_metadata", "dm"],
+}
+
+
+def main():
+    output = pathlib.Path(sys.argv[1]).resolve()
+    path = output / "rust-project.json"
+    project = json.loads(path.read_text())
+    crates = project["crates"]
+    index = {crate["display_name"]: i for i, crate in enumerate(crates)}
+    cfg = crates[index["kernel"]]["cfg"] + ["MODULE"]
+
+    for name, uses in CRATES.items():
+        deps = ["core", "kernel", "pin_init", "zerocopy", "zerocopy_derive", *uses]
+        index[name] = len(crates)
+        crates.append({
+            "display_name": name,
+            "root_module": str(TOP / "rust" / name / "lib.rs"),
+            "is_workspace_member": True,
+            "deps": [{"crate": index[dep], "name": dep} for dep in deps],
+            "cfg": cfg,
+            "edition": "2021",
+            "env": {
+                "RUST_MODFILE": "This is only for rust-analyzer",
+                "DM_BINDINGS": str(output / "rust/bindings/bindings_generated.rs"),
+            },
+            "source": {
+                "include_dirs": [str(TOP / "rust"), str(output / "rust")],
+                "exclude_dirs": [],
+            },
+        })
+    path.write_text(json.dumps(project, indent=4) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The scripts that run others count and report what those did."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import unittest
+
+TOP = pathlib.Path(__file__).resolve().parents[2]
+
+
+class Room(unittest.TestCase):
+    """A folder of its own, with our scripts as they are and fakes beside them."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.room = pathlib.Path(folder.name)
+        self.env = {**os.environ, "DM_THIN_CACHE": f"{self.room}/cache"}
+
+    def copy(self, *names):
+        for name in names:
+            path = self.room / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(TOP / name, path)
+
+    def fake(self, name, body):
+        path = self.room / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(body)
+        path.chmod(0o755)
+
+    def call(self, *command):
+        return subprocess.run(
+            command, cwd=self.room, env=self.env, capture_output=True, text=True, check=False)
+
+
+class Ci(Room):
+    """`.ci/run` ends with one plain line, whatever `make test` does."""
+
+    def outcome(self, make):
+        self.copy(".ci/run")
+        self.fake("bin/make", f"#!/bin/sh\n{make}\n")
+        self.env["PATH"] = f"{self.room}/bin:{os.environ['PATH']}"
+        result = self.call(self.room / ".ci/run")
+        return result.returncode, result.stdout.splitlines()[-1]
+
+    def test_passes(self):
+        self.assertEqual(self.outcome("echo total: 12 passed, 0 failed"),
+                         (0, "12 passed, 0 failed"))
+
+    def test_fails(self):
+        self.assertEqual(self.outcome("echo total: 12 passed, 10 failed; exit 2"),
+                         (1, "12 passed, 10 failed"))
+
+    def test_breaks_off(self):
+        self.assertEqual(self.outcome("echo lint: 2 passed, 0 failed; exit 2"),
+                         (1, "0 passed, 1 failed"))
+
+
+class Test(Room):
+    """`scripts/test` adds up its suites."""
+
+    def setUp(self):
+        super().setUp()
+        self.copy("scripts/test", "scripts/lib.sh")
+        self.fake("scripts/setup", '#!/bin/sh\n[ "$1" = env ] || exit 0\n'
+                  f"echo export CARGO={self.room}/cargo KERNEL_UM=/um KERNEL_X86_64=/x VNG=/vng\n")
+        self.fake("scripts/module", "#!/bin/sh\necho /module.ko\n")
+        self.fake("scripts/tests/run", "#!/bin/sh\necho scripts: 5 passed, 0 failed\n")
+        self.fake("cargo", "#!/bin/sh\nfor i in 3 4; do\n"
+                  "echo test result: ok. $i passed\\; 0 failed\\; 1 ignored\ndone\n")
+        self.fake_vms("print(sys.argv[1] + ': 20 passed, 0 failed, 1 skipped in 3 s')")
+
+    def fake_vms(self, body):
+        self.fake("tools/testing/run", f"import sys\n{body}\n")
+
+    def outcome(self, *suites):
+        result = self.call(self.room / "scripts/test", *suites)
+        return result.returncode, result.stdout.splitlines()[-1]
+
+    def test_adds_up(self):
+        self.assertEqual(self.outcome("scripts", "cargo", "kunit", "functional", "smoke"),
+                         (0, "total: 72 passed, 0 failed"))
+
+    def test_failures_count(self):
+        self.fake_vms("print('smoke: 18 passed, 2 failed'); sys.exit(1)")
+        self.assertEqual(self.outcome("smoke", "scripts"), (1, "total: 23 passed, 2 failed"))
+
+    def test_no_summary_is_a_failure(self):
+        self.fake_vms("sys.exit(0)")
+        self.assertEqual(self.outcome("kunit", "scripts"), (1, "total: 5 passed, 1 failed"))
+
+    def test_exit_code_counts(self):
+        self.fake_vms("print('kunit: 9 passed, 0 failed'); sys.exit(1)")
+        self.assertEqual(self.outcome("kunit"), (1, "total: 9 passed, 1 failed"))
+
+    def test_broken_module_is_a_failure(self):
+        self.fake("scripts/module", "#!/bin/sh\nexit 2\n")
+        self.assertEqual(self.outcome("kunit", "scripts"), (1, "total: 5 passed, 1 failed"))
+
+    def test_broken_cargo_is_a_failure(self):
+        self.fake("cargo", "#!/bin/sh\necho error: could not compile\nexit 101\n")
+        self.assertEqual(self.outcome("cargo", "scripts"), (1, "total: 5 passed, 1 failed"))
+
+    def test_broken_setup_is_a_failure(self):
+        self.fake("scripts/setup", "#!/bin/sh\nexit 1\n")
+        self.assertEqual(self.outcome(), (1, "total: 0 passed, 1 failed"))
+
+    def test_unknown_suite(self):
+        result = self.call(self.room / "scripts/test", "nonsense")
+        self.assertNotEqual(result.returncode, 0)
+        self.assertIn("no suite nonsense", result.stderr)
+
+
+class Run(Room):
+    """Steps of the set-up log, and end with it."""
+
+    def setUp(self):
+        super().setUp()
+        self.copy("scripts/lib.sh")
+        self.log = self.room / "log"
+
+    def script(self, body):
+        self.fake("scripts/it", f'#!/bin/bash\n. "$(dirname "$0")/lib.sh"\n{body}\n')
+        return self.room / "scripts/it"
+
+    def test_output_is_logged(self):
+        result = self.call(self.script(f"run step {self.log} last_line echo hello; echo done"))
+        self.assertEqual((result.returncode, result.stdout), (0, "done\n"))
+        self.assertIn("step", result.stderr)
+        self.assertIn("hello", self.log.read_text())
+
+    def test_failure_shows_the_log(self):
+        body = f"f() {{ echo what went wrong; return 3; }}\nrun step {self.log} last_line f; echo done"
+        result = self.call(self.script(body))
+        self.assertEqual((result.returncode, result.stdout), (1, ""))
+        self.assertIn("what went wrong", result.stderr)
+        self.assertIn(f"step failed; the whole log is {self.log}", result.stderr)
+
+    def test_ended_with_all_that_it_started(self):
+        pid = self.room / "pid"
+        body = f"f() {{ sleep 100 & echo $! >{pid}; wait; }}\nrun step {self.log} last_line f"
+        with subprocess.Popen([self.script(body)], env=self.env,
+                              stderr=subprocess.DEVNULL) as process:
+            self.wait_for(lambda: pid.exists() and pid.read_text().strip())
+            process.send_signal(signal.SIGTERM)
+            self.assertEqual(process.wait(timeout=10), 130)
+        stat = pathlib.Path("/proc", pid.read_text().strip(), "stat")
+        self.wait_for(lambda: not stat.exists() or ") Z " in stat.read_text())
+
+    def wait_for(self, condition):
+        for _ in range(100):
+            if condition():
+                return
+            time.sleep(0.1)
+        self.fail("waited in vain")
