@@ -25,8 +25,6 @@
 //!
 //! There are no locks inside; see [`persistent_data`].
 
-#![cfg_attr(CONFIG_RUST, no_std)]
-
 pub mod device;
 pub mod error;
 pub mod format;

@@ -85,6 +85,9 @@ pub struct Metadata<B: BlockManager> {
     pub(crate) state: State,
     /// Whether there is something to commit.
     pub(crate) dirty: bool,
+    /// Whether the device may show a superblock that a crash can take away: a commit has failed while it was
+    /// written.
+    pub(crate) unstable: bool,
     /// The metadata blocks that are kept back for commits, and not reported as free.
     pub(crate) reserve: BlockNr,
     pub(crate) threshold: Option<BlockNr>,
@@ -143,6 +146,7 @@ impl<B: BlockManager> Metadata<B> {
             params,
             state: State::Open,
             dirty: false,
+            unstable: false,
             reserve: 0,
             threshold: None,
         };

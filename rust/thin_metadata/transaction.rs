@@ -101,7 +101,9 @@ impl<B: BlockManager> Metadata<B> {
         superblock.flags = self.flags.into();
         superblock.data_space_map_root = sm_root_bytes(&data_sm);
         superblock.metadata_space_map_root = sm_root_bytes(&metadata_sm);
+        self.unstable = true;
         self.tm.commit(&self.bm, guard)?;
+        self.unstable = false;
 
         for device in self.devices.iter_mut() {
             device.changed = false;
@@ -249,6 +251,12 @@ impl<B: BlockManager> Metadata<B> {
 
     /// Makes a change, whose failure leaves the transaction undefined.
     pub(crate) fn change<T>(&mut self, f: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if self.unstable {
+            // An abort has found a superblock that a failed commit wrote. What that commit freed is still in
+            // use if a crash takes the superblock away, so it must be stable before anything is changed.
+            self.bm.flush()?;
+            self.unstable = false;
+        }
         match f(self) {
             Ok(x) => {
                 self.dirty = true;

@@ -578,7 +578,7 @@ fn needs_check_is_written_at_once_and_stays() {
 fn the_threshold_fires_once_on_its_way_down() {
     let mut md = pool(256, 5000);
     let free = md.tm.nr_free();
-    md.set_threshold(free - 20).unwrap();
+    md.set_threshold(free - 10).unwrap();
     assert!(!md.threshold_crossed());
     md.create_thin(id(1)).unwrap();
     let thin = md.open_thin(id(1)).unwrap();
@@ -587,7 +587,7 @@ fn the_threshold_fires_once_on_its_way_down() {
         provision(&mut md, &thin, n * 7919 % 4096).unwrap();
         fired += u32::from(md.threshold_crossed());
     }
-    assert!(md.tm.nr_free() < free - 20);
+    assert!(md.tm.nr_free() < free - 10);
     assert_eq!(fired, 1);
     md.close_thin(&thin);
 }

@@ -26,7 +26,7 @@ fn keeps(seed: u64, block: u64) -> bool {
 /// Opens what a crash has left: it must be the old state or the new one.
 fn check(bm: MemoryBm, old: &Model, new: &Model) -> bool {
     let mut md = Metadata::open(bm, REOPEN).expect("the pool opens after a crash");
-    let is_new = md.transaction_id() == Ok(new.pool.transaction_id);
+    let is_new = workload::is_changed(&md);
     let model = if is_new { new } else { old };
     model.check_committed(&mut md);
     check_with_tools(&md, model);

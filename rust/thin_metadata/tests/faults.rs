@@ -3,7 +3,6 @@
 //! Failing I/O and allocations, at every point.
 
 use persistent_data::{
-    block_manager::BlockManager,
     memory::{
         Io,
         MemoryBm, //
@@ -57,23 +56,29 @@ fn with_fault(
         Err(e) => {
             assert!([5, 12].contains(&e.errno()), "{e}");
             md.abort().expect("the fault is gone");
-            // The last flush may have failed after all was written.
-            let is_new = md.transaction_id() == Ok(new.pool.transaction_id);
-            if is_new {
+            // The last flush may have failed after the superblock was written. Then it is what the device
+            // shows, but a crash may still take it away.
+            if workload::is_changed(&md) {
                 new
             } else {
-                old
+                old.clone()
             }
         }
     };
     current.check_committed(&mut md);
-    current.check_committed(&mut reopen(&md));
+    let mut after_crash = reopen(&md);
+    if workload::is_changed(&after_crash) == workload::is_changed(&md) {
+        current.check_committed(&mut after_crash);
+    } else {
+        old.check_committed(&mut after_crash);
+    }
 
     // Life goes on.
     workload::insert(&mut md, &mut current, 1, 390..395).expect("no more faults");
     workload::remove(&mut md, &mut current, 2, 3, 120).expect("no more faults");
     md.commit().expect("no more faults");
     current.check_committed(&mut md);
+    current.check_committed(&mut reopen(&md));
     if n % 8 == 0 {
         check_with_tools(&md, &current);
     }
@@ -150,7 +155,7 @@ fn faults_while_opening_are_errors() {
         }
         failures += 1;
     }
-    assert!(failures >= 3, "{failures}");
+    assert!(failures >= 2, "{failures}");
 }
 
 #[test]
@@ -169,7 +174,7 @@ fn faults_while_aborting_leave_a_failed_pool_or_the_last_commit() {
         // The device never sees any of it.
         old.check_committed(&mut reopen(&md));
         if !came {
-            assert!(n > 2);
+            assert!(n >= 2);
             break;
         }
     }

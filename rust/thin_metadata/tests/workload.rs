@@ -19,6 +19,14 @@ use crate::{
     Result, //
 };
 
+/// The transaction id of a pool that [`change`] has changed to its end.
+const CHANGED: u64 = 9;
+
+/// Whether [`change`] has come to its end in this pool.
+pub(super) fn is_changed(md: &Metadata<MemoryBm>) -> bool {
+    md.transaction_id() == Ok(CHANGED)
+}
+
 /// A committed pool with a volume, two snapshots and a metadata snapshot.
 pub(super) fn base() -> (Metadata<MemoryBm>, Model) {
     let mut md = pool(512, 3000);
@@ -95,7 +103,7 @@ pub(super) fn change(md: &mut Metadata<MemoryBm>, model: &mut Model) -> Result {
     md.resize_data(3100)?;
     model.pool.nr_data = 3100;
     insert(md, model, 2, 200..210)?;
-    md.set_transaction_id(0, 9)?;
-    model.pool.transaction_id = 9;
+    md.set_transaction_id(0, CHANGED)?;
+    model.pool.transaction_id = CHANGED;
     Ok(())
 }
