@@ -146,11 +146,23 @@ impl<P> Default for BioList<P> {
     }
 }
 
-impl<P> Iterator for BioList<P> {
+/// The bios of a list, first to last; see [`BioList`].
+pub struct IntoIter<P>(BioList<P>);
+
+impl<P> Iterator for IntoIter<P> {
     type Item = Bio<P>;
 
     fn next(&mut self) -> Option<Bio<P>> {
-        self.pop()
+        self.0.pop()
+    }
+}
+
+impl<P> IntoIterator for BioList<P> {
+    type Item = Bio<P>;
+    type IntoIter = IntoIter<P>;
+
+    fn into_iter(self) -> IntoIter<P> {
+        IntoIter(self)
     }
 }
 
