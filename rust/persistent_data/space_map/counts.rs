@@ -289,22 +289,28 @@ impl<I: Index> Counts<I> {
         change: Change,
         block: BlockNr,
     ) -> Result<bool> {
-        let old = self.ref_count(tx.bm(), block)?;
-        match change {
-            Change::Inc => {
-                let new = old.checked_add(1).ok_or(Error::RefCount(block))?;
-                self.set_ref_count(tx, block, new)?;
-                Ok(false)
-            }
-            Change::Dec if old > MANY => {
-                self.set_ref_count(tx, block, old - 1)?;
-                Ok(false)
-            }
-            Change::Dec => {
-                self.ref_counts.remove(tx, &mut Plain::new(), &[block])?;
-                Ok(true)
-            }
+        let update = |_: &mut T, _: &mut Plain<U32>, count: &mut U32| {
+            let old = count.get();
+            let new = match change {
+                Change::Inc if old >= MANY => old.checked_add(1),
+                Change::Dec if old == MANY => return Ok(true),
+                Change::Dec if old > MANY => Some(old - 1),
+                _ => None,
+            };
+            count.set(new.ok_or(Error::RefCount(block))?);
+            Ok(false)
+        };
+        let fits = match self
+            .ref_counts
+            .update(tx, &mut Plain::new(), block, update)
+        {
+            Err(Error::NoData) => return Err(Error::RefCount(block)),
+            result => result?,
+        };
+        if fits {
+            self.ref_counts.remove(tx, &mut Plain::new(), &[block])?;
         }
+        Ok(fits)
     }
 
     /// Sets the count of a block.

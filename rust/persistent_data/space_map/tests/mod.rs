@@ -1,3 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Space maps against a model.
+//! Space maps and transactions against models.
+
+mod crash;
+mod faults;
+mod format;
+mod hostile;
+mod model;
+mod rules;
+mod world;
