@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A pool's mode and features, and the table that they come from.
+
+use dm::{
+    params::UintParam,
+    BlkStatus,
+    Ti, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            ordering::Relaxed,
+            Atomic,
+            AtomicFlag, //
+        },
+        new_mutex,
+        Arc,
+        Mutex, //
+    }, //
+};
+
+use crate::{
+    features::Features,
+    mode::{
+        Mode,
+        Transition, //
+    },
+    pool::Pool,
+    LOG_PREFIX, //
+};
+
+/// How many seconds writes wait for more space before they fail; 0 means for ever.
+pub(crate) static NO_SPACE_TIMEOUT: UintParam = UintParam::new(60);
+
+dm::uint_param!(
+    no_space_timeout,
+    &NO_SPACE_TIMEOUT,
+    "Out of data space queue IO timeout in seconds"
+);
+
+/// A table of the pool target, as the pool sees it.
+pub(crate) struct Binding {
+    pub(crate) ti: Ti,
+    /// What the table asks for.
+    pub(crate) requested: Features,
+    /// The low-water mark, in data blocks.
+    pub(crate) low_water_blocks: u64,
+    /// Whether discards are passed down: asked for, and possible.
+    pub(crate) passdown: AtomicFlag,
+    /// The mode that the pool gets into when the table is resumed; follows the pool's mode after that.
+    mode: Atomic<i32>,
+}
+
+impl Binding {
+    pub(crate) fn new(ti: Ti, requested: Features, low_water_blocks: u64) -> Self {
+        let mode = match requested.read_only {
+            true => Mode::ReadOnly,
+            false => Mode::Write,
+        };
+        Self {
+            ti,
+            requested,
+            low_water_blocks,
+            passdown: AtomicFlag::new(requested.discard_passdown),
+            mode: Atomic::new(mode as i32),
+        }
+    }
+}
+
+/// What is changed with the lock held.
+struct State {
+    /// The table that was resumed last, until it is destroyed.
+    bound: Option<Arc<Binding>>,
+    /// Whether the low-water mark was reported since the last resume.
+    low_water_triggered: bool,
+}
+
+/// The mode, the features in effect, and where they come from.
+///
+/// The mode and the features are changed with the lock held, and read without: a bio that sees an old mode is
+/// as good as one that came a moment earlier.
+#[pin_data]
+pub(crate) struct Control {
+    mode: Atomic<i32>,
+    zero_new_blocks: AtomicFlag,
+    discard_passdown: AtomicFlag,
+    error_if_no_space: AtomicFlag,
+    /// Whether what fails now does so for lack of data space.
+    out_of_data_space: AtomicFlag,
+    suspended: AtomicFlag,
+    #[pin]
+    state: Mutex<State>,
+}
+
+impl Control {
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            mode: Atomic::new(Mode::Write as i32),
+            zero_new_blocks: AtomicFlag::new(true),
+            discard_passdown: AtomicFlag::new(true),
+            error_if_no_space: AtomicFlag::new(false),
+            out_of_data_space: AtomicFlag::new(false),
+            suspended: AtomicFlag::new(true),
+            state <- new_mutex!(
+                State {
+                    bound: None,
+                    low_water_triggered: false,
+                },
+                "dm_thin::Control"
+            ),
+        })
+    }
+}
+
+impl Pool {
+    /// The mode.
+    #[inline]
+    pub(crate) fn mode(&self) -> Mode {
+        Mode::from_i32(self.control.mode.load(Relaxed))
+    }
+
+    /// Whether blocks are zeroed before their first use.
+    pub(crate) fn zeroes_new_blocks(&self) -> bool {
+        self.control.zero_new_blocks.load(Relaxed)
+    }
+
+    /// Whether discards are passed down to the data device.
+    pub(crate) fn passes_discards_down(&self) -> bool {
+        self.control.discard_passdown.load(Relaxed)
+    }
+
+    /// Whether writes that find no free block fail at once.
+    pub(crate) fn errors_if_no_space(&self) -> bool {
+        self.control.error_if_no_space.load(Relaxed)
+    }
+
+    /// The status of I/O that the pool's mode makes fail.
+    pub(crate) fn io_error(&self) -> BlkStatus {
+        match self.control.out_of_data_space.load(Relaxed) {
+            true => BlkStatus::NOSPC,
+            false => BlkStatus::IOERR,
+        }
+    }
+
+    /// How a write ends for which there is no block; `None` if it waits.
+    pub(crate) fn unserviceable_status(&self) -> Option<BlkStatus> {
+        match self.mode() {
+            Mode::OutOfDataSpace if self.errors_if_no_space() => Some(BlkStatus::NOSPC),
+            // Space was found at this very moment: the bio will be retried.
+            Mode::OutOfDataSpace | Mode::Write => None,
+            Mode::OutOfMetadataSpace | Mode::ReadOnly | Mode::Fail => Some(BlkStatus::IOERR),
+        }
+    }
+
+    /// Takes the table `binding` as the one that counts.
+    pub(crate) fn bind(self: &Arc<Self>, binding: &Arc<Binding>) {
+        {
+            let control = &self.control;
+            let requested = &binding.requested;
+            control.state.lock().bound = Some(binding.clone());
+            control.zero_new_blocks.store(requested.zero_new_blocks, Relaxed);
+            control.error_if_no_space.store(requested.error_if_no_space, Relaxed);
+            control
+                .discard_passdown
+                .store(binding.passdown.load(Relaxed), Relaxed);
+        }
+        self.set_mode(Mode::from_i32(binding.mode.load(Relaxed)));
+    }
+
+    /// Forgets the table `ti` if it is the one that counts.
+    pub(crate) fn unbind(&self, ti: &Ti) {
+        let mut state = self.control.state.lock();
+        if matches!(&state.bound, Some(binding) if binding.ti.is_same(ti)) {
+            state.bound = None;
+        }
+    }
+
+    /// The table that counts.
+    pub(crate) fn bound(&self) -> Option<Arc<Binding>> {
+        self.control.state.lock().bound.clone()
+    }
+
+    /// Tells user space that something happened.
+    pub(crate) fn event(&self) {
+        if let Some(binding) = self.bound() {
+            binding.ti.event();
+        }
+    }
+
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.control.suspended.load(Relaxed)
+    }
+
+    pub(crate) fn set_suspended(&self, suspended: bool) {
+        self.control.suspended.store(suspended, Relaxed);
+    }
+
+    /// Begins to watch the low-water mark anew.
+    pub(crate) fn rearm_low_water_mark(&self) {
+        self.control.state.lock().low_water_triggered = false;
+    }
+
+    /// Tells user space, once, that no more than the low-water mark of data blocks is free.
+    pub(crate) fn check_low_water_mark(&self, free: u64) {
+        let binding = {
+            let mut state = self.control.state.lock();
+            match &state.bound {
+                Some(binding)
+                    if free <= binding.low_water_blocks && !state.low_water_triggered =>
+                {
+                    let binding = binding.clone();
+                    state.low_water_triggered = true;
+                    binding
+                }
+                _ => return,
+            }
+        };
+        dm::log::warn!(
+            LOG_PREFIX,
+            "{}: reached low water mark for data device: sending event.",
+            self.name()
+        );
+        binding.ti.event();
+    }
+
+    /// Changes the mode to `wanted`, as far as [`Mode::transition`] allows.
+    pub(crate) fn set_mode(self: &Arc<Self>, wanted: Mode) {
+        let binding = {
+            let control = &self.control;
+            let state = control.state.lock();
+            let old = self.mode();
+            let needs_check = self.metadata.read().metadata.needs_check();
+            let Transition { mode, needs_repair } = old.transition(wanted, needs_check);
+            if needs_repair {
+                dm::log::err!(
+                    LOG_PREFIX,
+                    "{}: unable to switch pool to write mode until repaired.",
+                    self.name()
+                );
+            }
+
+            match mode {
+                Mode::Write => {
+                    control.out_of_data_space.store(false, Relaxed);
+                    if let Some(binding) = &state.bound {
+                        let requested = &binding.requested;
+                        control.error_if_no_space.store(requested.error_if_no_space, Relaxed);
+                    }
+                }
+                Mode::OutOfDataSpace => control.out_of_data_space.store(true, Relaxed),
+                Mode::OutOfMetadataSpace | Mode::ReadOnly | Mode::Fail => {}
+            }
+            self.metadata
+                .read()
+                .metadata
+                .set_read_only(!mode.may_change_metadata());
+
+            control.mode.store(mode as i32, Relaxed);
+            if let Some(binding) = &state.bound {
+                // A resume of the same table must not change the mode.
+                binding.mode.store(mode as i32, Relaxed);
+            }
+            match old == mode {
+                true => None,
+                false => Some((state.bound.clone(), mode)),
+            }
+        };
+        let mode = self.mode();
+        match mode {
+            Mode::Write => {}
+            Mode::OutOfDataSpace => self.start_no_space_timeout(),
+            Mode::OutOfMetadataSpace | Mode::ReadOnly | Mode::Fail => {
+                self.end_retries(self.io_error());
+            }
+        }
+        if let Some((binding, mode)) = binding {
+            self.notify_of_mode(binding.as_deref(), mode);
+        }
+    }
+
+    fn notify_of_mode(&self, binding: Option<&Binding>, mode: Mode) {
+        if let Some(binding) = binding {
+            binding.ti.event();
+        }
+        dm::log::info!(
+            LOG_PREFIX,
+            "{}: switching pool to {} mode",
+            self.name(),
+            mode.description(self.errors_if_no_space())
+        );
+    }
+
+    fn start_no_space_timeout(self: &Arc<Self>) {
+        let seconds = NO_SPACE_TIMEOUT.get();
+        if !self.errors_if_no_space() && seconds != 0 {
+            self.give_time_for_space(seconds);
+        }
+    }
+
+    /// User space has had its time to add space: writes fail from now on.
+    pub(crate) fn no_space_timeout(self: &Arc<Self>) {
+        {
+            let _state = self.control.state.lock();
+            if self.mode() != Mode::OutOfDataSpace || self.errors_if_no_space() {
+                return;
+            }
+            self.control.error_if_no_space.store(true, Relaxed);
+        }
+        self.notify_of_mode(self.bound().as_deref(), Mode::OutOfDataSpace);
+        self.end_retries(BlkStatus::NOSPC);
+    }
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Thin provisioning: the device-mapper targets `thin-pool` and `thin`.
+//!
+//! A pool ties a data device to a metadata device, which says where on the former the blocks of thin devices
+//! are. Blocks are allocated when they are first written to; snapshots share blocks until one side writes.
+//!
+//! - [`thin_target`] and [`pool_target`] are what device-mapper calls; [`message`] are the pool's messages.
+//! - [`registry`] knows all pools. [`pool`] is one: its metadata, [`control`] of its [`mode`], its
+//!   [`features`].
+//! - A bio is remapped on the spot if its block is mapped. Everything else is for the pool's [`worker`],
+//!   which [`process`]es the bios of all devices one after the other. A block whose mapping is about to
+//!   change has a cell in [`cells`]; a new [`mapping`] is made ready by the [`copier`], or by a bio that covers
+//!   it. [`in_flight`] keeps freed blocks from being used again too soon.
+
+mod block_manager;
+mod block_size;
+mod cells;
+mod control;
+mod copier;
+mod features;
+mod in_flight;
+mod mapping;
+mod message;
+mod mode;
+mod per_bio;
+mod pool;
+mod pool_target;
+mod process;
+mod registry;
+mod thin;
+mod thin_target;
+mod throttle;
+mod worker;
+
+use dm::Registration;
+use kernel::prelude::*;
+
+use crate::{
+    pool_target::PoolTarget,
+    thin_target::ThinTarget, //
+};
+
+/// The version of both targets, which tells user space what they can do.
+const VERSION: [u32; 3] = [1, 24, 0];
+
+/// What log lines begin with, after `device-mapper: `.
+const LOG_PREFIX: &str = "thin";
+
+module! {
+    type: DmThin,
+    name: "dm_thin_pool",
+    authors: ["Developers of dm-thin in Rust"],
+    description: "device-mapper thin provisioning target",
+    license: "GPL",
+    alias: ["dm-thin", "dm-thin-pool"],
+}
+
+#[pin_data]
+struct DmThin {
+    #[pin]
+    thin: Registration<ThinTarget>,
+    #[pin]
+    pool: Registration<PoolTarget>,
+}
+
+impl kernel::InPlaceModule for DmThin {
+    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            thin <- Registration::new(),
+            pool <- Registration::new(),
+        })
+    }
+}

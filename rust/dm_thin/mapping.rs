@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The life of a new mapping.
+//!
+//! A data block has been allocated and the virtual block's cell locked: the mapping is [`Preparing`] while
+//! the data block is zeroed, copied to, or overwritten. When that is done it is [`Prepared`] and waits for
+//! the worker, which inserts it into the metadata and lets the bios in the cell go on. Each step consumes
+//! the one before.
+
+use core::mem::MaybeUninit;
+
+use dm::{
+    kcopyd::Job,
+    BlkStatus, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        new_spinlock_irq,
+        Arc,
+        SpinLockIrq, //
+    }, //
+};
+use thin_metadata::{
+    DataBlock,
+    VirtualBlock, //
+};
+
+use crate::{
+    cells::CellId,
+    per_bio::ThinBio,
+    thin::Thin, //
+};
+
+/// What a mapping is made for.
+pub(crate) struct NewMapping {
+    /// The device.
+    pub(crate) thin: Arc<Thin>,
+    /// The virtual block.
+    pub(crate) block: VirtualBlock,
+    /// The data block, allocated for this mapping.
+    pub(crate) data: DataBlock,
+    /// The virtual block's cell.
+    pub(crate) cell: CellId,
+    /// Whether the virtual block is mapped already, to a block that others share.
+    pub(crate) breaks_sharing: bool,
+    /// The bio that caused all this; elsewhere while it overwrites the data block.
+    pub(crate) holder: Option<ThinBio>,
+}
+
+/// A mapping on its way, in the form in which kcopyd takes it.
+pub(crate) struct Node {
+    mapping: NewMapping,
+    status: BlkStatus,
+    overwritten: bool,
+    next: Option<KBox<Job<Node>>>,
+}
+
+/// A mapping whose data block is not ready yet.
+pub(crate) struct Preparing(KBox<Job<Node>>);
+
+/// Room for a mapping, to be had before the data block, so that no block is lost for lack of memory.
+pub(crate) struct Reserved(KBox<MaybeUninit<Job<Node>>>);
+
+impl Reserved {
+    /// Fails with [`ENOMEM`].
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self(KBox::new_uninit(GFP_KERNEL)?))
+    }
+
+    /// Starts the life of `mapping`.
+    pub(crate) fn fill(self, mapping: NewMapping) -> Preparing {
+        Preparing(KBox::write(
+            self.0,
+            Job::new(Node {
+                mapping,
+                status: BlkStatus::OK,
+                overwritten: false,
+                next: None,
+            }),
+        ))
+    }
+}
+
+impl Preparing {
+    /// The mapping that kcopyd gives back.
+    pub(crate) fn from_job(job: KBox<Job<Node>>) -> Self {
+        Self(job)
+    }
+
+    /// What kcopyd takes.
+    pub(crate) fn into_job(self) -> KBox<Job<Node>> {
+        self.0
+    }
+
+    /// The mapping.
+    pub(crate) fn mapping(&self) -> &NewMapping {
+        &self.0.mapping
+    }
+
+    /// Takes the bio that caused the mapping, in order to let it overwrite the data block.
+    pub(crate) fn take_holder(&mut self) -> Option<ThinBio> {
+        self.0.mapping.holder.take()
+    }
+
+    /// The data block has been zeroed or copied to, with this result.
+    pub(crate) fn finish(mut self, status: BlkStatus) -> Prepared {
+        self.0.status = status;
+        Prepared(self.0)
+    }
+
+    /// The data block has been overwritten by `bio`, with this result.
+    pub(crate) fn finish_overwrite(mut self, bio: ThinBio, status: BlkStatus) -> Prepared {
+        self.0.status = status;
+        self.0.overwritten = true;
+        self.0.mapping.holder = Some(bio);
+        Prepared(self.0)
+    }
+}
+
+/// A mapping whose data block is ready, or could not be made so.
+pub(crate) struct Prepared(KBox<Job<Node>>);
+
+impl Prepared {
+    /// The device.
+    pub(crate) fn thin(&self) -> &Arc<Thin> {
+        &self.0.mapping.thin
+    }
+
+    /// The mapping, how its preparation ended, and whether the bio that caused it has written its data.
+    pub(crate) fn into_parts(self) -> (NewMapping, BlkStatus, bool) {
+        let node = KBox::into_inner(self.0).into_inner();
+        (node.mapping, node.status, node.overwritten)
+    }
+}
+
+/// The mappings that wait for the worker, pushed from any context.
+#[pin_data]
+pub(crate) struct PreparedQueue {
+    #[pin]
+    newest: SpinLockIrq<Option<KBox<Job<Node>>>>,
+}
+
+impl PreparedQueue {
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            newest <- new_spinlock_irq!(None, "dm_thin::PreparedQueue"),
+        })
+    }
+
+    /// Adds a mapping.
+    pub(crate) fn push(&self, Prepared(mut node): Prepared) {
+        let mut newest = self.newest.lock();
+        node.next = newest.take();
+        *newest = Some(node);
+    }
+
+    /// Takes all mappings, the oldest first.
+    pub(crate) fn take(&self) -> PreparedMappings {
+        let mut newest = self.newest.lock().take();
+        let mut oldest = None;
+        while let Some(mut node) = newest {
+            newest = node.next.take();
+            node.next = oldest;
+            oldest = Some(node);
+        }
+        PreparedMappings(oldest)
+    }
+}
+
+/// Mappings taken from a queue.
+pub(crate) struct PreparedMappings(Option<KBox<Job<Node>>>);
+
+impl Iterator for PreparedMappings {
+    type Item = Prepared;
+
+    fn next(&mut self) -> Option<Prepared> {
+        let mut node = self.0.take()?;
+        self.0 = node.next.take();
+        Some(Prepared(node))
+    }
+}

@@ -1,0 +1,530 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A pool: its metadata, and all that its thin devices share.
+
+use dm::{
+    new_rwsem,
+    workqueue::{
+        self,
+        OnQueue,
+        OwnedQueue, //
+    },
+    BlkStatus,
+    Dev,
+    MdId,
+    RwSemaphore, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        new_mutex,
+        Arc,
+        Mutex, //
+    },
+    time::msecs_to_jiffies,
+    workqueue::{
+        impl_has_delayed_work,
+        impl_has_work,
+        new_delayed_work,
+        new_work,
+        DelayedWork,
+        Work,
+        WorkItem, //
+    }, //
+};
+use thin_metadata::{
+    DataBlock,
+    Metadata,
+    OpenParams, //
+};
+
+use crate::{
+    block_manager::BufioManager,
+    block_size::BlockSize,
+    control::Control,
+    copier::Copier,
+    in_flight::InFlight,
+    mapping::{
+        Prepared,
+        PreparedQueue, //
+    },
+    mode::Mode,
+    thin::Thin,
+    throttle::Throttle,
+    worker::Worker,
+    LOG_PREFIX, //
+};
+
+/// The metadata, with what must be known along with them about blocks that were freed.
+pub(crate) struct PoolMetadata {
+    pub(crate) metadata: Metadata<BufioManager>,
+    /// Whether mappings that bios may still be using were removed in this transaction.
+    pub(crate) blocks_freed: bool,
+    /// Whether that was so in a transaction that is committed: the data blocks are free now, but must not be
+    /// used again before those bios have ended.
+    blocks_in_use: bool,
+    /// Whether a transaction was aborted. Nothing is written after that before the metadata are repaired.
+    aborted: bool,
+}
+
+/// A pool.
+///
+/// Lock order: throttle, worker, control, metadata, thins; then the spin locks, of which no two are held at
+/// once. Nobody who holds the metadata takes control.
+#[pin_data]
+pub(crate) struct Pool {
+    pub(crate) md: MdId,
+    pub(crate) metadata_dev: Dev,
+    pub(crate) data_dev: Dev,
+    pub(crate) block_size: BlockSize,
+    /// Whether thin devices support discards; fixed by the first table.
+    pub(crate) discard_enabled: bool,
+    /// The device's name in log lines.
+    name: KVec<u8>,
+    pub(crate) copier: Copier,
+    #[pin]
+    pub(crate) in_flight: InFlight,
+    #[pin]
+    pub(crate) prepared: PreparedQueue,
+    #[pin]
+    pub(crate) throttle: Throttle,
+    #[pin]
+    pub(crate) worker: Mutex<Worker>,
+    #[pin]
+    pub(crate) control: Control,
+    #[pin]
+    pub(crate) metadata: RwSemaphore<PoolMetadata>,
+    /// The active thin devices, by ascending serial number.
+    #[pin]
+    thins: Mutex<Thins>,
+    queue: OwnedQueue,
+    #[pin]
+    work: Work<Self, WORK>,
+    #[pin]
+    waker: DelayedWork<Self, WAKER>,
+    #[pin]
+    no_space_timeout: DelayedWork<Self, NO_SPACE_TIMEOUT>,
+}
+
+/// One round of the worker.
+const WORK: u64 = 0;
+/// Wakes the worker each second, so that it commits.
+const WAKER: u64 = 1;
+/// Ends the patience with user space when there is no space.
+const NO_SPACE_TIMEOUT: u64 = 2;
+
+/// The period of the waker in milliseconds.
+const WAKER_PERIOD: u32 = 1000;
+
+impl_has_work! {
+    impl HasWork<Self, 0> for Pool { self.work }
+}
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self, 1> for Pool { self.waker }
+    impl HasDelayedWork<Self, 2> for Pool { self.no_space_timeout }
+}
+
+impl OnQueue for Pool {
+    fn queue(&self) -> &OwnedQueue {
+        &self.queue
+    }
+}
+
+impl WorkItem<WORK> for Pool {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.work();
+    }
+}
+
+impl WorkItem<WAKER> for Pool {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.wake();
+        let _ = workqueue::enqueue_delayed::<_, WAKER>(this, msecs_to_jiffies(WAKER_PERIOD));
+    }
+}
+
+impl WorkItem<NO_SPACE_TIMEOUT> for Pool {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.no_space_timeout();
+    }
+}
+
+struct Thins {
+    active: KVec<Arc<Thin>>,
+    next_serial: u64,
+}
+
+/// What a pool is made of.
+pub(crate) struct PoolParams<'a> {
+    pub(crate) md: MdId,
+    pub(crate) name: &'a str,
+    pub(crate) metadata_dev: Dev,
+    pub(crate) data_dev: Dev,
+    pub(crate) block_size: BlockSize,
+    pub(crate) read_only: bool,
+    pub(crate) discard_enabled: bool,
+}
+
+impl Pool {
+    /// Opens the metadata, or formats them if there are none, and makes a pool of them.
+    ///
+    /// An error comes with the reason that the log shall give.
+    pub(crate) fn new(params: PoolParams<'_>) -> Result<Arc<Self>, (&'static CStr, Error)> {
+        let PoolParams {
+            md,
+            name,
+            metadata_dev,
+            data_dev,
+            block_size,
+            read_only,
+            discard_enabled,
+        } = params;
+
+        let metadata = BufioManager::new(&metadata_dev)
+            .map_err(thin_metadata::Error::from)
+            .and_then(|bm| {
+                Metadata::open(
+                    bm,
+                    OpenParams {
+                        data_block_size: block_size.sectors(),
+                        format: !read_only,
+                        read_only,
+                    },
+                )
+            })
+            .map_err(|e| {
+                dm::log::err!(
+                    LOG_PREFIX,
+                    "{name}: cannot open metadata on {}: {e}",
+                    metadata_dev.name()
+                );
+                (c"Error creating metadata object", e.into())
+            })?;
+        let copier =
+            Copier::new(block_size).map_err(|e| (c"Error creating pool's kcopyd client", e))?;
+        let queue = OwnedQueue::ordered(c"dm-thin")
+            .map_err(|e| (c"Error creating pool's workqueue", e))?;
+        let no_memory = |_| (c"Error allocating memory for pool", ENOMEM);
+        let mut owned_name = KVec::new();
+        owned_name
+            .extend_from_slice(name.as_bytes(), GFP_KERNEL)
+            .map_err(no_memory)?;
+
+        Arc::pin_init(
+            pin_init!(Self {
+                md,
+                metadata_dev,
+                data_dev,
+                block_size,
+                discard_enabled,
+                name: owned_name,
+                copier,
+                in_flight <- InFlight::new(),
+                prepared <- PreparedQueue::new(),
+                throttle <- Throttle::new(),
+                worker <- new_mutex!(Worker::new(), "dm_thin::Pool::worker"),
+                control <- Control::new(),
+                metadata <- new_rwsem!(
+                    PoolMetadata {
+                        metadata,
+                        blocks_freed: false,
+                        blocks_in_use: false,
+                        aborted: false,
+                    },
+                    "dm_thin::Pool::metadata"
+                ),
+                thins <- new_mutex!(
+                    Thins {
+                        active: KVec::new(),
+                        next_serial: 1,
+                    },
+                    "dm_thin::Pool::thins"
+                ),
+                queue,
+                work <- new_work!("dm_thin::Pool::work"),
+                waker <- new_delayed_work!("dm_thin::Pool::waker"),
+                no_space_timeout <- new_delayed_work!("dm_thin::Pool::no_space_timeout"),
+            }),
+            GFP_KERNEL,
+        )
+        .map_err(|e| (c"Error allocating memory for pool", e))
+    }
+
+    /// The device's name in log lines.
+    pub(crate) fn name(&self) -> &str {
+        core::str::from_utf8(&self.name).unwrap_or("?")
+    }
+
+    /// Adds an active thin device, which `make` makes of its serial number.
+    ///
+    /// [`EBUSY`] if the pool is suspended: it would not suspend the device with the others.
+    pub(crate) fn add_thin(
+        &self,
+        make: impl FnOnce(u64) -> Result<Arc<Thin>>,
+    ) -> Result<Arc<Thin>> {
+        let mut thins = self.thins.lock();
+        // Whoever suspends the pool says so before looking at the devices, which takes the lock.
+        if self.is_suspended() {
+            return Err(EBUSY);
+        }
+        let serial = thins.next_serial;
+        let thin = make(serial)?;
+        thins.active.push(thin.clone(), GFP_KERNEL)?;
+        thins.next_serial = serial.wrapping_add(1);
+        Ok(thin)
+    }
+
+    /// Removes an active thin device; the worker does not know it any more when this returns.
+    pub(crate) fn remove_thin(&self, serial: u64) {
+        self.thins.lock().active.retain(|thin| thin.serial != serial);
+        self.queue.flush();
+    }
+
+    /// The active thin device after the one with serial number `after`, or the first one.
+    pub(crate) fn next_thin(&self, after: Option<u64>) -> Option<Arc<Thin>> {
+        let thins = self.thins.lock();
+        let next = match after {
+            Some(after) => thins.active.partition_point(|thin| thin.serial <= after),
+            None => 0,
+        };
+        thins.active.get(next).cloned()
+    }
+
+    /// Calls `f` for each active thin device.
+    pub(crate) fn for_each_thin(&self, mut f: impl FnMut(&Arc<Thin>)) {
+        let mut after = None;
+        while let Some(thin) = self.next_thin(after) {
+            f(&thin);
+            after = Some(thin.serial);
+        }
+    }
+
+    /// Has the worker look for something to do; from any context.
+    pub(crate) fn wake(self: &Arc<Self>) {
+        // If it is to run anyway, that is soon enough.
+        let _ = self.queue.enqueue::<_, WORK>(self.clone());
+    }
+
+    /// Wakes the worker now, and then each second.
+    pub(crate) fn start_waker(self: &Arc<Self>) {
+        self.wake();
+        let _ = workqueue::enqueue_delayed::<_, WAKER>(self.clone(), msecs_to_jiffies(WAKER_PERIOD));
+    }
+
+    /// Gives user space `seconds` to add space.
+    pub(crate) fn give_time_for_space(self: &Arc<Self>, seconds: u32) {
+        let delay = msecs_to_jiffies(seconds.saturating_mul(1000));
+        let _ = workqueue::enqueue_delayed::<_, NO_SPACE_TIMEOUT>(self.clone(), delay);
+    }
+
+    /// Does no more work before it is asked for again; waits for what is under way.
+    pub(crate) fn stop_work(self: &Arc<Self>) {
+        workqueue::cancel_delayed_sync::<_, WAKER>(self);
+        workqueue::cancel_delayed_sync::<_, NO_SPACE_TIMEOUT>(self);
+        self.queue.flush();
+    }
+
+    /// Waits for the worker to have done all that there is to do now.
+    pub(crate) fn flush_work(self: &Arc<Self>) {
+        self.wake();
+        self.queue.flush();
+    }
+
+    /// Ends all work and commits what is left.
+    pub(crate) fn close(self: &Arc<Self>) -> thin_metadata::Result {
+        self.stop_work();
+        let mut pool = self.metadata.write_noio();
+        pool.metadata.close(|| self.flush_data())
+    }
+
+    /// Makes all that was written to the data device stable.
+    pub(crate) fn flush_data(&self) -> thin_metadata::Result {
+        self.data_dev
+            .flush()
+            .map_err(|e| thin_metadata::Error::DataFlush(-e.to_errno()))
+    }
+
+    /// A mapping's data block is ready; from any context.
+    pub(crate) fn finish(self: &Arc<Self>, prepared: Prepared) {
+        self.prepared.push(prepared);
+        self.wake();
+    }
+
+    /// Allocates a data block.
+    ///
+    /// [`thin_metadata::Error::NoDataSpace`] means that the pool's mode says so, too. All errors have been
+    /// dealt with as far as the pool is concerned.
+    pub(crate) fn alloc_data_block(self: &Arc<Self>) -> thin_metadata::Result<DataBlock> {
+        let failed = |op, e| {
+            self.metadata_operation_failed(op, e);
+            Err(e)
+        };
+
+        let free = self.metadata.read().metadata.free_data_blocks();
+        let mut free = match free {
+            Ok(free) => free,
+            Err(e) => return failed("free_data_blocks", e),
+        };
+        self.check_low_water_mark(free);
+        if free == 0 {
+            // A commit may free some.
+            self.commit()?;
+            let again = self.metadata.read().metadata.free_data_blocks();
+            free = match again {
+                Ok(free) => free,
+                Err(e) => return failed("free_data_blocks", e),
+            };
+        }
+        let block = match free {
+            0 => Err(thin_metadata::Error::NoDataSpace),
+            _ => self.alloc_idle_data_block(),
+        };
+        match block {
+            Ok(block) => {
+                let reserve_begins = {
+                    let free = self.metadata.read().metadata.free_metadata_blocks();
+                    matches!(free, Ok(0))
+                };
+                if reserve_begins {
+                    // While the reserve for commits is still whole.
+                    self.commit()?;
+                }
+                Ok(block)
+            }
+            Err(e @ thin_metadata::Error::NoDataSpace) => {
+                self.set_mode(Mode::OutOfDataSpace);
+                Err(e)
+            }
+            Err(e) => failed("alloc_data_block", e),
+        }
+    }
+
+    /// Allocates a data block that no bio in flight can be on its way to.
+    fn alloc_idle_data_block(self: &Arc<Self>) -> thin_metadata::Result<DataBlock> {
+        loop {
+            let mut pool = self.metadata.write_noio();
+            if !pool.blocks_in_use {
+                return pool.metadata.alloc_data_block();
+            }
+            pool.blocks_in_use = false;
+            drop(pool);
+            self.in_flight.quiesce();
+        }
+    }
+
+    /// Makes all changes permanent.
+    ///
+    /// An error has been dealt with as far as the pool is concerned.
+    pub(crate) fn commit(self: &Arc<Self>) -> thin_metadata::Result {
+        if !self.mode().may_change_metadata() {
+            return Err(thin_metadata::Error::ReadOnly);
+        }
+
+        let (result, threshold_crossed) = {
+            let mut pool = self.metadata.write_noio();
+            let result = pool.metadata.commit_with(|| self.flush_data());
+            if result.is_ok() && pool.blocks_freed {
+                pool.blocks_freed = false;
+                pool.blocks_in_use = true;
+            }
+            (result, pool.metadata.threshold_crossed())
+        };
+        if threshold_crossed {
+            dm::log::warn!(
+                LOG_PREFIX,
+                "{}: reached low water mark for metadata device: sending event.",
+                self.name()
+            );
+            self.event();
+        }
+        match result {
+            Ok(()) => {
+                self.check_metadata_space();
+                self.check_data_space();
+            }
+            Err(e) => self.metadata_operation_failed("commit", e),
+        }
+        result
+    }
+
+    fn check_metadata_space(self: &Arc<Self>) {
+        let free = self.metadata.read().metadata.free_metadata_blocks();
+        if matches!(free, Ok(free) if free > 0) || self.mode().is_read_only() {
+            return;
+        }
+        dm::log::err!(LOG_PREFIX, "{}: No free metadata blocks", self.name());
+        self.set_mode(Mode::OutOfMetadataSpace);
+    }
+
+    fn check_data_space(self: &Arc<Self>) {
+        if self.mode() != Mode::OutOfDataSpace {
+            return;
+        }
+        let free = self.metadata.read().metadata.free_data_blocks();
+        if matches!(free, Ok(free) if free > 0) {
+            self.set_mode(Mode::Write);
+            self.retry_bios();
+        }
+    }
+
+    /// Hands the bios that wait for more space to the worker.
+    pub(crate) fn retry_bios(self: &Arc<Self>) {
+        self.for_each_thin(|thin| thin.retry());
+    }
+
+    /// Ends the bios that wait for more space.
+    pub(crate) fn end_retries(&self, status: BlkStatus) {
+        self.for_each_thin(|thin| thin.take_retries().end(status));
+    }
+
+    /// Gives up the transaction after a change has failed, and writes no more.
+    pub(crate) fn metadata_operation_failed(self: &Arc<Self>, op: &str, e: thin_metadata::Error) {
+        dm::log::err_limited!(
+            LOG_PREFIX,
+            "{}: metadata operation '{op}' failed: {e}",
+            self.name()
+        );
+        self.abort_transaction();
+        self.set_mode(Mode::ReadOnly);
+    }
+
+    fn abort_transaction(self: &Arc<Self>) {
+        dm::log::err_limited!(
+            LOG_PREFIX,
+            "{}: aborting current metadata transaction",
+            self.name()
+        );
+        let (aborted, noted) = {
+            let mut pool = self.metadata.write_noio();
+            if pool.aborted {
+                // Somebody else was quicker.
+                return;
+            }
+            pool.aborted = true;
+            pool.blocks_freed = false;
+            (pool.metadata.abort(), pool.metadata.set_needs_check())
+        };
+        if let Err(e) = aborted {
+            dm::log::err!(
+                LOG_PREFIX,
+                "{}: failed to abort metadata transaction: {e}",
+                self.name()
+            );
+            self.set_mode(Mode::Fail);
+        }
+        if let Err(e) = noted {
+            dm::log::err!(
+                LOG_PREFIX,
+                "{}: failed to set 'needs_check' flag in metadata: {e}",
+                self.name()
+            );
+            self.set_mode(Mode::Fail);
+        }
+    }
+}

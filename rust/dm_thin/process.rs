@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the worker does with a bio.
+//!
+//! The kinds of bios and mappings:
+//!
+//! | | not mapped | mapped, shared | mapped |
+//! | --- | --- | --- | --- |
+//! | read | zeroes | remapped | remapped |
+//! | write | a new block is provisioned | sharing is broken | remapped |
+//! | flush | goes to the data device, or waits for a commit that flushes it | | |
+//!
+//! A new block is zeroed, or the shared one copied to it, unless the write covers all of it. Sharing is broken
+//! like this: the write's block gets a cell, so later writes to it wait; the data is copied to the new block
+//! while others go on reading the old one; the new mapping is inserted, which takes this device's reference
+//! from the old block; the bios in the cell go on. No commit is needed for that: after a crash the old mapping
+//! leads to the old block, which nobody has written to, since a block that was freed is not used again before
+//! the commit that makes it free, and not before the reads have ended that were sent to it earlier.
+
+use dm::BlkStatus;
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+use thin_metadata::{
+    DataBlock,
+    Mapping,
+    VirtualBlock, //
+};
+
+use crate::{
+    mapping::{
+        NewMapping,
+        Preparing,
+        Reserved, //
+    },
+    mode::Mode,
+    per_bio::ThinBio,
+    pool::Pool,
+    thin::Thin,
+    worker::{
+        Postponed,
+        Worker, //
+    },
+    LOG_PREFIX, //
+};
+
+/// The commit that a flush, or a write with FUA, asks for.
+pub(crate) enum Commit {
+    /// None: what it is about is permanent already.
+    None,
+    /// The next one.
+    Next,
+    /// One that cannot happen any more: changes of the device were lost in an abort.
+    Lost,
+}
+
+impl Pool {
+    /// Processes a bio that was handed to the worker.
+    pub(crate) fn process(
+        self: &Arc<Self>,
+        worker: &mut Worker,
+        thin: &Arc<Thin>,
+        bio: ThinBio,
+    ) -> Result<(), Postponed> {
+        if self.mode() == Mode::Fail {
+            bio.end(BlkStatus::IOERR);
+            return Ok(());
+        }
+        if bio.len_bytes() == 0 {
+            // Flushes concern no block.
+            self.remap_and_issue(worker, thin, bio, 0);
+            return Ok(());
+        }
+        self.process_data(worker, thin, bio, |pool, worker, bio, data| {
+            pool.remap_and_issue(worker, thin, bio, data)
+        })
+    }
+
+    /// Processes a write with FUA whose commit has happened.
+    pub(crate) fn process_committed(
+        self: &Arc<Self>,
+        worker: &mut Worker,
+        thin: &Arc<Thin>,
+        bio: ThinBio,
+    ) -> Result<(), Postponed> {
+        self.process_data(worker, thin, bio, |pool, _, bio, data| {
+            pool.issue(thin, bio, data)
+        })
+    }
+
+    fn process_data(
+        self: &Arc<Self>,
+        worker: &mut Worker,
+        thin: &Arc<Thin>,
+        bio: ThinBio,
+        issue: impl FnOnce(&Arc<Self>, &mut Worker, ThinBio, DataBlock),
+    ) -> Result<(), Postponed> {
+        let block = self.block_size.block_of(bio.sector());
+        let blocks = block..block.saturating_add(1);
+        let Some(mut bio) = worker.cells.wait(thin.id, &blocks, bio) else {
+            return Ok(());
+        };
+
+        let found = self.metadata.read().metadata.find_block(&thin.handle, block, true);
+        match found {
+            Ok(Some(Mapping { block: data, shared })) if !shared || bio.is_read() => {
+                issue(self, worker, bio, data);
+                Ok(())
+            }
+            Ok(None) if bio.is_read() => {
+                bio.zero_fill();
+                bio.end(BlkStatus::OK);
+                Ok(())
+            }
+            Ok(_) if self.mode() != Mode::Write => {
+                self.unserviceable(thin, bio);
+                Ok(())
+            }
+            Ok(old) => self.provision(worker, thin, bio, block, old),
+            Err(e) => {
+                dm::log::err_limited!(
+                    LOG_PREFIX,
+                    "{}: look-up of block {block} of thin device {} failed: {e}",
+                    self.name(),
+                    thin.id
+                );
+                bio.end(BlkStatus::IOERR);
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives `block`, which is mapped to the shared block `old` or not at all, a data block of its own for the
+    /// write `bio`.
+    fn provision(
+        self: &Arc<Self>,
+        worker: &mut Worker,
+        thin: &Arc<Thin>,
+        bio: ThinBio,
+        block: VirtualBlock,
+        old: Option<Mapping>,
+    ) -> Result<(), Postponed> {
+        let blocks = block..block.saturating_add(1);
+        let Ok(room) = Reserved::new() else {
+            return Err(Postponed(bio));
+        };
+        let Ok(cell) = worker.cells.lock(thin.id, &blocks) else {
+            return Err(Postponed(bio));
+        };
+        let data = match self.alloc_data_block() {
+            Ok(data) => data,
+            Err(e) => {
+                // Nothing can wait in a cell that was made just now.
+                drop(worker.cells.release(cell));
+                match e {
+                    thin_metadata::Error::NoDataSpace => self.unserviceable(thin, bio),
+                    _ => bio.end(self.io_error()),
+                }
+                return Ok(());
+            }
+        };
+
+        let overwrites = u64::from(bio.len_bytes()) == self.block_size.bytes();
+        let preparing = room.fill(NewMapping {
+            thin: thin.clone(),
+            block,
+            data,
+            cell,
+            breaks_sharing: old.is_some(),
+            holder: Some(bio),
+        });
+        match old {
+            Some(_) if overwrites => self.overwrite(preparing),
+            Some(old) => self.copier.copy_block(old.block, preparing),
+            None if !self.zeroes_new_blocks() => {
+                self.complete_mapping(worker, preparing.finish(BlkStatus::OK));
+            }
+            None if overwrites => self.overwrite(preparing),
+            None => self.copier.zero_block(preparing),
+        }
+        Ok(())
+    }
+
+    /// Lets the bio that covers a new block write to it. The bio does not end before the mapping is inserted.
+    fn overwrite(self: &Arc<Self>, mut preparing: Preparing) {
+        let data = preparing.mapping().data;
+        let thin = preparing.mapping().thin.clone();
+        match preparing.take_holder() {
+            Some(mut bio) => {
+                bio.data_mut().overwrites = Some(preparing);
+                self.issue(&thin, bio, data);
+            }
+            None => self.finish(preparing.finish(BlkStatus::IOERR)),
+        }
+    }
+
+    /// Sends a bio to its data block, after a commit if it asks for one.
+    pub(crate) fn remap_and_issue(
+        self: &Arc<Self>,
+        worker: &mut Worker,
+        thin: &Thin,
+        bio: ThinBio,
+        data: DataBlock,
+    ) {
+        match self.needed_commit(thin, &bio) {
+            Commit::None => self.issue(thin, bio, data),
+            Commit::Next => worker.after_commit.push(bio),
+            Commit::Lost => bio.end(BlkStatus::IOERR),
+        }
+    }
+
+    /// Sends a bio to its data block.
+    ///
+    /// It enters the set of bios in flight only now, after its mapping was looked up. That is in order as
+    /// nobody but the worker waits for the set, so the block cannot have been used again in between.
+    fn issue(&self, thin: &Thin, mut bio: ThinBio, data: DataBlock) {
+        bio.data_mut().epoch = Some(self.in_flight.enter());
+        self.remap(thin, &mut bio, data);
+        bio.submit();
+    }
+
+    /// Turns a bio to its data block.
+    pub(crate) fn remap(&self, thin: &Thin, bio: &mut ThinBio, data: DataBlock) {
+        let offset = self.block_size.offset_of(bio.sector());
+        let sector = self.block_size.to_sectors(data).saturating_add(offset);
+        bio.remap(&thin.pool_dev, sector);
+    }
+
+    /// Which commit must have happened before `bio` may end.
+    pub(crate) fn needed_commit(&self, thin: &Thin, bio: &ThinBio) -> Commit {
+        if !bio.is_flush_or_fua() {
+            return Commit::None;
+        }
+        let pool = self.metadata.read();
+        if pool.metadata.thin_aborted_changes(&thin.handle) {
+            Commit::Lost
+        } else if pool.metadata.thin_changed_this_transaction(&thin.handle) {
+            Commit::Next
+        } else {
+            Commit::None
+        }
+    }
+
+    /// Ends a write for which there is no block, or keeps it until there is.
+    fn unserviceable(self: &Arc<Self>, thin: &Thin, bio: ThinBio) {
+        match self.unserviceable_status() {
+            Some(status) => bio.end(status),
+            None => {
+                thin.retry_later(bio);
+                if self.mode() == Mode::Write {
+                    // Space was found just now, and nobody may have seen the bio yet.
+                    thin.retry();
+                    self.wake();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A thin device, as the pool knows it.
+
+use dm::{
+    Dev,
+    Ti, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            ordering::Relaxed,
+            AtomicFlag, //
+        },
+        new_spinlock_irq,
+        Arc,
+        SpinLockIrq, //
+    }, //
+};
+use thin_metadata::{
+    DeviceId,
+    ThinHandle, //
+};
+
+use crate::{
+    per_bio::{
+        ThinBio,
+        ThinBios, //
+    },
+    pool::Pool, //
+};
+
+/// The bios of a thin device that wait for something.
+#[derive(Default)]
+pub(crate) struct Deferred {
+    /// For the worker.
+    pub(crate) bios: ThinBios,
+    /// For more space in the pool.
+    pub(crate) retry: ThinBios,
+}
+
+/// An active thin device.
+#[pin_data]
+pub(crate) struct Thin {
+    /// Tells the devices of a pool apart; two of them have the same `id` while a table is reloaded.
+    pub(crate) serial: u64,
+    pub(crate) id: DeviceId,
+    pub(crate) handle: ThinHandle,
+    pub(crate) pool: Arc<Pool>,
+    /// The pool's mapped device, whose I/O goes on to the data device.
+    pub(crate) pool_dev: Dev,
+    pub(crate) ti: Ti,
+    /// Set while the device is suspended without flushing: bios are given back to be queued above us.
+    requeue: AtomicFlag,
+    /// Innermost but for [`InFlight`](crate::in_flight::InFlight); taken in any context.
+    #[pin]
+    deferred: SpinLockIrq<Deferred>,
+}
+
+impl Thin {
+    pub(crate) fn new(
+        serial: u64,
+        handle: ThinHandle,
+        pool: Arc<Pool>,
+        pool_dev: Dev,
+        ti: Ti,
+    ) -> impl PinInit<Self> {
+        pin_init!(Self {
+            serial,
+            id: handle.id(),
+            handle,
+            pool,
+            pool_dev,
+            ti,
+            requeue: AtomicFlag::new(false),
+            deferred <- new_spinlock_irq!(Deferred::default(), "dm_thin::Thin::deferred"),
+        })
+    }
+
+    /// Whether bios shall be given back instead of processed.
+    pub(crate) fn requeues(&self) -> bool {
+        self.requeue.load(Relaxed)
+    }
+
+    pub(crate) fn set_requeues(&self, on: bool) {
+        self.requeue.store(on, Relaxed);
+    }
+
+    /// Leaves `bio` to the worker.
+    pub(crate) fn defer(self: &Arc<Self>, mut bio: ThinBio) {
+        bio.data_mut().thin = Some(self.clone());
+        self.deferred.lock().bios.push(bio);
+        self.pool.wake();
+    }
+
+    /// Leaves `bios`, which had been the worker's before, to the worker again, after what waits already.
+    pub(crate) fn defer_again(&self, mut bios: ThinBios) {
+        if !bios.is_empty() {
+            self.deferred.lock().bios.append(&mut bios);
+        }
+    }
+
+    /// Puts `bios` back in front of those that wait for the worker.
+    pub(crate) fn undo_take(&self, mut bios: ThinBios) {
+        let mut deferred = self.deferred.lock();
+        bios.append(&mut deferred.bios);
+        deferred.bios = bios;
+    }
+
+    /// Keeps `bio` until the pool has more space.
+    pub(crate) fn retry_later(&self, bio: ThinBio) {
+        self.deferred.lock().retry.push(bio);
+    }
+
+    /// Takes the bios that wait for the worker.
+    pub(crate) fn take_deferred(&self) -> ThinBios {
+        core::mem::take(&mut self.deferred.lock().bios)
+    }
+
+    /// Takes the bios that wait for more space.
+    pub(crate) fn take_retries(&self) -> ThinBios {
+        core::mem::take(&mut self.deferred.lock().retry)
+    }
+
+    /// Hands the bios that wait for more space to the worker.
+    pub(crate) fn retry(&self) {
+        let mut deferred = self.deferred.lock();
+        let mut retries = core::mem::take(&mut deferred.retry);
+        deferred.bios.append(&mut retries);
+    }
+}

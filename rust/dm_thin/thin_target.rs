@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The `thin` target.
+//!
+//! ```text
+//! thin <pool dev> <dev id> [<external origin dev>]
+//! ```
+
+use core::fmt::{
+    self,
+    Write, //
+};
+
+use dm::{
+    args::parse_u64,
+    Args,
+    BlkStatus,
+    Ctr,
+    EachDevice,
+    EndIo,
+    Features,
+    Limits,
+    Map,
+    Output,
+    StatusFlags,
+    StatusKind,
+    Stop,
+    Target, //
+};
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+use thin_metadata::{
+    DeviceId,
+    Mapping, //
+};
+
+use crate::{
+    mode::Mode,
+    per_bio::{
+        PerBio,
+        ThinBio, //
+    },
+    registry::PoolRef,
+    thin::Thin,
+    DmThin,
+    LOG_PREFIX, //
+};
+
+/// A table of a thin device.
+pub(crate) struct ThinTarget {
+    thin: Arc<Thin>,
+    pool: PoolRef,
+}
+
+impl ThinTarget {
+    /// Leaves a bio to the worker, when that keeps up.
+    fn defer(&self, bio: ThinBio) -> Map<PerBio> {
+        self.pool.throttle.pass(|| self.thin.defer(bio));
+        Map::Submitted
+    }
+
+    /// Gives a bio its outcome at once.
+    fn end(bio: ThinBio, status: BlkStatus) -> Map<PerBio> {
+        bio.end(status);
+        Map::Submitted
+    }
+
+    fn write_status(&self, out: &mut Output<'_>) -> fmt::Result {
+        let usage = {
+            let pool = self.pool.metadata.read();
+            let handle = &self.thin.handle;
+            pool.metadata
+                .mapped_count(handle)
+                .and_then(|mapped| Ok((mapped, pool.metadata.highest_mapped(handle)?)))
+        };
+        let size = self.pool.block_size;
+        match usage {
+            Ok((mapped, highest)) => {
+                write!(out, "{} ", size.to_sectors(mapped))?;
+                match highest {
+                    Some(block) => {
+                        let end = size.to_sectors(block.saturating_add(1));
+                        write!(out, "{}", end.saturating_sub(1))
+                    }
+                    None => write!(out, "-"),
+                }
+            }
+            Err(e) => {
+                dm::log::err!(
+                    LOG_PREFIX,
+                    "{}: cannot tell the status of thin device {}: {e}",
+                    self.pool.name(),
+                    self.thin.id
+                );
+                write!(out, "Error")
+            }
+        }
+    }
+
+    fn set_requeues(&self, on: bool) {
+        if self.thin.ti.is_noflush_suspending() {
+            self.thin.set_requeues(on);
+            // The worker gives back what it has, and has nothing of what it was given before.
+            self.pool.flush_work();
+        }
+    }
+}
+
+#[vtable]
+impl Target for ThinTarget {
+    const NAME: &'static CStr = c"thin";
+    const VERSION: [u32; 3] = crate::VERSION;
+    const FEATURES: Features = Features::PASSES_CRYPTO;
+    type Module = DmThin;
+    type PerBio = PerBio;
+
+    fn ctr(ctr: &mut Ctr<'_>, args: Args<'_>) -> Result<Pin<KBox<Self>>> {
+        let (pool_path, id) = match (args.len(), args.get(0), args.get(1)) {
+            (2, Some(pool), Some(id)) => (pool, id),
+            (3, _, _) => {
+                let reason = c"External origins are not supported";
+                return Err(ctr.error(reason, EOPNOTSUPP));
+            }
+            _ => return Err(ctr.error(c"Invalid argument count", EINVAL)),
+        };
+
+        let mode = ctr.mode();
+        let pool_dev = ctr
+            .get_device(pool_path, mode)
+            .map_err(|e| ctr.error(c"Error opening pool device", e))?;
+        let id = parse_u64(id)
+            .ok()
+            .and_then(|id| DeviceId::try_from(id).ok())
+            .ok_or_else(|| ctr.error(c"Invalid device id", EINVAL))?;
+        let md = pool_dev
+            .mapped_device()
+            .ok_or_else(|| ctr.error(c"Couldn't get pool mapped device", EINVAL))?;
+        let pool = PoolRef::find(md.id())
+            .ok_or_else(|| ctr.error(c"Couldn't find pool object", EINVAL))?;
+        if pool.mode() == Mode::Fail {
+            let reason = c"Couldn't open thin device, Pool is in fail mode";
+            return Err(ctr.error(reason, EINVAL));
+        }
+
+        ctr.set_max_io_len(u64::from(pool.block_size.sectors()))?;
+        ctr.set_num_flush_bios(1);
+        ctr.set_limit_swap_bios(true);
+        ctr.set_flush_supported(true);
+
+        let handle = pool
+            .metadata
+            .write_noio()
+            .metadata
+            .open_thin(id)
+            .map_err(|e| ctr.error(c"Couldn't open thin internal device", e.into()))?;
+        let ti = ctr.handle().clone();
+        let thin = pool
+            .add_thin(|serial| {
+                let thin = Thin::new(serial, handle.clone(), (*pool).clone(), pool_dev, ti);
+                Arc::pin_init(thin, GFP_KERNEL)
+            })
+            .map_err(|e| {
+                pool.metadata.write_noio().metadata.close_thin(&handle);
+                match e {
+                    EBUSY => {
+                        let reason = c"Unable to activate thin device while pool is suspended";
+                        ctr.error(reason, EINVAL)
+                    }
+                    e => ctr.error(c"Out of memory", e),
+                }
+            })?;
+        Ok(KBox::pin(Self { thin, pool }, GFP_KERNEL)?)
+    }
+
+    fn map(&self, mut bio: ThinBio) -> Map<PerBio> {
+        if self.thin.requeues() {
+            return Self::end(bio, BlkStatus::DM_REQUEUE);
+        }
+        if self.pool.mode() == Mode::Fail {
+            return Self::end(bio, BlkStatus::IOERR);
+        }
+        if bio.is_flush_or_fua() {
+            return self.defer(bio);
+        }
+
+        // Before the look-up: see `InFlight`.
+        let epoch = self.pool.in_flight.enter();
+        let block = self.pool.block_size.block_of(bio.sector());
+        let found = {
+            let pool = self.pool.metadata.read();
+            pool.metadata.find_block(&self.thin.handle, block, false)
+        };
+        match found {
+            Ok(Some(Mapping { block, shared })) if !shared || bio.is_read() => {
+                bio.data_mut().epoch = Some(epoch);
+                self.pool.remap(&self.thin, &mut bio, block);
+                Map::Remapped(bio)
+            }
+            Ok(None) if bio.is_read() => {
+                self.pool.in_flight.leave(epoch);
+                bio.zero_fill();
+                Self::end(bio, BlkStatus::OK)
+            }
+            Ok(_) | Err(thin_metadata::Error::WouldBlock) => {
+                self.pool.in_flight.leave(epoch);
+                self.defer(bio)
+            }
+            Err(_) => {
+                self.pool.in_flight.leave(epoch);
+                Self::end(bio, BlkStatus::IOERR)
+            }
+        }
+    }
+
+    fn end_io(&self, mut bio: ThinBio, status: BlkStatus) -> EndIo<PerBio> {
+        if let Some(epoch) = bio.data_mut().epoch.take() {
+            self.pool.in_flight.leave(epoch);
+        }
+        match bio.data_mut().overwrites.take() {
+            Some(preparing) => {
+                self.pool.finish(preparing.finish_overwrite(bio, status));
+                EndIo::Incomplete
+            }
+            None => EndIo::Done(bio, status),
+        }
+    }
+
+    fn presuspend(&self) {
+        self.set_requeues(true);
+    }
+
+    fn postsuspend(&self) {
+        self.set_requeues(false);
+    }
+
+    fn status(&self, kind: StatusKind, _flags: StatusFlags, out: &mut Output<'_>) -> fmt::Result {
+        if self.pool.mode() == Mode::Fail {
+            return write!(out, "Fail");
+        }
+        match kind {
+            StatusKind::Info => self.write_status(out),
+            StatusKind::Table => {
+                write!(out, "{} {}", self.thin.pool_dev.number(), self.thin.id)
+            }
+            StatusKind::Ima => Ok(()),
+        }
+    }
+
+    fn iterate_devices(&self, each: &mut EachDevice<'_>) -> Result<(), Stop> {
+        let Some(binding) = self.pool.bound() else {
+            return Ok(());
+        };
+        let size = self.pool.block_size;
+        match size.block_of(binding.ti.len()) {
+            0 => Ok(()),
+            blocks => each.call(&self.thin.pool_dev, 0, size.to_sectors(blocks)),
+        }
+    }
+
+    fn io_hints(&self, limits: &mut Limits) {
+        // Discards of thin devices are not passed to the worker.
+        limits.set_discard_granularity(0);
+    }
+}
+
+impl Drop for ThinTarget {
+    fn drop(&mut self) {
+        self.pool.remove_thin(self.thin.serial);
+        let mut pool = self.pool.metadata.write_noio();
+        pool.metadata.close_thin(&self.thin.handle);
+    }
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The pool's worker: what one thread at a time does for all devices of a pool.
+//!
+//! It finishes new mappings, processes the bios that could not be mapped on the spot, and commits when a
+//! flush asks for it or a second has passed.
+
+use dm::{
+    BlkStatus,
+    NoIo, //
+};
+use kernel::{
+    sync::Arc,
+    time::{
+        Delta,
+        Instant,
+        Monotonic, //
+    }, //
+};
+
+use crate::{
+    cells::Cells,
+    mapping::{
+        NewMapping,
+        Prepared, //
+    },
+    per_bio::{
+        sort_by_sector,
+        ThinBio,
+        ThinBios, //
+    },
+    pool::Pool,
+    process::Commit,
+    thin::Thin,
+    throttle::Round, //
+};
+
+/// How often changes are committed without being asked for.
+const COMMIT_PERIOD: Delta = Delta::from_secs(1);
+
+/// How many bios of a device are processed between two looks at the throttle.
+const BIOS_PER_CHECK: usize = 128;
+
+/// What only the worker knows.
+pub(crate) struct Worker {
+    pub(crate) cells: Cells,
+    /// Bios that go on after the next commit: flushes, and writes with FUA.
+    pub(crate) after_commit: ThinBios,
+    /// Bios that have written their data, and end after the next commit.
+    pub(crate) end_after_commit: ThinBios,
+    last_commit: Instant<Monotonic>,
+}
+
+impl Worker {
+    pub(crate) fn new() -> Self {
+        Self {
+            cells: Cells::new(),
+            after_commit: ThinBios::new(),
+            end_after_commit: ThinBios::new(),
+            last_commit: Instant::now(),
+        }
+    }
+}
+
+/// A bio could not be processed for lack of memory; here it is again.
+pub(crate) struct Postponed(pub(crate) ThinBio);
+
+impl Pool {
+    /// One round of work.
+    pub(crate) fn work(self: &Arc<Self>) {
+        // The worker is on the way of writing memory back, so it must not wait for that.
+        let _noio = NoIo::enter();
+        let mut worker = self.worker.lock();
+        let worker = &mut *worker;
+        let mut round = self.throttle.start();
+
+        self.metadata.read().metadata.issue_prefetches();
+        for prepared in self.prepared.take() {
+            self.complete_mapping(worker, prepared);
+            round.update();
+        }
+        dm::with_plug(|| {
+            let mut after = None;
+            while let Some(thin) = self.next_thin(after) {
+                self.process_deferred(worker, &thin, &mut round);
+                after = Some(thin.serial);
+            }
+        });
+        self.commit_if_due(worker);
+    }
+
+    /// Inserts a mapping whose data block is ready, and lets the bios go on that waited for it.
+    pub(crate) fn complete_mapping(self: &Arc<Self>, worker: &mut Worker, prepared: Prepared) {
+        let (new, mut status, overwritten) = prepared.into_parts();
+        let (thin, block, data) = (new.thin.clone(), new.block, new.data);
+
+        if status.is_ok() && !self.mode().may_change_metadata() {
+            status = self.io_error();
+        }
+        if status.is_ok() {
+            if let Err(e) = self.insert(&new) {
+                self.metadata_operation_failed("insert_block", e);
+                status = self.io_error();
+            }
+        } else if self.mode().may_change_metadata() {
+            // Nobody will use the block that was allocated.
+            let freed = self.metadata.write().metadata.dec_data_range(data, data.saturating_add(1));
+            if let Err(e) = freed {
+                self.metadata_operation_failed("dec_data_range", e);
+            }
+        }
+
+        let NewMapping { cell, holder, .. } = new;
+        let mut waiting = worker.cells.release(cell);
+        if !status.is_ok() {
+            if let Some(bio) = holder {
+                bio.end(status);
+            }
+            waiting.end(status);
+            return;
+        }
+
+        match holder {
+            Some(bio) if overwritten => self.end_overwrite(worker, &thin, bio),
+            Some(bio) => self.remap_and_issue(worker, &thin, bio, data),
+            None => {}
+        }
+        let size = self.block_size;
+        while let Some(bio) = waiting.pop() {
+            // A discard may wait for several blocks, so it must be looked at once more.
+            if bio.is_discard() || size.block_of(bio.sector()) != block {
+                thin.defer(bio);
+            } else {
+                self.remap_and_issue(worker, &thin, bio, data);
+            }
+        }
+    }
+
+    fn insert(&self, new: &NewMapping) -> thin_metadata::Result {
+        let mut pool = self.metadata.write();
+        if new.breaks_sharing {
+            pool.blocks_freed = true;
+        }
+        pool.metadata.insert_block(&new.thin.handle, new.block, new.data)
+    }
+
+    /// Ends a bio that has written a whole block, now that the block is mapped.
+    fn end_overwrite(self: &Arc<Self>, worker: &mut Worker, thin: &Thin, bio: ThinBio) {
+        match self.needed_commit(thin, &bio) {
+            Commit::None => bio.end(BlkStatus::OK),
+            Commit::Next => worker.end_after_commit.push(bio),
+            Commit::Lost => bio.end(BlkStatus::IOERR),
+        }
+    }
+
+    /// Processes the bios of `thin` that wait for the worker.
+    fn process_deferred(self: &Arc<Self>, worker: &mut Worker, thin: &Arc<Thin>, round: &mut Round<'_>) {
+        if thin.requeues() {
+            thin.take_deferred().end(BlkStatus::DM_REQUEUE);
+            thin.take_retries().end(BlkStatus::DM_REQUEUE);
+            return;
+        }
+
+        let mut bios = sort_by_sector(thin.take_deferred());
+        let mut count = 0usize;
+        while let Some(bio) = bios.pop() {
+            if let Err(Postponed(bio)) = self.process(worker, thin, bio) {
+                // Mappings that get ready give memory back and wake the worker; if there are none,
+                // the waker does.
+                let mut rest = ThinBios::new();
+                rest.push(bio);
+                rest.append(&mut bios);
+                thin.undo_take(rest);
+                return;
+            }
+            if count.is_multiple_of(BIOS_PER_CHECK) {
+                round.update();
+                self.metadata.read().metadata.issue_prefetches();
+            }
+            count = count.wrapping_add(1);
+        }
+    }
+
+    /// Commits if bios wait for it, or if there are changes and it is time.
+    fn commit_if_due(self: &Arc<Self>, worker: &mut Worker) {
+        let nobody_waits = worker.after_commit.is_empty() && worker.end_after_commit.is_empty();
+        if nobody_waits
+            && !(worker.last_commit.elapsed() >= COMMIT_PERIOD
+                && self.metadata.read().metadata.needs_commit())
+        {
+            return;
+        }
+
+        let result = self.commit();
+        let ended = core::mem::take(&mut worker.end_after_commit);
+        let mut goes_on = core::mem::take(&mut worker.after_commit);
+        if result.is_err() {
+            ended.end(BlkStatus::IOERR);
+            goes_on.end(BlkStatus::IOERR);
+            return;
+        }
+
+        worker.last_commit = Instant::now();
+        ended.end(BlkStatus::OK);
+        while let Some(mut bio) = goes_on.pop() {
+            if bio.is_preflush() {
+                // The commit has flushed the data device.
+                bio.end(BlkStatus::OK);
+                continue;
+            }
+            let Some(thin) = bio.data_mut().thin.clone() else {
+                bio.end(BlkStatus::IOERR);
+                continue;
+            };
+            if let Err(Postponed(bio)) = self.process_committed(worker, &thin, bio) {
+                thin.defer(bio);
+            }
+        }
+    }
+}
