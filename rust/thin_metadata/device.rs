@@ -54,11 +54,19 @@ impl fmt::Display for DeviceId {
     }
 }
 
+#[cfg(CONFIG_RUST)]
+impl kernel::fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// A device that is open in a pool: what [`Metadata::open_thin`](crate::Metadata::open_thin) gives, and
 /// [`Metadata::close_thin`](crate::Metadata::close_thin) takes back.
 ///
-/// It says where the pool keeps the device's state; the state itself is the pool's.
-#[derive(PartialEq, Eq, Debug)]
+/// It says where the pool keeps the device's state; the state itself is the pool's. A clone is the same
+/// opening, of which one is to be given back.
+#[derive(Clone, PartialEq, Eq, Debug)]
 #[must_use = "a device stays open until its handle is given to `Metadata::close_thin`"]
 pub struct ThinHandle {
     slot: usize,

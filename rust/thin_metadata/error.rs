@@ -227,6 +227,13 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 #[cfg(CONFIG_RUST)]
+impl kernel::fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(CONFIG_RUST)]
 impl From<Error> for kernel::error::Error {
     fn from(e: Error) -> Self {
         kernel::error::Error::from_errno(-e.errno())
