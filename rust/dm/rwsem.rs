@@ -80,7 +80,7 @@ impl<T: ?Sized> RwSemaphore<T> {
     /// Fails if there is a writer or one waits.
     pub fn try_read(&self) -> Option<ReadGuard<'_, T>> {
         // SAFETY: Initialised by `new`.
-        (unsafe { bindings::down_read_trylock(self.sem.get()) } == 1).then_some(ReadGuard {
+        (unsafe { bindings::down_read_trylock(self.sem.get()) } == 1).then(|| ReadGuard {
             lock: self,
             _not_send: NotThreadSafe,
         })
@@ -99,7 +99,7 @@ impl<T: ?Sized> RwSemaphore<T> {
     /// Fails if there is a reader or a writer.
     pub fn try_write(&self) -> Option<WriteGuard<'_, T>> {
         // SAFETY: Initialised by `new`.
-        (unsafe { bindings::down_write_trylock(self.sem.get()) } == 1).then_some(WriteGuard {
+        (unsafe { bindings::down_write_trylock(self.sem.get()) } == 1).then(|| WriteGuard {
             lock: self,
             _not_send: NotThreadSafe,
         })
