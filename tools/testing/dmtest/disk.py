@@ -2,6 +2,7 @@
 """Disks: loop devices on sparse files in memory, and direct I/O on block devices."""
 
 import fcntl
+import itertools
 import mmap
 import os
 import shutil
@@ -20,13 +21,14 @@ LOOP_SET_CAPACITY = 0x4C07
 LOOP_CTL_GET_FREE = 0x4C82
 
 _live = []
+_numbers = itertools.count()
 
 
 class Disk:
     """A loop device of `size` bytes. Its backing file may be read and copied at any time."""
 
     def __init__(self, name, size):
-        self.file = os.path.join(FOLDER, name)
+        self.file = os.path.join(FOLDER, f"{name}.{next(_numbers)}")
         os.makedirs(FOLDER, exist_ok=True)
         with open(self.file, "wb") as backing:
             backing.truncate(size)

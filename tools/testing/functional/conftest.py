@@ -17,6 +17,10 @@ from dmtest.disk import (
     MIB,
 )
 from dmtest.pool import Pool
+from dmtest.trace import (
+    Trace,
+    differences,
+)
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +100,25 @@ def make_pool(make_disk):
 def pool(make_pool):
     """A pool with 64 KiB blocks."""
     return make_pool()
+
+
+@pytest.fixture
+def compare(both, modules, kernel):
+    """Runs `scenario(trace, turn)` under each implementation; both must answer the same at every step."""
+
+    def run(scenario):
+        traces = []
+        for turn, implementation in enumerate(both):
+            modules.load(implementation)
+            trace = Trace(kernel)
+            scenario(trace, turn)
+            traces.append(trace.entries)
+        assert traces[0], "the scenario noted nothing"
+        found = differences(*traces)
+        if found:
+            pytest.fail(found, pytrace=False)
+
+    return run
 
 
 @pytest.fixture
