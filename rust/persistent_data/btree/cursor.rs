@@ -102,6 +102,19 @@ impl<V: Value> Tree<V, 1> {
     }
 }
 
+impl Tree<U64, 1> {
+    /// A cursor at the lowest key of a tree whose values are metadata blocks: once a leaf is entered, those
+    /// that it names are read ahead, too.
+    pub fn block_cursor<'b, B: BlockManager>(&self, bm: &'b B) -> Result<Cursor<'b, B, U64>> {
+        let read_ahead = |bm: &'b B, blocks: &[U64]| {
+            blocks.iter().for_each(|block| bm.prefetch(block.get()));
+        };
+        Ok(Cursor {
+            scan: Scan::with(bm, self.root(), true, read_ahead)?,
+        })
+    }
+}
+
 /// A place in a tree of one level, which moves towards the highest key.
 ///
 /// After an error it is at the end.
@@ -134,17 +147,24 @@ pub(crate) struct Scan<'b, R: Reader<'b>, V> {
     index: usize,
     len: usize,
     entry: Option<(u64, V)>,
+    /// What to do with the values of a leaf that is entered.
+    on_leaf: fn(R, &[V]),
 }
 
 impl<'b, R: Reader<'b>, V: Value> Scan<'b, R, V> {
     /// The lowest key of the tree with that root.
     pub(crate) fn new(reader: R, root: BlockNr, prefetch: bool) -> Result<Self> {
+        Self::with(reader, root, prefetch, |_, _| ())
+    }
+
+    fn with(reader: R, root: BlockNr, prefetch: bool, on_leaf: fn(R, &[V])) -> Result<Self> {
         let mut scan = Self {
             leaves: Leaves::new(reader, root, prefetch),
             leaf: None,
             index: 0,
             len: 0,
             entry: None,
+            on_leaf,
         };
         scan.next_leaf()?;
         scan.load()?;
@@ -184,6 +204,7 @@ impl<'b, R: Reader<'b>, V: Value> Scan<'b, R, V> {
             let block = leaf.location();
             if let Node::Leaf(entries) = Node::<V>::new(&leaf, block)? {
                 self.len = entries.keys.len();
+                (self.on_leaf)(self.leaves.reader, entries.values);
             }
             self.leaf = Some(leaf);
         }

@@ -50,7 +50,7 @@ mod shadow;
 mod value;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use core::{
     fmt,

@@ -52,13 +52,14 @@ impl<V: Value> Tree<V, 1> {
         end: u64,
     ) -> Result<u64> {
         let mut removed = 0;
-        while begin < end {
-            match self.lookup_next(tx.bm(), &[begin])? {
-                Some((key, _)) if key < end => {
-                    removed += self.remove_some(tx, vt, key, begin..end)?
-                }
-                _ => break,
+        if begin >= end {
+            return Ok(removed);
+        }
+        while let Some((key, _)) = self.lookup_next(tx.bm(), &[begin])? {
+            if key >= end {
+                break;
             }
+            removed += self.remove_some(tx, vt, key, begin..end)?;
         }
         Ok(removed)
     }

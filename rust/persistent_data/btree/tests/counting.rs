@@ -251,9 +251,9 @@ impl<V: TestValue> ValueType for Counted<'_, V> {
 
 /// What some trees refer to.
 #[derive(Default)]
-pub(super) struct References {
-    pub(super) blocks: BTreeMap<BlockNr, u32>,
-    pub(super) values: Owned,
+pub(crate) struct References {
+    pub(crate) blocks: BTreeMap<BlockNr, u32>,
+    pub(crate) values: Owned,
     /// The height of the part of a tree at each node, of one level.
     heights: BTreeMap<BlockNr, usize>,
     pub(super) nr_entries: usize,

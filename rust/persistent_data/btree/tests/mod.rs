@@ -10,10 +10,17 @@ mod orders;
 
 use proptest::test_runner::Config;
 
+use crate::{
+    block::BlockNr,
+    memory::MemoryBm, //
+};
+
 pub(crate) use counting::{
     Counted,
     CountingTx,
+    Fat,
     Owned,
+    References,
     TestValue, //
 };
 
@@ -25,4 +32,16 @@ pub(crate) fn cases(n: u32) -> Config {
     }
     config.failure_persistence = None;
     config
+}
+
+/// What the trees with these roots refer to.
+pub(crate) fn references<V: TestValue>(
+    bm: &MemoryBm,
+    roots: impl Iterator<Item = BlockNr>,
+) -> References {
+    let mut references = References::default();
+    for root in roots {
+        references.add::<V>(bm, root, 1);
+    }
+    references
 }

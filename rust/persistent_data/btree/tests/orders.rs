@@ -103,7 +103,7 @@ fn insert_and_remove<V: TestValue>(
     for (i, key) in remove.into_iter().enumerate() {
         fixture.remove(key);
         keys.remove(&key);
-        if i as u64 % (n / 8) == 0 {
+        if (i as u64).is_multiple_of(n / 8) {
             fixture.tx.commit();
             fixture.occupancy(&keys);
         }
