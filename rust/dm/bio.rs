@@ -4,6 +4,7 @@
 
 use crate::{
     bindings,
+    ctr::Devices,
     Dev,
     Sector,
     SECTOR_SHIFT, //
@@ -13,13 +14,7 @@ use core::{
     mem::ManuallyDrop,
     ptr::NonNull, //
 };
-use kernel::{
-    prelude::*,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
-    },
-};
+use kernel::prelude::*;
 
 /// The outcome of a bio.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,8 +107,23 @@ impl Op {
 #[repr(C)]
 pub(crate) struct Slot<P> {
     pub(crate) data: P,
+    /// Those that the bio may be sent to: they stay open until the target is destroyed, for which
+    /// the core waits for the bio.
+    devices: *const Devices,
+    stage: Stage,
     /// How often the bio was dropped rather than ended.
-    drops: Atomic<u32>,
+    drops: u8,
+}
+
+/// How far a bio has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It came from above.
+    New,
+    /// It has a device to go to.
+    Mapped,
+    /// It has ended, or come back from below.
+    Ended,
 }
 
 impl<P> Slot<P> {
@@ -124,11 +134,21 @@ impl<P> Slot<P> {
         size_of::<Self>()
     };
 
-    pub(crate) fn new(data: P) -> Self {
+    /// `devices` must live as long as the slot.
+    pub(crate) fn new(data: P, devices: *const Devices) -> Self {
         Self {
             data,
-            drops: Atomic::new(0),
+            devices,
+            stage: Stage::New,
+            drops: 0,
         }
+    }
+
+    /// The bio ends. Whether the target is to be told: not if it dropped the bio when it was told
+    /// of its end, having dropped it before.
+    pub(crate) fn end(&mut self) -> bool {
+        self.stage = Stage::Ended;
+        self.drops <= 1
     }
 
     /// Where the slot of a bio is.
@@ -141,11 +161,6 @@ impl<P> Slot<P> {
         // SAFETY: By the function's requirements the core reserved that much before the bio.
         unsafe { bindings::dm_per_bio_data(bio, Self::SIZE).cast() }
     }
-
-    /// Whether the target dropped the bio when told of its end, having dropped it before.
-    pub(crate) fn is_abandoned(&self) -> bool {
-        self.drops.load(Relaxed) > 1
-    }
 }
 
 /// A bio that the target owns, with its per-bio data.
@@ -154,11 +169,15 @@ impl<P> Slot<P> {
 /// or kept and ended or submitted later. One that is dropped ends with an I/O error, so none is
 /// ever lost; [`Target::end_io`] is told of this, too, unless it drops the bio again.
 ///
+/// A bio may only be sent to devices that its own target opened ([`Ctr::get_device`]), as these stay
+/// open long enough. Submitting one that was sent elsewhere, or nowhere, ends it with an I/O error.
+///
 /// Once the bio came back from below ([`Target::end_io`]), its sector and length count for nothing
-/// any more.
+/// any more, and it cannot be submitted again.
 ///
 /// [`Target::map`]: crate::Target::map
 /// [`Target::end_io`]: crate::Target::end_io
+/// [`Ctr::get_device`]: crate::Ctr::get_device
 ///
 /// # Invariants
 ///
@@ -331,11 +350,34 @@ impl<P> Bio<P> {
         }
     }
 
-    /// Sends it to a device, when submitted.
+    /// Sends it to a device of its own target, when submitted.
     #[inline]
     pub fn set_dev(&mut self, dev: &Dev) {
-        // SAFETY: The bio is ours, the device is open.
-        unsafe { bindings::dm_rs_helper_bio_set_dev(self.ptr.as_ptr(), dev.bdev()) };
+        let bio = self.ptr.as_ptr();
+        let slot = self.slot_mut();
+        if slot.stage == Stage::Ended {
+            return;
+        }
+        // SAFETY: The devices are part of the target, which is not destroyed while it has a bio.
+        if unsafe { (*slot.devices).contains(dev) } {
+            slot.stage = Stage::Mapped;
+            // SAFETY: The bio is ours, the device is open.
+            unsafe { bindings::dm_rs_helper_bio_set_dev(bio, dev.bdev()) };
+        } else {
+            slot.stage = Stage::New;
+        }
+    }
+
+    /// Whether it has an open device to go to, and has not ended.
+    #[inline]
+    pub(crate) fn is_submittable(&self) -> bool {
+        self.slot().stage == Stage::Mapped
+    }
+
+    /// Whether it has come to its end, so that its sector and length count for nothing.
+    #[inline]
+    pub(crate) fn has_ended(&self) -> bool {
+        self.slot().stage == Stage::Ended
     }
 
     /// Sends it to `sector` of a device, when submitted.
@@ -354,23 +396,27 @@ impl<P> Bio<P> {
     }
 
     #[inline]
-    fn slot(&self) -> NonNull<Slot<P>> {
-        // SAFETY: By the type invariants the bio has a slot of this type, and that is not null.
-        unsafe { NonNull::new_unchecked(Slot::of(self.ptr.as_ptr())) }
+    fn slot(&self) -> &Slot<P> {
+        // SAFETY: Initialised and ours by the type invariants.
+        unsafe { &*Slot::of(self.ptr.as_ptr()) }
+    }
+
+    #[inline]
+    fn slot_mut(&mut self) -> &mut Slot<P> {
+        // SAFETY: Initialised and ours by the type invariants.
+        unsafe { &mut *Slot::of(self.ptr.as_ptr()) }
     }
 
     /// Its per-bio data.
     #[inline]
     pub fn data(&self) -> &P {
-        // SAFETY: Initialised and ours by the type invariants.
-        unsafe { &self.slot().as_ref().data }
+        &self.slot().data
     }
 
     /// Its per-bio data.
     #[inline]
     pub fn data_mut(&mut self) -> &mut P {
-        // SAFETY: Initialised and ours by the type invariants.
-        unsafe { &mut self.slot().as_mut().data }
+        &mut self.slot_mut().data
     }
 
     /// Ends it. [`Target::end_io`] is told.
@@ -398,23 +444,163 @@ impl<P> Bio<P> {
     /// [`Target::end_io`]: crate::Target::end_io
     #[inline]
     pub fn submit(self) {
-        // SAFETY: By the type invariants the bio was ours, so it may be submitted. All targets of
-        // this crate have the core expect this, as they set `accounts_remapped_io`. The device
-        // below stays open until the table is destroyed, and for that the core waits for all bios.
+        if !self.is_submittable() {
+            return self.refuse();
+        }
+        // SAFETY: By the type invariants the bio was ours, so it may be submitted. The core expects
+        // this of all targets of this crate, as they set `accounts_remapped_io`. The device below is
+        // one of the target's own, so stays open until it is destroyed, for which the core waits for
+        // all bios.
         unsafe {
             bindings::dm_submit_bio_remap(self.into_raw().as_ptr(), core::ptr::null_mut());
         }
     }
 }
 
+impl<P> Bio<P> {
+    #[cold]
+    fn refuse(self) {
+        crate::dm_err_limited!("bio", "submitted without a device of its target");
+        self.end(BlkStatus::IOERR);
+    }
+}
+
 impl<P> Drop for Bio<P> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants the per-bio data is initialised and the bio is ours, so it
-        // may be ended.
+        let slot = self.slot_mut();
+        slot.drops = slot.drops.saturating_add(1);
+        // SAFETY: By the type invariants the bio is ours, so it may be ended.
         unsafe {
-            self.slot().as_ref().drops.fetch_add(1, Relaxed);
             self.ptr.as_mut().bi_status = BlkStatus::IOERR.0;
             bindings::bio_endio(self.ptr.as_ptr());
         }
+    }
+}
+
+#[cfg(dm_thin_kunit)]
+pub(crate) mod fake {
+    use super::*;
+
+    /// Words before and after a bio that the core's own struct around it does not exceed.
+    const PAD: usize = 64;
+
+    /// A bio as the core makes them, without a device; its end is not told to anybody.
+    #[repr(C)]
+    pub(crate) struct FakeBio {
+        before: [u64; PAD],
+        bio: bindings::bio,
+        after: [u64; PAD],
+    }
+
+    impl FakeBio {
+        pub(crate) fn new<P>(data: P, sector: Sector, op: bindings::req_op) -> Result<KBox<Self>> {
+            const { assert!(Slot::<P>::SIZE < PAD * size_of::<u64>() / 2) };
+            let mut this = KBox::new(
+                Self {
+                    before: [0; PAD],
+                    bio: pin_init::zeroed(),
+                    after: [0; PAD],
+                },
+                GFP_KERNEL,
+            )?;
+            this.bio.bi_iter.bi_sector = sector;
+            this.bio.bi_opf = op;
+            this.bio.bi_status = BlkStatus::NOTSUPP.0;
+            // SAFETY: The core's struct around the bio is zeroed, which says that the slot is before
+            // it, and there is room for both.
+            unsafe { Slot::of(&raw mut this.bio).write(Slot::new(data, core::ptr::null())) };
+            Ok(this)
+        }
+
+        /// # Safety
+        ///
+        /// `P` must be that of `new`, this must be called once, and the bio not outlive `self`.
+        pub(crate) unsafe fn bio<P>(&mut self) -> Bio<P> {
+            // SAFETY: `self` covers the bio and its slot, which `new` initialised.
+            unsafe {
+                let this: *mut Self = self;
+                Bio::from_raw(NonNull::new_unchecked(&raw mut (*this).bio))
+            }
+        }
+
+        pub(crate) fn status(&self) -> BlkStatus {
+            // SAFETY: Valid; it may have been changed through the bio.
+            BlkStatus(unsafe { (&raw const self.bio.bi_status).read_volatile() })
+        }
+    }
+}
+
+#[cfg(dm_thin_kunit)]
+#[kunit_tests(dm_bio)]
+mod tests {
+    use super::{
+        fake::FakeBio,
+        *, //
+    };
+
+    #[test]
+    fn knows_what_it_is() -> Result {
+        let mut fake = FakeBio::new(5u64, 100, bindings::req_op_REQ_OP_DISCARD)?;
+        fake_len(&mut fake, 0);
+        // SAFETY: The type is right, and the bio does not leave this function.
+        let mut bio = unsafe { fake.bio::<u64>() };
+        assert!(bio.op() == Op::Discard);
+        assert!(bio.is_discard() && bio.is_write() && !bio.is_read());
+        assert!(!bio.is_flush_or_fua() && !bio.is_nowait());
+        assert_eq!(bio.sector(), 100);
+        bio.set_sector(7);
+        assert_eq!(bio.end_sector(), 7);
+        *bio.data_mut() += 1;
+        assert_eq!(*bio.data(), 6);
+        bio.end(BlkStatus::OK);
+        assert!(fake.status() == BlkStatus::OK);
+        Ok(())
+    }
+
+    #[test]
+    fn dropped_bios_fail() -> Result {
+        let mut fake = FakeBio::new((), 0, bindings::req_op_REQ_OP_READ)?;
+        // SAFETY: The type is right, and the bio does not leave this function.
+        drop(unsafe { fake.bio::<()>() });
+        assert!(fake.status() == BlkStatus::IOERR);
+        Ok(())
+    }
+
+    #[test]
+    fn only_mapped_bios_are_submitted() -> Result {
+        let mut fake = FakeBio::new((), 0, bindings::req_op_REQ_OP_READ)?;
+        // SAFETY: The type is right, and the bio does not leave this function.
+        unsafe { fake.bio::<()>() }.submit();
+        assert!(fake.status() == BlkStatus::IOERR);
+        Ok(())
+    }
+
+    #[test]
+    fn truncates_only() -> Result {
+        let mut fake = FakeBio::new((), 0, bindings::req_op_REQ_OP_WRITE)?;
+        fake_len(&mut fake, 16 << SECTOR_SHIFT);
+        // SAFETY: The type is right, and the bio does not leave this function.
+        let mut bio = unsafe { fake.bio::<()>() };
+        bio.truncate(20);
+        assert_eq!(bio.len_sectors(), 16);
+        bio.truncate(3);
+        assert_eq!(bio.len_bytes(), 3 << SECTOR_SHIFT);
+        bio.end(BlkStatus::OK);
+        Ok(())
+    }
+
+    #[test]
+    fn statuses_are_errors() {
+        assert!(BlkStatus::from_error(ENOSPC) == BlkStatus::NOSPC);
+        assert!(BlkStatus::from_error(EIO) == BlkStatus::IOERR);
+        assert!(BlkStatus::NOSPC.to_result() == Err(ENOSPC));
+        assert!(BlkStatus::OK.to_result().is_ok() && BlkStatus::OK.is_ok());
+    }
+
+    fn fake_len(fake: &mut FakeBio, len: u32) {
+        // SAFETY: The bio is not ours any more when it is dropped, only its length is set here.
+        let bio = core::mem::ManuallyDrop::new(unsafe { fake.bio::<()>() });
+        // SAFETY: Valid, and nobody else uses it.
+        unsafe { (*bio.raw().as_ptr()).bi_iter.bi_size = len };
     }
 }

@@ -189,3 +189,80 @@ impl<P> Drop for BioList<P> {
         }
     }
 }
+
+#[cfg(dm_thin_kunit)]
+#[kernel::macros::kunit_tests(dm_bio_list)]
+mod tests {
+    use super::*;
+    use crate::bio::fake::FakeBio;
+    use kernel::prelude::*;
+
+    /// Fills a list with bios at sectors from zero on.
+    fn filled(fakes: &mut KVec<KBox<FakeBio>>, n: u64) -> Result<BioList<u32>> {
+        let mut list = BioList::new();
+        for i in 0..n {
+            let mut fake = FakeBio::new(i as u32, i, bindings::req_op_REQ_OP_READ)?;
+            // SAFETY: The type is right, and the tests drop the fakes last.
+            list.push(unsafe { fake.bio() });
+            fakes.push(fake, GFP_KERNEL)?;
+        }
+        Ok(list)
+    }
+
+    fn sectors(list: &BioList<u32>) -> Result<KVec<u64>> {
+        let mut v = KVec::new();
+        for bio in list.iter() {
+            v.push(bio.sector(), GFP_KERNEL)?;
+        }
+        Ok(v)
+    }
+
+    #[test]
+    fn is_first_in_first_out() -> Result {
+        let mut fakes = KVec::new();
+        let mut list = filled(&mut fakes, 4)?;
+        assert_eq!(list.len(), 4);
+        assert!(list.peek().map(|b| *b.data()) == Some(0));
+        let first = list.pop().ok_or(EINVAL)?;
+        assert_eq!(first.sector(), 0);
+        list.push(first);
+        assert!(sectors(&list)?[..] == [1, 2, 3, 0]);
+        let last = list.pop().ok_or(EINVAL)?;
+        list.push_front(last);
+        assert!(sectors(&list)?[..] == [1, 2, 3, 0]);
+        list.end(BlkStatus::OK);
+        assert!(fakes.iter().all(|f| f.status() == BlkStatus::OK));
+        Ok(())
+    }
+
+    #[test]
+    fn merges() -> Result {
+        let mut fakes = KVec::new();
+        let mut a = filled(&mut fakes, 2)?;
+        let mut b = filled(&mut fakes, 3)?;
+        let mut empty = BioList::new();
+        a.append(&mut empty);
+        empty.append(&mut a);
+        assert!(a.is_empty() && a.pop().is_none());
+        empty.append(&mut b);
+        assert!(b.is_empty());
+        empty.merge(BioList::new());
+        assert!(sectors(&empty)?[..] == [0, 1, 0, 1, 2]);
+        let all = empty.take();
+        assert!(empty.is_empty() && empty.iter().next().is_none());
+        let even: BioList<u32> = all.into_iter().filter(|b| b.data() % 2 == 0).collect();
+        assert!(sectors(&even)?[..] == [0, 0, 2]);
+        even.end(BlkStatus::OK);
+        let failed = fakes.iter().filter(|f| f.status() == BlkStatus::IOERR);
+        assert_eq!(failed.count(), 2);
+        Ok(())
+    }
+
+    #[test]
+    fn fails_what_is_left() -> Result {
+        let mut fakes = KVec::new();
+        drop(filled(&mut fakes, 3)?);
+        assert!(fakes.iter().all(|f| f.status() == BlkStatus::IOERR));
+        Ok(())
+    }
+}

@@ -68,12 +68,16 @@ impl BioSet {
     /// Clones a bio: the clone has the same operation, place and memory.
     ///
     /// The bio itself is kept until the clone has ended, and is then given to `done`. Both are given
-    /// back if there is no memory for the record of that; the clone itself is waited for.
+    /// back if the bio has ended already, or if there is no memory for the record of that; the clone
+    /// itself is waited for.
     pub fn clone_bio<P: Send + 'static, D: BioDone<P>>(
         &self,
         bio: Bio<P>,
         done: KBox<D>,
     ) -> Result<AsyncBio<P, D>, (Bio<P>, KBox<D>)> {
+        if bio.has_ended() {
+            return Err((bio, done));
+        }
         let place = {
             let _noio = NoIo::enter();
             KBox::<Context<P, D>>::new_uninit(GFP_KERNEL)

@@ -29,6 +29,7 @@
 
 use crate::{
     bindings,
+    live::Live,
     Dev, //
 };
 use core::{
@@ -274,6 +275,7 @@ pub struct Client<T: Tag<N>, const N: usize = 4096> {
     ptr: NonNull<bindings::dm_bufio_client>,
     /// Keeps the device open.
     dev: Dev,
+    _live: Live,
     _tag: PhantomData<T>,
 }
 
@@ -308,6 +310,7 @@ impl<T: Tag<N>, const N: usize> Client<T, N> {
         Ok(Self {
             ptr: NonNull::new(ptr).ok_or(ENOMEM)?,
             dev: dev.clone(),
+            _live: Live::new(),
             _tag: PhantomData,
         })
     }

@@ -25,18 +25,24 @@ use kernel::{
 /// A target under construction: what [`Target::ctr`] may ask and set.
 ///
 /// [`Target::ctr`]: crate::Target::ctr
+///
+/// # Invariants
+///
+/// `target` is valid, and only changed by us.
 pub struct Ctr<'a> {
-    target: &'a mut bindings::dm_target,
+    /// Not a reference, as those who have a handle may read it meanwhile.
+    target: NonNull<bindings::dm_target>,
     ti: &'a Ti,
     devices: &'a mut Devices,
 }
 
 macro_rules! bits {
-    ($($(#[$doc:meta])* $name:ident, $set:ident;)*) => {
+    ($($(#[$doc:meta])* $name:ident, $raw:ident;)*) => {
         impl Ctr<'_> {$(
             $(#[$doc])*
             pub fn $name(&mut self, on: bool) {
-                self.target.$set(on);
+                // SAFETY: Valid and ours to change by the type invariants.
+                unsafe { bindings::dm_target::$raw(self.target.as_ptr(), on) };
             }
         )*}
     };
@@ -44,25 +50,29 @@ macro_rules! bits {
 
 bits! {
     /// Whether flushes are wanted even if no device below has a write cache.
-    set_flush_supported, set_flush_supported;
+    set_flush_supported, set_flush_supported_raw;
     /// Whether discards are wanted even if no device below supports them.
-    set_discards_supported, set_discards_supported;
+    set_discards_supported, set_discards_supported_raw;
     /// Whether discards shall be split at multiples of the maximum discard size.
-    set_max_discard_granularity, set_max_discard_granularity;
+    set_max_discard_granularity, set_max_discard_granularity_raw;
     /// Whether the number of bios of the swapper in flight shall be limited.
-    set_limit_swap_bios, set_limit_swap_bios;
+    set_limit_swap_bios, set_limit_swap_bios_raw;
     /// Whether the core may send flushes straight to the devices below, past [`Target::map`].
     ///
     /// [`Target::map`]: crate::Target::map
-    set_flush_bypasses_map, set_flush_bypasses_map;
+    set_flush_bypasses_map, set_flush_bypasses_map_raw;
 }
 
 impl<'a> Ctr<'a> {
-    pub(crate) fn new(
-        target: &'a mut bindings::dm_target,
+    /// # Safety
+    ///
+    /// The type invariants must hold for `target` for `'a`.
+    pub(crate) unsafe fn new(
+        target: NonNull<bindings::dm_target>,
         ti: &'a Ti,
         devices: &'a mut Devices,
     ) -> Self {
+        // INVARIANT: By the function's requirements.
         Self {
             target,
             ti,
@@ -72,7 +82,8 @@ impl<'a> Ctr<'a> {
 
     /// Sets the reason that the log gives for a failure; returns `err` for convenience.
     pub fn error(&mut self, reason: &'static CStr, err: Error) -> Error {
-        self.target.error = reason.as_char_ptr().cast_mut();
+        // SAFETY: Valid and ours to change by the type invariants; the core only reads the string.
+        unsafe { (*self.target.as_ptr()).error = reason.as_char_ptr().cast_mut() };
         err
     }
 
@@ -87,6 +98,7 @@ impl<'a> Ctr<'a> {
     }
 
     /// The target's length.
+    #[expect(clippy::len_without_is_empty)]
     pub fn len(&self) -> Sector {
         self.ti.len()
     }
@@ -104,7 +116,7 @@ impl<'a> Ctr<'a> {
     /// The table's mode.
     pub fn mode(&self) -> Mode {
         // SAFETY: In the constructor the table is valid.
-        Mode(unsafe { bindings::dm_table_get_mode(self.target.table) })
+        Mode(unsafe { bindings::dm_table_get_mode((*self.target.as_ptr()).table) })
     }
 
     /// Opens a device, by path or `major:minor`, for as long as the target lives.
@@ -116,44 +128,64 @@ impl<'a> Ctr<'a> {
         let mut dev = core::ptr::null_mut();
         // SAFETY: In the constructor the target is valid and its table under construction.
         to_result(unsafe {
-            bindings::dm_get_device(self.target, path.as_char_ptr(), mode.0, &mut dev)
+            bindings::dm_get_device(self.target.as_ptr(), path.as_char_ptr(), mode.0, &mut dev)
         })?;
         let dev = NonNull::new(dev).ok_or(ENODEV)?;
         // SAFETY: `dm_get_device` gave a valid device.
-        let number = DevT(unsafe { (*dev.as_ref().bdev).bd_dev });
+        let held = unsafe {
+            let bdev = dev.as_ref().bdev;
+            Held {
+                number: DevT((*bdev).bd_dev),
+                bdev,
+            }
+        };
         // There is room, so the device will be put with the target.
-        self.devices.0.push(number, GFP_KERNEL)?;
+        self.devices.0.push(held, GFP_KERNEL)?;
         // SAFETY: As above; nothing else can touch the table while it is under construction.
         unsafe { Dev::from_raw(dev) }
     }
 
     /// How many bios the target wants for each flush.
     pub fn set_num_flush_bios(&mut self, n: u32) {
-        self.target.num_flush_bios = n;
+        // SAFETY: Valid and ours to change by the type invariants.
+        unsafe { (*self.target.as_ptr()).num_flush_bios = n };
     }
 
     /// How many bios the target wants for each discard; without any, discards are not supported.
     pub fn set_num_discard_bios(&mut self, n: u32) {
-        self.target.num_discard_bios = n;
+        // SAFETY: Valid and ours to change by the type invariants.
+        unsafe { (*self.target.as_ptr()).num_discard_bios = n };
     }
 
     /// How many bios the target wants for each write-zeroes.
     pub fn set_num_write_zeroes_bios(&mut self, n: u32) {
-        self.target.num_write_zeroes_bios = n;
+        // SAFETY: Valid and ours to change by the type invariants.
+        unsafe { (*self.target.as_ptr()).num_write_zeroes_bios = n };
     }
 
     /// Bios shall not cross multiples of `len`, nor be larger; EINVAL if it exceeds 32 bits.
     pub fn set_max_io_len(&mut self, len: Sector) -> Result {
         // SAFETY: The target is valid.
-        to_result(unsafe { bindings::dm_set_target_max_io_len(self.target, len) })
+        to_result(unsafe { bindings::dm_set_target_max_io_len(self.target.as_ptr(), len) })
     }
 }
 
-/// The devices that a target got from the core.
+/// The devices that a target got from the core, which stay open until it is destroyed.
 ///
 /// The core keeps one record for each device of a table, which it replaces when the device is
 /// opened anew for more. So a record is not remembered, but looked up again by the device's number.
-pub(crate) struct Devices(KVec<DevT>);
+pub(crate) struct Devices(KVec<Held>);
+
+struct Held {
+    number: DevT,
+    /// For comparisons.
+    bdev: *const bindings::block_device,
+}
+
+// SAFETY: The pointer is only compared.
+unsafe impl Send for Held {}
+// SAFETY: As above.
+unsafe impl Sync for Held {}
 
 impl Devices {
     pub(crate) const fn new() -> Self {
@@ -161,9 +193,10 @@ impl Devices {
     }
 
     /// Whether `dev` is one of them.
+    #[inline]
     pub(crate) fn contains(&self, dev: &Dev) -> bool {
-        let number = dev.number();
-        self.0.iter().any(|d| *d == number)
+        let bdev = dev.bdev().cast_const();
+        self.0.iter().any(|d| d.bdev == bdev)
     }
 
     /// Gives them back.
@@ -172,7 +205,7 @@ impl Devices {
     ///
     /// They must have been got for `ti`, and the call be made by its constructor or destructor.
     pub(crate) unsafe fn put(self, ti: *mut bindings::dm_target) {
-        for number in &self.0 {
+        for Held { number, .. } in &self.0 {
             let mut path = [const { MaybeUninit::uninit() }; 24];
             let _ = write!(crate::Output::over(&mut path), "{number}");
             let mut dev = core::ptr::null_mut();

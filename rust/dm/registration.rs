@@ -139,9 +139,10 @@ impl<T: Target> Callbacks<T> {
         argv: *mut *mut c_char,
     ) -> c_int {
         from_result(|| {
+            let ptr = NonNull::new(target).ok_or(EINVAL)?;
             // SAFETY: `target` is valid until the destructor returns, or until we return an error;
             // `undo` and `dtr` revoke the handle before.
-            let ti = unsafe { Ti::new(NonNull::new(target).ok_or(EINVAL)?)? };
+            let ti = unsafe { Ti::new(ptr)? };
             let mut devices = Devices::new();
             let undo = |devices: Devices| {
                 ti.revoke();
@@ -151,12 +152,8 @@ impl<T: Target> Callbacks<T> {
 
             // SAFETY: The target is under construction and so ours, and the arguments are C strings
             // that live as long as this call.
-            let made = unsafe {
-                T::ctr(
-                    &mut Ctr::new(&mut *target, &ti, &mut devices),
-                    Args::new(argc, argv),
-                )
-            };
+            let made =
+                unsafe { T::ctr(&mut Ctr::new(ptr, &ti, &mut devices), Args::new(argc, argv)) };
             let made = match made {
                 Ok(made) => made,
                 Err(e) => {
@@ -183,7 +180,7 @@ impl<T: Target> Callbacks<T> {
             // SAFETY: The target is still ours.
             unsafe {
                 (*target).per_io_data_size = Slot::<T::PerBio>::SIZE as c_uint;
-                (*target).set_accounts_remapped_io(true);
+                bindings::dm_target::set_accounts_remapped_io_raw(target, true);
                 (*target).private = KBox::into_raw(instance).cast();
             }
             Ok(0)
@@ -215,7 +212,7 @@ impl<T: Target> Callbacks<T> {
         // We have the only `Bio` of it.
         let (instance, owned) = unsafe {
             let instance = Self::instance(ti);
-            Slot::<T::PerBio>::of(bio).write(Slot::new(T::PerBio::default()));
+            Slot::of(bio).write(Slot::new(T::PerBio::default(), &instance.devices));
             let sector = &raw mut (*bio).bi_iter.bi_sector;
             *sector = (*sector).wrapping_sub((*ti).begin);
             (instance, Bio::from_raw(NonNull::new_unchecked(bio)))
@@ -224,7 +221,7 @@ impl<T: Target> Callbacks<T> {
         let (kept, action, status) = match instance.target.map(owned) {
             Map::Submitted => return bindings::DM_MAPIO_SUBMITTED as c_int,
             Map::Remapped(kept) => {
-                if kept.raw().as_ptr() == bio {
+                if kept.raw().as_ptr() == bio && kept.is_submittable() {
                     kept.into_raw();
                     return bindings::DM_MAPIO_REMAPPED as c_int;
                 }
@@ -253,17 +250,20 @@ impl<T: Target> Callbacks<T> {
         bio: *mut bindings::bio,
         error: *mut bindings::blk_status_t,
     ) -> c_int {
-        // SAFETY: The slot was initialised in `map`, and is ours as the bio is until we return.
-        let slot = unsafe { Slot::<T::PerBio>::of(bio) };
-        // SAFETY: As above.
-        if !T::HAS_END_IO || unsafe { (*slot).is_abandoned() } {
+        // SAFETY: The slot was initialised in `map`, and is ours as the bio is: nobody has a `Bio` of
+        // it, as whoever had one gave it up by submitting or ending it.
+        let (slot, tell) = unsafe {
+            let slot = Slot::<T::PerBio>::of(bio);
+            (slot, (*slot).end())
+        };
+        if !T::HAS_END_IO || !tell {
             // SAFETY: As above, and the core frees the bio next.
             unsafe { slot.drop_in_place() };
             return bindings::DM_ENDIO_DONE as c_int;
         }
 
         // SAFETY: The bio is the core's for this target and ours, its slot is initialised. We have
-        // the only `Bio` of it, as whoever had one gave it up by submitting or ending it.
+        // the only `Bio` of it, as above.
         let (instance, owned, status) = unsafe {
             (
                 Self::instance(ti),

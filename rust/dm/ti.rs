@@ -148,6 +148,7 @@ impl Ti {
 
     /// The target's length.
     #[inline]
+    #[expect(clippy::len_without_is_empty)]
     pub fn len(&self) -> Sector {
         self.0.len
     }

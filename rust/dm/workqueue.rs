@@ -351,3 +351,145 @@ where
     // SAFETY: The work is valid.
     unsafe { bindings::flush_work(work_of::<T, ID>(item)) };
 }
+
+#[cfg(dm_thin_kunit)]
+#[kunit_tests(dm_workqueue)]
+mod tests {
+    use super::*;
+    use kernel::{
+        impl_has_delayed_work,
+        sync::atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        workqueue::{
+            new_delayed_work,
+            DelayedWork, //
+        },
+    };
+
+    #[pin_data]
+    struct Item {
+        queue: OwnedQueue,
+        runs: Arc<Atomic<u32>>,
+        #[pin]
+        work: Work<Self, 0>,
+        #[pin]
+        delayed: DelayedWork<Self, 1>,
+    }
+
+    impl_has_work! {
+        impl HasWork<Self, 0> for Item { self.work }
+    }
+    impl_has_delayed_work! {
+        impl HasDelayedWork<Self, 1> for Item { self.delayed }
+    }
+
+    impl WorkItem<0> for Item {
+        type Pointer = Arc<Self>;
+
+        fn run(this: Arc<Self>) {
+            this.runs.fetch_add(1, Relaxed);
+        }
+    }
+
+    impl WorkItem<1> for Item {
+        type Pointer = Arc<Self>;
+
+        fn run(this: Arc<Self>) {
+            this.runs.fetch_add(100, Relaxed);
+        }
+    }
+
+    impl OnQueue for Item {
+        fn queue(&self) -> &OwnedQueue {
+            &self.queue
+        }
+    }
+
+    fn item() -> Result<(Arc<Item>, Arc<Atomic<u32>>)> {
+        let runs = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let counted = runs.clone();
+        let item = Arc::pin_init(
+            try_pin_init!(Item {
+                queue: OwnedQueue::ordered(c"dm-test")?,
+                runs: counted,
+                work <- new_work!("dm-test"),
+                delayed <- new_delayed_work!("dm-test"),
+            }? Error),
+            GFP_KERNEL,
+        )?;
+        Ok((item, runs))
+    }
+
+    #[test]
+    fn runs_and_waits() -> Result {
+        let (item, runs) = item()?;
+        for i in 1..=3 {
+            assert!(item.queue.enqueue::<_, 0>(item.clone()).is_ok());
+            item.queue.flush();
+            assert_eq!(runs.load(Relaxed), i);
+        }
+        assert!(item.queue.enqueue::<_, 0>(item.clone()).is_ok());
+        flush::<_, 0>(&item);
+        assert_eq!(runs.load(Relaxed), 4);
+        assert!(!cancel_sync::<_, 0>(&item));
+        assert!(Arc::into_unique_or_drop(item).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn calls() -> Result {
+        let (item, _) = item()?;
+        let seen = KVec::from_elem(3, 2, GFP_KERNEL)?;
+        let sum: i32 = item.queue.call(|| seen.iter().sum());
+        assert_eq!(sum, 6);
+        Ok(())
+    }
+
+    #[test]
+    fn cancelling_drops_the_reference() -> Result {
+        let (item, runs) = item()?;
+        assert!(enqueue_delayed::<_, 1>(item.clone(), 100_000).is_ok());
+        assert!(enqueue_delayed::<_, 1>(item.clone(), 1).is_err());
+        mod_delayed::<_, 1>(item.clone(), 200_000);
+        assert!(cancel_delayed::<_, 1>(&item));
+        assert!(!cancel_delayed_sync::<_, 1>(&item));
+        assert_eq!(runs.load(Relaxed), 0);
+        assert!(Arc::into_unique_or_drop(item).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn delayed_work_runs() -> Result {
+        let (item, runs) = item()?;
+        assert!(enqueue_delayed::<_, 1>(item.clone(), 100_000).is_ok());
+        mod_delayed::<_, 1>(item.clone(), 0);
+        flush::<_, 1>(&item);
+        assert_eq!(runs.load(Relaxed), 100);
+        Ok(())
+    }
+
+    #[test]
+    fn a_work_may_drop_its_queue() -> Result {
+        let (item, runs) = item()?;
+        for _ in 0..2 {
+            let last = item.clone();
+            item.queue.spawn(GFP_KERNEL, move || {
+                last.runs.fetch_add(1, Relaxed);
+                drop(last);
+            })?;
+        }
+        assert!(enqueue_delayed::<_, 1>(item.clone(), 1).is_ok());
+        drop(item);
+        for _ in 0..1000 {
+            if runs.load(Relaxed) == 102 {
+                break;
+            }
+            // SAFETY: Tests may sleep.
+            unsafe { bindings::msleep(1) };
+        }
+        assert_eq!(runs.load(Relaxed), 102);
+        Ok(())
+    }
+}
