@@ -28,6 +28,10 @@ use crate::{
         Error,
         Result, //
     },
+    platform::{
+        try_box,
+        Box, //
+    },
     space_map::{
         metadata::{
             one,
@@ -56,7 +60,7 @@ pub struct TransactionManager {
     alloc: Allocator,
     counts: MetadataCounts,
     failed: Option<Error>,
-    prefetches: PrefetchSet,
+    prefetches: Box<PrefetchSet>,
 }
 
 impl TransactionManager {
@@ -80,7 +84,7 @@ impl TransactionManager {
         let mut counts = MetadataCounts::create(&mut tx, index)?;
         counts.extend(&mut tx, nr_blocks)?;
 
-        let mut tm = Self::new(alloc, counts);
+        let mut tm = Self::new(alloc, counts)?;
         tm.write_counts(bm)?;
         tm.alloc.take_over(&tm.counts)?;
         Ok(tm)
@@ -94,16 +98,16 @@ impl TransactionManager {
         let counts = MetadataCounts::open(bm, index, root)?;
         let mut alloc = Allocator::new(0)?;
         alloc.take_over(&counts)?;
-        Ok(Self::new(alloc, counts))
+        Self::new(alloc, counts)
     }
 
-    fn new(alloc: Allocator, counts: MetadataCounts) -> Self {
-        Self {
+    fn new(alloc: Allocator, counts: MetadataCounts) -> Result<Self> {
+        Ok(Self {
             alloc,
             counts,
             failed: None,
-            prefetches: PrefetchSet::new(),
-        }
+            prefetches: try_box(PrefetchSet::new())?,
+        })
     }
 
     /// The transaction under way.

@@ -18,10 +18,7 @@ use crate::{
         BlockNr,
         Validator, //
     },
-    block_manager::{
-        BlockManager,
-        Guard, //
-    },
+    block_manager::BlockManager,
     btree,
     error::Corruption,
     memory::MemoryBm,
@@ -72,38 +69,71 @@ fn roots(bm: &MemoryBm) -> Result<(SmRoot, SmRoot)> {
     Ok((sb.metadata, sb.data))
 }
 
-/// Uses everything, and goes on after errors as far as that is possible.
-fn exercise(bm: MemoryBm) -> Option<World> {
-    let mut w = World::open(bm).ok()?;
-    for b in (0..40100).step_by(37) {
-        let _ = w.data_count(b);
-        let _ = w.metadata_count(b);
+/// Uses everything. As a transaction ends with its first error, there are many.
+fn exercise(bm: MemoryBm) {
+    let attempt = |f: &mut dyn FnMut(&mut World) -> Result| {
+        let Ok(mut w) = World::open(bm.crash()) else {
+            return;
+        };
+        if f(&mut w).is_ok() && w.commit().is_ok() {
+            let _ = World::open(w.bm).map(|mut w| w.commit());
+        }
+    };
+
+    attempt(&mut |w| {
+        for b in (0..40100).step_by(37) {
+            let _ = w.data_count(b);
+            let _ = w.metadata_count(b);
+        }
+        Ok(())
+    });
+    attempt(&mut |w| w.data.inc(&mut w.tm.tx(&w.bm), 0..20000));
+    attempt(&mut |w| w.data.dec(&mut w.tm.tx(&w.bm), 0..500));
+    attempt(&mut |w| w.data.set_count(&mut w.tm.tx(&w.bm), 10, 0));
+    attempt(&mut |w| w.data.extend(&mut w.tm.tx(&w.bm), 50000));
+    attempt(&mut |w| {
+        for _ in 0..3 {
+            w.data.new_block(&mut w.tm.tx(&w.bm))?;
+        }
+        Ok(())
+    });
+    for start in [0, 20, 100] {
+        attempt(&mut |w| {
+            for b in start..start + 20 {
+                w.tm.tx(&w.bm).inc(b..b + 1)?;
+                w.tm.tx(&w.bm).inc(b..b + 2)?;
+            }
+            Ok(())
+        });
+        attempt(&mut |w| {
+            for b in start..start + 20 {
+                w.tm.tx(&w.bm).dec(b..b + 1)?;
+            }
+            Ok(())
+        });
+        attempt(&mut |w| {
+            for b in start..start + 20 {
+                w.tm.tx(&w.bm).shadow(b, &USER_VALIDATOR)?;
+            }
+            Ok(())
+        });
     }
-    let _ = w.data.inc(&mut w.tm.tx(&w.bm), 0..20000);
-    for _ in 0..3 {
-        let _ = w.data.new_block(&mut w.tm.tx(&w.bm));
-    }
-    let _ = w.data.dec(&mut w.tm.tx(&w.bm), 400..900);
-    let _ = w.data.set_count(&mut w.tm.tx(&w.bm), 16310, 0);
-    for b in 0..200 {
-        let _ = w.tm.tx(&w.bm).inc(b..b + 1);
-        let _ = w.tm.tx(&w.bm).dec(b..b + 1);
-    }
-    for _ in 0..300 {
-        let _ = w.new_user_block();
-    }
-    for b in 4..30 {
-        let _ = w.tm.tx(&w.bm).shadow(b, &USER_VALIDATOR);
-    }
-    let _ = w.data.extend(&mut w.tm.tx(&w.bm), 50000);
-    w.bm.grow(20000);
-    let _ = w.tm.extend(&w.bm, 20000);
-    for _ in 0..300 {
-        let _ = w.new_user_block();
-    }
-    let _ = w.commit();
-    w.bm.reset();
-    World::open(w.bm).ok()
+    attempt(&mut |w| {
+        w.bm.grow(20000);
+        w.tm.extend(&w.bm, 20000)?;
+        for _ in 0..300 {
+            w.new_user_block()?;
+        }
+        Ok(())
+    });
+    attempt(&mut |w| {
+        // Until it is full, or finds what is wrong.
+        loop {
+            if let Err(e) = w.new_user_block() {
+                return Err(e);
+            }
+        }
+    });
 }
 
 #[test]
