@@ -49,6 +49,8 @@ mod remove_range;
 mod shadow;
 mod value;
 
+#[cfg(any(test, dm_thin_kunit))]
+mod small_tests;
 #[cfg(test)]
 pub(crate) mod tests;
 
