@@ -2,9 +2,6 @@
 
 //! The size of data blocks, and what follows from it.
 
-use core::ops::Range;
-
-
 /// A data block's size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct BlockSize {
@@ -66,13 +63,6 @@ impl BlockSize {
     pub(crate) fn to_sectors(self, blocks: u64) -> u64 {
         blocks.saturating_mul(u64::from(self.sectors))
     }
-
-    /// The blocks that lie wholly within `sectors`; empty if there are none.
-    pub(crate) fn whole_blocks(self, sectors: Range<u64>) -> Range<u64> {
-        let begin = self.block_of(sectors.start.saturating_add(u64::from(self.sectors) - 1));
-        let end = self.block_of(sectors.end);
-        begin..end.max(begin)
-    }
 }
 
 #[cfg(dm_thin_kunit)]
@@ -99,17 +89,6 @@ mod tests {
                 assert_eq!(size.offset_of(sector), sector % sectors);
             }
         }
-        Ok(())
-    }
-
-    #[test]
-    fn whole_blocks() -> Result {
-        let size = BlockSize::new(128).ok_or(EINVAL)?;
-        assert_eq!(size.whole_blocks(0..128), 0..1);
-        assert_eq!(size.whole_blocks(1..128), 1..1);
-        assert_eq!(size.whole_blocks(1..255), 1..1);
-        assert_eq!(size.whole_blocks(1..256), 1..2);
-        assert_eq!(size.whole_blocks(10..20), 1..1);
         Ok(())
     }
 }

@@ -72,7 +72,11 @@ impl Cells {
     /// Makes a cell of `blocks`, which must not be empty and which no cell may cover.
     ///
     /// Fails with [`ENOMEM`], or [`EBUSY`] if a cell ends at the same block.
-    pub(crate) fn lock(&mut self, device: DeviceId, blocks: &Range<VirtualBlock>) -> Result<CellId> {
+    pub(crate) fn lock(
+        &mut self,
+        device: DeviceId,
+        blocks: &Range<VirtualBlock>,
+    ) -> Result<CellId> {
         let key = Key {
             device: u64::from(device),
             last: blocks.end.checked_sub(1).ok_or(EINVAL)?,

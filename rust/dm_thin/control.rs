@@ -160,8 +160,12 @@ impl Pool {
             let control = &self.control;
             let requested = &binding.requested;
             control.state.lock().bound = Some(binding.clone());
-            control.zero_new_blocks.store(requested.zero_new_blocks, Relaxed);
-            control.error_if_no_space.store(requested.error_if_no_space, Relaxed);
+            control
+                .zero_new_blocks
+                .store(requested.zero_new_blocks, Relaxed);
+            control
+                .error_if_no_space
+                .store(requested.error_if_no_space, Relaxed);
             control
                 .discard_passdown
                 .store(binding.passdown.load(Relaxed), Relaxed);
@@ -207,9 +211,7 @@ impl Pool {
         let binding = {
             let mut state = self.control.state.lock();
             match &state.bound {
-                Some(binding)
-                    if free <= binding.low_water_blocks && !state.low_water_triggered =>
-                {
+                Some(binding) if free <= binding.low_water_blocks && !state.low_water_triggered => {
                     let binding = binding.clone();
                     state.low_water_triggered = true;
                     binding
@@ -246,7 +248,9 @@ impl Pool {
                     control.out_of_data_space.store(false, Relaxed);
                     if let Some(binding) = &state.bound {
                         let requested = &binding.requested;
-                        control.error_if_no_space.store(requested.error_if_no_space, Relaxed);
+                        control
+                            .error_if_no_space
+                            .store(requested.error_if_no_space, Relaxed);
                     }
                 }
                 Mode::OutOfDataSpace => control.out_of_data_space.store(true, Relaxed),

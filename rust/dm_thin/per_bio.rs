@@ -55,7 +55,8 @@ pub(crate) fn sort_by_sector(mut bios: ThinBios) -> ThinBios {
             }
         }
     }
-    runs.into_iter().fold(ThinBios::new(), |sorted, run| merge(run, sorted))
+    runs.into_iter()
+        .fold(ThinBios::new(), |sorted, run| merge(run, sorted))
 }
 
 /// Merges two sorted lists; where sectors are equal, those of `earlier` come first.

@@ -208,8 +208,8 @@ impl Pool {
             })?;
         let copier =
             Copier::new(block_size).map_err(|e| (c"Error creating pool's kcopyd client", e))?;
-        let queue = OwnedQueue::ordered(c"dm-thin")
-            .map_err(|e| (c"Error creating pool's workqueue", e))?;
+        let queue =
+            OwnedQueue::ordered(c"dm-thin").map_err(|e| (c"Error creating pool's workqueue", e))?;
         let no_memory = |_| (c"Error allocating memory for pool", ENOMEM);
         let mut owned_name = KVec::new();
         owned_name
@@ -282,7 +282,10 @@ impl Pool {
 
     /// Removes an active thin device; the worker does not know it any more when this returns.
     pub(crate) fn remove_thin(&self, serial: u64) {
-        self.thins.lock().active.retain(|thin| thin.serial != serial);
+        self.thins
+            .lock()
+            .active
+            .retain(|thin| thin.serial != serial);
         self.queue.flush();
     }
 
@@ -314,7 +317,8 @@ impl Pool {
     /// Wakes the worker now, and then each second.
     pub(crate) fn start_waker(self: &Arc<Self>) {
         self.wake();
-        let _ = workqueue::enqueue_delayed::<_, WAKER>(self.clone(), msecs_to_jiffies(WAKER_PERIOD));
+        let _ =
+            workqueue::enqueue_delayed::<_, WAKER>(self.clone(), msecs_to_jiffies(WAKER_PERIOD));
     }
 
     /// Gives user space `seconds` to add space.
@@ -361,48 +365,33 @@ impl Pool {
     /// [`thin_metadata::Error::NoDataSpace`] means that the pool's mode says so, too. All errors have been
     /// dealt with as far as the pool is concerned.
     pub(crate) fn alloc_data_block(self: &Arc<Self>) -> thin_metadata::Result<DataBlock> {
-        let failed = |op, e| {
-            self.metadata_operation_failed(op, e);
-            Err(e)
-        };
-
         let free = self.metadata.read().metadata.free_data_blocks();
-        let mut free = match free {
-            Ok(free) => free,
-            Err(e) => return failed("free_data_blocks", e),
-        };
-        self.check_low_water_mark(free);
-        if free == 0 {
-            // A commit may free some.
-            self.commit()?;
-            let again = self.metadata.read().metadata.free_data_blocks();
-            free = match again {
-                Ok(free) => free,
-                Err(e) => return failed("free_data_blocks", e),
-            };
+        match free {
+            Ok(free) => self.check_low_water_mark(free),
+            Err(e) => {
+                self.metadata_operation_failed("free_data_blocks", e);
+                return Err(e);
+            }
         }
-        let block = match free {
-            0 => Err(thin_metadata::Error::NoDataSpace),
-            _ => self.alloc_idle_data_block(),
-        };
+
+        let mut block = self.alloc_idle_data_block();
+        if matches!(block, Err(thin_metadata::Error::NoDataSpace)) {
+            // A commit makes those available that were freed since the last one.
+            self.commit()?;
+            block = self.alloc_idle_data_block();
+        }
         match block {
-            Ok(block) => {
-                let reserve_begins = {
-                    let free = self.metadata.read().metadata.free_metadata_blocks();
-                    matches!(free, Ok(0))
-                };
-                if reserve_begins {
+            Ok(_) => {
+                let free = self.metadata.read().metadata.free_metadata_blocks();
+                if matches!(free, Ok(0)) {
                     // While the reserve for commits is still whole.
                     self.commit()?;
                 }
-                Ok(block)
             }
-            Err(e @ thin_metadata::Error::NoDataSpace) => {
-                self.set_mode(Mode::OutOfDataSpace);
-                Err(e)
-            }
-            Err(e) => failed("alloc_data_block", e),
+            Err(thin_metadata::Error::NoDataSpace) => self.set_mode(Mode::OutOfDataSpace),
+            Err(e) => self.metadata_operation_failed("alloc_data_block", e),
         }
+        block
     }
 
     /// Allocates a data block that no bio in flight can be on its way to.

@@ -335,6 +335,14 @@ impl Target for PoolTarget {
             return Err(ctr.error(reason, EINVAL));
         }
 
+        if created && requested.discard_enabled {
+            dm::log::warn!(
+                LOG_PREFIX,
+                "{}: discards of thin devices are not supported yet and will be refused.",
+                ctr.name()
+            );
+        }
+
         ctr.set_num_flush_bios(1);
         ctr.set_limit_swap_bios(true);
         if requested.discard_enabled && requested.discard_passdown {

@@ -102,9 +102,16 @@ impl Pool {
             return Ok(());
         };
 
-        let found = self.metadata.read().metadata.find_block(&thin.handle, block, true);
+        let found = self
+            .metadata
+            .read()
+            .metadata
+            .find_block(&thin.handle, block, true);
         match found {
-            Ok(Some(Mapping { block: data, shared })) if !shared || bio.is_read() => {
+            Ok(Some(Mapping {
+                block: data,
+                shared,
+            })) if !shared || bio.is_read() => {
                 issue(self, worker, bio, data);
                 Ok(())
             }

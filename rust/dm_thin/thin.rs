@@ -94,13 +94,6 @@ impl Thin {
         self.pool.wake();
     }
 
-    /// Leaves `bios`, which had been the worker's before, to the worker again, after what waits already.
-    pub(crate) fn defer_again(&self, mut bios: ThinBios) {
-        if !bios.is_empty() {
-            self.deferred.lock().bios.append(&mut bios);
-        }
-    }
-
     /// Puts `bios` back in front of those that wait for the worker.
     pub(crate) fn undo_take(&self, mut bios: ThinBios) {
         let mut deferred = self.deferred.lock();

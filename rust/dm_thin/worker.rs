@@ -104,7 +104,11 @@ impl Pool {
             }
         } else if self.mode().may_change_metadata() {
             // Nobody will use the block that was allocated.
-            let freed = self.metadata.write().metadata.dec_data_range(data, data.saturating_add(1));
+            let freed = self
+                .metadata
+                .write()
+                .metadata
+                .dec_data_range(data, data.saturating_add(1));
             if let Err(e) = freed {
                 self.metadata_operation_failed("dec_data_range", e);
             }
@@ -141,7 +145,8 @@ impl Pool {
         if new.breaks_sharing {
             pool.blocks_freed = true;
         }
-        pool.metadata.insert_block(&new.thin.handle, new.block, new.data)
+        pool.metadata
+            .insert_block(&new.thin.handle, new.block, new.data)
     }
 
     /// Ends a bio that has written a whole block, now that the block is mapped.
@@ -154,7 +159,12 @@ impl Pool {
     }
 
     /// Processes the bios of `thin` that wait for the worker.
-    fn process_deferred(self: &Arc<Self>, worker: &mut Worker, thin: &Arc<Thin>, round: &mut Round<'_>) {
+    fn process_deferred(
+        self: &Arc<Self>,
+        worker: &mut Worker,
+        thin: &Arc<Thin>,
+        round: &mut Round<'_>,
+    ) {
         if thin.requeues() {
             thin.take_deferred().end(BlkStatus::DM_REQUEUE);
             thin.take_retries().end(BlkStatus::DM_REQUEUE);
