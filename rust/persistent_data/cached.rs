@@ -119,6 +119,16 @@ pub struct CachedBm<D> {
 }
 
 impl<D: Device> CachedBm<D> {
+    /// Forgets all blocks that are not held, changed or not.
+    pub fn forget_all(&self) {
+        let loaded = std::mem::take(&mut *lock(&self.loaded));
+        for block in loaded {
+            if !self.evict(block, true) {
+                lock(&self.loaded).push_back(block);
+            }
+        }
+    }
+
     /// An empty cache over `device`, which drops clean blocks when it holds more than `limit`.
     pub fn over(device: D, limit: usize) -> Result<Self> {
         let mut bm = Self {
@@ -429,13 +439,8 @@ impl<D: Device> BlockManager for CachedBm<D> {
         self.device.flush()
     }
 
-    fn reset(&self) {
-        let loaded = std::mem::take(&mut *lock(&self.loaded));
-        for block in loaded {
-            if !self.evict(block, true) {
-                lock(&self.loaded).push_back(block);
-            }
-        }
+    fn reset(&mut self) {
+        self.forget_all();
     }
 
     fn is_read_only(&self) -> bool {

@@ -47,6 +47,7 @@ mod rebalance;
 mod remove;
 mod remove_range;
 mod shadow;
+mod update_leaf;
 mod value;
 
 #[cfg(any(test, dm_thin_kunit))]

@@ -252,14 +252,11 @@ impl<I: Index> Counts<I> {
                 for i in bits(grown) {
                     self.set_ref_count(tx, first + u64::from(i), MANY)?;
                 }
-                let mut shrunk = false;
-                for i in bits(many) {
-                    if self.change_ref_count(tx, change, first + u64::from(i))? {
+                let fit = self.change_ref_counts(tx, change, first, many)?;
+                if fit != 0 {
+                    for i in bits(fit) {
                         word.set(i, MANY - 1);
-                        shrunk = true;
                     }
-                }
-                if shrunk {
                     let mut guard = tx.bm().write(index.bitmap, &bitmap::VALIDATOR)?;
                     Bitmap::of_mut(&mut guard).set_word(word_nr, word);
                     held = Some(guard);
@@ -282,35 +279,53 @@ impl<I: Index> Counts<I> {
         Ok(())
     }
 
-    /// Changes a count in the tree by one; says whether it fits the bitmap now and was removed.
-    fn change_ref_count<'b, T: Transaction<'b>>(
+    /// Changes counts in the tree by one: those of the blocks that `many` has bits for, the lowest for `first`.
+    ///
+    /// Returns the bits of the blocks whose counts fit the bitmap now, and were removed.
+    fn change_ref_counts<'b, T: Transaction<'b>>(
         &mut self,
         tx: &mut T,
         change: Change,
-        block: BlockNr,
-    ) -> Result<bool> {
-        let update = |_: &mut T, _: &mut Plain<U32>, count: &mut U32| {
-            let old = count.get();
-            let new = match change {
-                Change::Inc if old >= MANY => old.checked_add(1),
-                Change::Dec if old == MANY => return Ok(true),
-                Change::Dec if old > MANY => Some(old - 1),
-                _ => None,
+        first: BlockNr,
+        many: u32,
+    ) -> Result<u32> {
+        let end = first.saturating_add(ENTRIES_PER_WORD.into());
+        let mut left = many;
+        let mut fit = 0u32;
+        while left != 0 {
+            let lowest = left & left.wrapping_neg();
+            let block = first + u64::from(lowest.trailing_zeros());
+            let update = |block: BlockNr, count: &mut U32| {
+                let bit = 1u32.checked_shl((block - first) as u32).unwrap_or(0);
+                if left & bit == 0 {
+                    return Ok(());
+                }
+                left &= !bit;
+                let old = count.get();
+                let new = match change {
+                    Change::Inc if old >= MANY => old.checked_add(1),
+                    Change::Dec if old >= MANY => Some(old - 1),
+                    _ => None,
+                };
+                let new = new.ok_or(Error::RefCount(block))?;
+                if new < MANY {
+                    fit |= bit;
+                }
+                count.set(new);
+                Ok(())
             };
-            count.set(new.ok_or(Error::RefCount(block))?);
-            Ok(false)
-        };
-        let fits = match self
-            .ref_counts
-            .update(tx, &mut Plain::new(), block, update)
-        {
-            Err(Error::NoData) => return Err(Error::RefCount(block)),
-            result => result?,
-        };
-        if fits {
-            self.ref_counts.remove(tx, &mut Plain::new(), &[block])?;
+            self.ref_counts
+                .update_leaf(tx, &mut Plain::new(), block..end, update)?;
+            if left & lowest != 0 {
+                return Err(Error::RefCount(block));
+            }
         }
-        Ok(fits)
+        for run in runs(fit) {
+            let run = first + u64::from(run.start)..first + u64::from(run.end);
+            self.ref_counts
+                .remove_range(tx, &mut Plain::new(), run.start, run.end)?;
+        }
+        Ok(fit)
     }
 
     /// Sets the count of a block.
@@ -401,6 +416,19 @@ fn shadow_bitmap<'b, T: Transaction<'b>>(
         index.nr_free = Bitmap::of(&guard).nr_free();
     }
     Ok(guard)
+}
+
+/// The runs of bits that are set, in ascending order.
+fn runs(mut mask: u32) -> impl Iterator<Item = Range<u32>> {
+    core::iter::from_fn(move || {
+        if mask == 0 {
+            return None;
+        }
+        let start = mask.trailing_zeros();
+        let end = start + (mask >> start).trailing_ones();
+        mask &= u32::MAX.checked_shl(end).unwrap_or(0);
+        Some(start..end)
+    })
 }
 
 /// The numbers of the bits that are set, in ascending order.

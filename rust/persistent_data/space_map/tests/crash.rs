@@ -39,9 +39,7 @@ impl Loss {
         match self {
             Self::All => false,
             Self::None => true,
-            Self::Some(seed) => {
-                (seed ^ block).wrapping_mul(0x61c8_8646_80b5_83eb) >> 63 != 0
-            }
+            Self::Some(seed) => (seed ^ block).wrapping_mul(0x61c8_8646_80b5_83eb) >> 63 != 0,
         }
     }
 
@@ -90,8 +88,8 @@ fn crash_around_commit(before: &[Op], during: &[Op], loss: Loss) -> Result {
             let went_through = c.world.bm.clear_fault();
             assert_eq!(result.is_ok(), went_through);
 
-            let superblock_lost = c.world.bm.unstable_blocks().contains(&SUPERBLOCK)
-                && !loss.keeps(SUPERBLOCK);
+            let superblock_lost =
+                c.world.bm.unstable_blocks().contains(&SUPERBLOCK) && !loss.keeps(SUPERBLOCK);
             let bm = loss.crash(&c.world.bm);
             let found = World::open(loss.crash(&bm))?.id;
             assert!(found == id || found == id + 1);

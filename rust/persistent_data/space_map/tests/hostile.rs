@@ -51,12 +51,7 @@ fn victim() -> Result<World> {
 }
 
 /// Changes a block of the device, with a right checksum.
-fn forge(
-    bm: &MemoryBm,
-    block: BlockNr,
-    validator: &Validator,
-    f: impl FnOnce(&mut BlockData),
-) {
+fn forge(bm: &MemoryBm, block: BlockNr, validator: &Validator, f: impl FnOnce(&mut BlockData)) {
     bm.tamper(block, |data| {
         f(data);
         (validator.prepare)(data, block);
@@ -144,7 +139,11 @@ fn index_entries() -> Result {
         (16, &u64::MAX.to_le_bytes(), Some(Corruption::Reference)),
         // More free entries than there are.
         (24, &16321u32.to_le_bytes(), Some(Corruption::SpaceMapIndex)),
-        (24, &(1u32 << 31).to_le_bytes(), Some(Corruption::SpaceMapIndex)),
+        (
+            24,
+            &(1u32 << 31).to_le_bytes(),
+            Some(Corruption::SpaceMapIndex),
+        ),
         // Counted below zero on a map that grew.
         (24, &u32::MAX.to_le_bytes(), None),
         (28, &16321u32.to_le_bytes(), Some(Corruption::SpaceMapIndex)),
@@ -285,7 +284,11 @@ fn small_counts_in_the_tree() -> Result {
 fn trees_with_loops() -> Result {
     let w = victim()?;
     let (metadata, data) = roots(&w.bm)?;
-    for root in [metadata.ref_count_root, data.ref_count_root, data.bitmap_root] {
+    for root in [
+        metadata.ref_count_root,
+        data.ref_count_root,
+        data.bitmap_root,
+    ] {
         let root = root.get();
         let w = victim()?;
         // An internal node that is its own child.
@@ -306,7 +309,11 @@ fn trees_with_loops() -> Result {
 fn targets(w: &World) -> Result<Vec<(BlockNr, &'static Validator)>> {
     let mut targets = Vec::new();
     for block in w.structure()?.into_keys() {
-        for validator in [&index_block::VALIDATOR, &bitmap::VALIDATOR, &btree::VALIDATOR] {
+        for validator in [
+            &index_block::VALIDATOR,
+            &bitmap::VALIDATOR,
+            &btree::VALIDATOR,
+        ] {
             w.bm.drop_cache();
             if w.bm.read(block, validator).is_ok() {
                 targets.push((block, validator));

@@ -252,7 +252,8 @@ impl Checked {
                 let new = shadow.guard.location();
                 assert_eq!(shadow.was_shared, self.model.users[&block] > 1);
                 drop(shadow);
-                let in_place = self.given_metadata.contains(&block) && self.model.users[&block] == 1;
+                let in_place =
+                    self.given_metadata.contains(&block) && self.model.users[&block] == 1;
                 if in_place {
                     assert_eq!(new, block);
                 } else {
@@ -311,7 +312,11 @@ impl Checked {
             assert_eq!(*count, 1, "block {b} of the structure is used twice");
         }
         for (b, count) in &m.users {
-            assert_eq!(metadata.insert(*b, *count), None, "block {b} has two owners");
+            assert_eq!(
+                metadata.insert(*b, *count),
+                None,
+                "block {b} has two owners"
+            );
         }
         assert_eq!(w.tm.nr_blocks(), m.nr_metadata);
         assert_eq!(w.tm.nr_free(), m.nr_metadata - metadata.len() as u64);

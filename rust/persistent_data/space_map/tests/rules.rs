@@ -183,7 +183,10 @@ fn grows_a_full_metadata_device() -> Result {
             users.push(b);
         }
         let mut w = w.roll_back()?;
-        let count = users.iter().filter(|&&b| w.metadata_count(b) == Ok(1)).count();
+        let count = users
+            .iter()
+            .filter(|&&b| w.metadata_count(b) == Ok(1))
+            .count();
         let mut taken = count;
         while w.tm.nr_free() > 3 {
             w.new_user_block()?;

@@ -10,8 +10,7 @@ use zerocopy::{
         U32,
         U64, //
     },
-    transmute_mut,
-    transmute_ref,
+    transmute_mut, transmute_ref,
 };
 use zerocopy_derive::{
     FromBytes,
@@ -178,7 +177,11 @@ impl World {
         for i in 0..sb.metadata.nr_blocks.get().div_ceil(16320) as usize {
             add(&mut blocks, le64(&guard[..], 16 + 16 * i));
         }
-        self.add_tree(&mut blocks, sb.metadata.ref_count_root.get(), &mut |_, _| {})?;
+        self.add_tree(
+            &mut blocks,
+            sb.metadata.ref_count_root.get(),
+            &mut |_, _| {},
+        )?;
 
         let mut bitmaps = Vec::new();
         self.add_tree(
