@@ -170,6 +170,9 @@ impl OwnedQueue {
             result: Option<R>,
         }
 
+        /// # Safety
+        ///
+        /// For the work in a `Call` of this type only, which must stay until `done`.
         unsafe extern "C" fn run<R, F: FnOnce() -> R>(work: *mut bindings::work_struct) {
             // SAFETY: Only works in a `Call` have this function.
             let call =
