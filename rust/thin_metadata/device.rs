@@ -62,12 +62,12 @@ impl kernel::fmt::Display for DeviceId {
 }
 
 /// A device that is open in a pool: what [`Metadata::open_thin`](crate::Metadata::open_thin) gives, and
-/// [`Metadata::close_thin`](crate::Metadata::close_thin) takes back.
+/// [`Metadata::close_thin`](crate::Metadata::close_thin) ends.
 ///
 /// It says where the pool keeps the device's state; the state itself is the pool's. A clone is the same
-/// opening, of which one is to be given back.
+/// opening, which is to be closed once.
 #[derive(Clone, PartialEq, Eq, Debug)]
-#[must_use = "a device stays open until its handle is given to `Metadata::close_thin`"]
+#[must_use = "a device stays open until `Metadata::close_thin`"]
 pub struct ThinHandle {
     slot: usize,
     id: DeviceId,

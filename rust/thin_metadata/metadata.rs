@@ -230,7 +230,7 @@ impl<B: BlockManager> Metadata<B> {
 }
 
 /// Makes new metadata: no devices, and no data blocks.
-fn format<B: BlockManager>(bm: &B, params: &OpenParams) -> Result<Loaded> {
+pub(crate) fn format<B: BlockManager>(bm: &B, params: &OpenParams) -> Result<Loaded> {
     let mut tm = TransactionManager::create(bm, SUPERBLOCK_LOCATION)?;
     let mut data_sm = DiskSpaceMap::create(&mut tm.tx(bm), 0)?;
     let mappings = MappingTree::empty(&mut tm.tx(bm))?;

@@ -128,7 +128,7 @@ impl<B: BlockManager> Metadata<B> {
         })
     }
 
-    /// Opens a device. It may be opened more than once; each handle must be closed.
+    /// Opens a device. It may be opened more than once, and must be closed as often.
     ///
     /// Gives [`Error::NoDevice`] if there is none of this id.
     pub fn open_thin(&mut self, id: DeviceId) -> Result<ThinHandle> {
@@ -137,7 +137,7 @@ impl<B: BlockManager> Metadata<B> {
         self.devices.open(slot)
     }
 
-    /// Closes a device.
+    /// Closes a device that was opened; the handle is of no more use then.
     pub fn close_thin(&mut self, thin: &ThinHandle) {
         self.devices.close(thin);
     }

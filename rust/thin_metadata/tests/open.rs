@@ -222,15 +222,7 @@ fn any_one_broken_block_is_an_error_or_is_not_noticed() {
                 data[offset] ^= (x >> 13) as u8 | 1;
                 reseal(data);
             });
-            let Ok(mut md) = Metadata::open(bm, REOPEN) else {
-                continue;
-            };
-            if let Ok(view) = View::new(md.bm()) {
-                let _ = view.for_devices(|id, _| view.for_mappings(id, |_, _| Ok(())));
-            }
-            let _ = workload::change(&mut md, &mut model.clone());
-            let _ = md.commit();
-            let _ = md.abort();
+            walk_and_change(bm, &model);
         }
     }
 }
@@ -252,4 +244,98 @@ fn a_device_too_small_is_an_error_and_a_huge_one_is_not() {
     assert_eq!(md.nr_metadata_blocks(), Ok(METADATA_MAX_BLOCKS));
     let superblock = Superblock::read(md.bm(), 0).expect("a superblock");
     assert_eq!(superblock.metadata_nr_blocks.get(), METADATA_MAX_BLOCKS);
+}
+
+/// Walks and changes everything, which may fail.
+fn walk_and_change(bm: MemoryBm, model: &super::Model) {
+    let Ok(mut md) = Metadata::open(bm, REOPEN) else {
+        return;
+    };
+    if let Ok(view) = View::new(md.bm()) {
+        let _ = view.for_devices(|id, _| view.for_mappings(id, |_, _| Ok(())));
+        let _ = view.metadata_snap().map(|snap| {
+            snap.map(|snap| snap.for_devices(|id, _| snap.for_mappings(id, |_, _| Ok(()))))
+        });
+    }
+    for dev in 0..6 {
+        if let Ok(thin) = md.open_thin(super::model::id(dev)) {
+            let _ = md.highest_mapped(&thin);
+            let _ = md.find_mapped_range(&thin, 0, u64::MAX);
+            md.close_thin(&thin);
+        }
+    }
+    let _ = workload::change(&mut md, &mut model.clone());
+    let _ = md.commit();
+    let _ = md.abort();
+    let _ = md.delete_thin(super::model::id(1));
+    let _ = md.release_metadata_snap();
+    let _ = md.commit();
+}
+
+#[test]
+fn roots_that_lead_to_any_other_block_do_no_harm() {
+    let (md, model) = workload::base();
+    for block in 0..80_u64 {
+        let roots: [fn(&mut Superblock, u64); 5] = [
+            |s, block| s.data_mapping_root = block.into(),
+            |s, block| s.device_details_root = block.into(),
+            |s, block| s.held_root = block.into(),
+            |s, block| s.data_space_map_root[16..24].copy_from_slice(&block.to_le_bytes()),
+            |s, block| s.metadata_space_map_root[24..32].copy_from_slice(&block.to_le_bytes()),
+        ];
+        for root in roots {
+            let bm = md.bm().crash();
+            bm.tamper(0, |data| {
+                root(Superblock::of_mut(data).expect("a block"), block);
+                (VALIDATOR.prepare)(data, 0);
+            });
+            walk_and_change(bm, &model);
+        }
+    }
+}
+
+#[test]
+fn nodes_that_lead_to_any_other_block_do_no_harm() {
+    let (md, model) = workload::base();
+    for node in 1..80 {
+        for to in [0, 1, node, node + 1, node + 7, u64::MAX] {
+            let bm = md.bm().crash();
+            bm.tamper(node, |data| {
+                // The first and the second value of a node with values of 8 bytes: after 252 keys.
+                for offset in [32 + 252 * 8, 32 + 252 * 8 + 8] {
+                    data[offset..offset + 8].copy_from_slice(&to.to_le_bytes());
+                }
+                (persistent_data::btree::VALIDATOR.prepare)(data, node);
+            });
+            walk_and_change(bm, &model);
+        }
+    }
+}
+
+#[test]
+fn a_mapping_beyond_the_data_device_is_an_error() {
+    let (md, _) = workload::base();
+    let bm = md.bm().crash();
+    let data_sm_root = Superblock::read(&bm, 0).expect("a superblock");
+    let nr_blocks = data_sm_root.data_sm_root().expect("a root").nr_blocks;
+    assert_eq!(nr_blocks.get(), 3000);
+    bm.tamper(0, |data| {
+        let superblock = Superblock::of_mut(data).expect("a block");
+        superblock.data_space_map_root[..8].copy_from_slice(&100_u64.to_le_bytes());
+        superblock.data_space_map_root[8..16].copy_from_slice(&100_u64.to_le_bytes());
+        (VALIDATOR.prepare)(data, 0);
+    });
+    let mut md = Metadata::open(bm, REOPEN).expect("it opens");
+    let id = super::model::id(1);
+    let thin = md.open_thin(id).expect("the device exists");
+    let wanted = Error::BadMapping {
+        device: id,
+        virtual_block: 100,
+        data_block: 100,
+    };
+    assert!(md.find_block(&thin, 99, true).is_ok());
+    assert_eq!(md.find_block(&thin, 100, true), Err(wanted));
+    assert_eq!(md.find_mapped_range(&thin, 0, 400), Err(wanted));
+    assert_eq!(wanted.errno(), 84);
+    md.close_thin(&thin);
 }
