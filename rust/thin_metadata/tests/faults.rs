@@ -79,7 +79,7 @@ fn with_fault(
     md.commit().expect("no more faults");
     current.check_committed(&mut md);
     current.check_committed(&mut reopen(&md));
-    if n % 8 == 0 {
+    if n.is_multiple_of(8) {
         check_with_tools(&md, &current);
     }
     true

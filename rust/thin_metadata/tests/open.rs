@@ -132,7 +132,8 @@ fn then_features() {
 
 #[test]
 fn then_what_else_is_in_it() {
-    let cases: [(fn(&mut Superblock), Error); 6] = [
+    type Change = fn(&mut Superblock);
+    let cases: [(Change, Error); 6] = [
         (|s| s.version = 3.into(), Error::Version(3)),
         (|s| s.version = 0.into(), Error::Version(0)),
         (
