@@ -426,7 +426,7 @@ impl<'a> NodeMut<'a> {
     /// Copies entries to another place within the node.
     fn shift_within(&mut self, from: Range<usize>, to: usize) -> Result {
         let n = from.len();
-        if from.end > self.shape.max || to > self.shape.max - n {
+        if from.start > from.end || from.end > self.shape.max || to > self.shape.max - n {
             return Err(self.corrupt(Corruption::TooManyEntries));
         }
         let size = self.shape.value_size;
