@@ -30,10 +30,7 @@ use kernel::{
     container_of, impl_has_work,
     prelude::*,
     str::CStr,
-    sync::{
-        Arc,
-        Completion, //
-    },
+    sync::Arc,
     time::Jiffies,
     types::Opaque,
     workqueue::{
@@ -160,63 +157,51 @@ impl OwnedQueue {
 
     /// Has a closure run and waits for its result. Must not be called by a work of the queue.
     pub fn call<R: Send, F: FnOnce() -> R + Send>(&self, f: F) -> R {
-        #[pin_data]
+        #[repr(C)]
         struct Call<F, R> {
-            #[pin]
             work: Opaque<bindings::work_struct>,
-            #[pin]
-            done: Completion,
             f: Option<F>,
             result: Option<R>,
         }
 
         /// # Safety
         ///
-        /// For the work in a `Call` of this type only, which must stay until `done`.
+        /// For the work in a `Call` of this type only, which must stay, and be used by nobody else,
+        /// until this returns.
         unsafe extern "C" fn run<R, F: FnOnce() -> R>(work: *mut bindings::work_struct) {
-            // SAFETY: Only works in a `Call` have this function.
-            let call =
-                unsafe { container_of!(Opaque::cast_from(work), Call<F, R>, work) }.cast_mut();
-            // SAFETY: The caller waits for `done`, and does not touch these before.
-            unsafe {
-                (*call).result = (*call).f.take().map(|f| f());
-                (*call).done.complete_all();
-            }
+            // The work comes first.
+            let call: *mut Call<F, R> = work.cast();
+            // SAFETY: By the function's requirements.
+            unsafe { (*call).result = (*call).f.take().map(|f| f()) };
         }
 
-        pin_init::stack_pin_init!(let call = pin_init!(Call::<F, R> {
-            // SAFETY: `slot` is valid for writes; it is on the stack, and taken from it below.
-            work <- Opaque::ffi_init(|slot| unsafe {
-                bindings::init_work_with_key(
-                    slot,
-                    Some(run::<R, F>),
-                    true,
-                    c"dm::OwnedQueue::call".as_char_ptr(),
-                    kernel::static_lock_class!().as_ptr(),
-                )
-            }),
-            done <- Completion::new(),
+        let mut call = Call {
+            work: Opaque::uninit(),
             f: Some(f),
             result: None,
-        }));
-        // SAFETY: The work stays where it is until it has run, which we wait for. It was never
-        // queued before, so it is now.
+        };
+        let call: *mut Call<F, R> = &mut call;
+        let work = call.cast();
+        // SAFETY: The work is on the stack, and as `call` is only used through this pointer it stays
+        // there, untouched, until it has run: it was never queued, so it is now, and waited for.
         unsafe {
+            bindings::init_work_with_key(
+                work,
+                Some(run::<R, F>),
+                true,
+                c"dm::OwnedQueue::call".as_char_ptr(),
+                kernel::static_lock_class!().as_ptr(),
+            );
             bindings::queue_work_on(
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
                 self.0.wq.as_ptr(),
-                call.work.get(),
+                work,
             );
+            bindings::flush_work(work);
+            bindings::dm_rs_helper_destroy_work_on_stack(work);
+            // It has run, so there is a result.
+            (*call).result.take().unwrap_unchecked()
         }
-        call.done.wait_for_completion();
-        // `complete_all` may still be using the completion: wait for the work to return.
-        // SAFETY: The work is valid, and not used again after this.
-        unsafe {
-            bindings::flush_work(call.work.get());
-            bindings::dm_rs_helper_destroy_work_on_stack(call.work.get());
-        }
-        // SAFETY: The work has run, so the result is there and ours; `result` is not pinned.
-        unsafe { call.get_unchecked_mut().result.take().unwrap_unchecked() }
     }
 
     /// Waits for all works that were enqueued so far. Must not be called by a work of the queue.
