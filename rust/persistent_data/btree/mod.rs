@@ -51,7 +51,7 @@ mod update_leaf;
 mod value;
 
 #[cfg(any(test, dm_thin_kunit))]
-mod small_tests;
+pub(crate) mod small_tests;
 #[cfg(test)]
 pub(crate) mod tests;
 

@@ -45,18 +45,18 @@ struct Slot {
     count: Cell<u32>,
 }
 
-/// A few blocks in memory.
-struct SmallBm {
+/// A few blocks in memory, for tests that also run in the kernel.
+pub(crate) struct SmallBm {
     slots: Vec<Slot>,
 }
 
-struct SmallGuard<R> {
+pub(crate) struct SmallGuard<R> {
     data: R,
     block: BlockNr,
 }
 
 impl SmallBm {
-    fn new(nr_blocks: usize) -> Result<Self> {
+    pub(crate) fn new(nr_blocks: usize) -> Result<Self> {
         let mut slots = Vec::new();
         for _ in 0..nr_blocks {
             slots.try_push(Slot {

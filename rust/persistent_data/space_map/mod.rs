@@ -22,6 +22,8 @@ mod pending;
 mod shadow_set;
 mod threshold;
 
+#[cfg(any(test, dm_thin_kunit))]
+mod small_tests;
 #[cfg(test)]
 mod tests;
 
