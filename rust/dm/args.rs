@@ -83,7 +83,8 @@ impl<'a> Args<'a> {
     }
 }
 
-/// Parses a decimal number like `kstrtoull(s, 10, ..)`: an optional `+`, digits, an optional newline.
+/// Parses a decimal number like `kstrtoull(s, 10, ..)`: an optional `+`, digits, an optional
+/// newline.
 ///
 /// EINVAL if it is no number, ERANGE if it is too large.
 pub fn parse_u64(s: &CStr) -> Result<u64> {

@@ -165,12 +165,13 @@ impl<P> Slot<P> {
 
 /// A bio that the target owns, with its per-bio data.
 ///
-/// It is given to [`Target::map`] and [`Target::end_io`] and either given back in what these return,
-/// or kept and ended or submitted later. One that is dropped ends with an I/O error, so none is
-/// ever lost; [`Target::end_io`] is told of this, too, unless it drops the bio again.
+/// It is given to [`Target::map`] and [`Target::end_io`] and either given back in what these
+/// return, or kept and ended or submitted later. One that is dropped ends with an I/O error, so
+/// none is ever lost; [`Target::end_io`] is told of this, too, unless it drops the bio again.
 ///
-/// A bio may only be sent to devices that its own target opened ([`Ctr::get_device`]), as these stay
-/// open long enough. Submitting one that was sent elsewhere, or nowhere, ends it with an I/O error.
+/// A bio may only be sent to devices that its own target opened ([`Ctr::get_device`]), as these
+/// stay open long enough. Submitting one that was sent elsewhere, or nowhere, ends it with an I/O
+/// error.
 ///
 /// Once the bio came back from below ([`Target::end_io`]), its sector and length count for nothing
 /// any more, and it cannot be submitted again.
@@ -447,10 +448,10 @@ impl<P> Bio<P> {
         if !self.is_submittable() {
             return self.refuse();
         }
-        // SAFETY: By the type invariants the bio was ours, so it may be submitted. The core expects
-        // this of all targets of this crate, as they set `accounts_remapped_io`. The device below is
-        // one of the target's own, so stays open until it is destroyed, for which the core waits for
-        // all bios.
+        // SAFETY: By the type invariants the bio was ours, so it may be submitted. The core
+        // expects this of all targets of this crate, as they set `accounts_remapped_io`. The
+        // device below is one of the target's own, so stays open until it is destroyed, for which
+        // the core waits for all bios.
         unsafe {
             bindings::dm_submit_bio_remap(self.into_raw().as_ptr(), core::ptr::null_mut());
         }
@@ -506,8 +507,8 @@ pub(crate) mod fake {
             this.bio.bi_iter.bi_sector = sector;
             this.bio.bi_opf = op;
             this.bio.bi_status = BlkStatus::NOTSUPP.0;
-            // SAFETY: The core's struct around the bio is zeroed, which says that the slot is before
-            // it, and there is room for both.
+            // SAFETY: The core's struct around the bio is zeroed, which says that the slot is
+            // before it, and there is room for both.
             unsafe { Slot::of(&raw mut this.bio).write(Slot::new(data, core::ptr::null())) };
             Ok(this)
         }

@@ -20,7 +20,8 @@ use core::{
 /// # Invariants
 ///
 /// `head` and `tail` are the first and the last of the bios that are linked by `bi_next`, both
-/// `None` if there are none. The last one's `bi_next` is null. All are ours in the sense of [`Bio`].
+/// `None` if there are none. The last one's `bi_next` is null. All are ours in the sense of
+/// [`Bio`].
 pub struct BioList<P> {
     head: Option<NonNull<bindings::bio>>,
     tail: Option<NonNull<bindings::bio>>,

@@ -67,9 +67,9 @@ impl BioSet {
 
     /// Clones a bio: the clone has the same operation, place and memory.
     ///
-    /// The bio itself is kept until the clone has ended, and is then given to `done`. Both are given
-    /// back if the bio has ended already, or if there is no memory for the record of that; the clone
-    /// itself is waited for.
+    /// The bio itself is kept until the clone has ended, and is then given to `done`. Both are
+    /// given back if the bio has ended already, or if there is no memory for the record of that;
+    /// the clone itself is waited for.
     pub fn clone_bio<P: Send + 'static, D: BioDone<P>>(
         &self,
         bio: Bio<P>,
@@ -139,8 +139,8 @@ struct Context<P, D> {
 ///
 /// For the block layer only, with a clone that [`BioSet::clone_bio`] made.
 unsafe extern "C" fn end_io<P, D: BioDone<P>>(clone: *mut bindings::bio) {
-    // SAFETY: It is told once, and the context was given to it. The set is valid, as the context has
-    // a reference to it.
+    // SAFETY: It is told once, and the context was given to it. The set is valid, as the context
+    // has a reference to it.
     let (status, context) = unsafe {
         let status = BlkStatus((*clone).bi_status);
         let context = KBox::from_raw((*clone).bi_private.cast::<Context<P, D>>());

@@ -2,12 +2,13 @@
 
 //! A cache of a device's blocks, over dm-bufio.
 //!
-//! Blocks are `N` bytes. A block is held by many [`ReadGuard`]s or one [`WriteGuard`]; whoever comes
-//! in the way gets EDEADLK, nobody waits. That keeps the guards sound whatever the blocks say, for
-//! instance if a broken tree names one block in two places.
+//! Blocks are `N` bytes. A block is held by many [`ReadGuard`]s or one [`WriteGuard`]; whoever
+//! comes in the way gets EDEADLK, nobody waits. That keeps the guards sound whatever the blocks
+//! say, for instance if a broken tree names one block in two places.
 //!
-//! Each cached block remembers a [`Tag`] of the user's, which stands for its type: who reads a block
-//! can see that it was checked before, and what is changed is made ready for the disk by its tag's
+//! Each cached block remembers a [`Tag`] of the user's, which stands for its type: who reads a
+//! block can see that it was checked before, and what is changed is made ready for the disk by its
+//! tag's
 //! [`Tag::prepare_for_write`].
 //!
 //! # When a block is made ready
@@ -19,9 +20,9 @@
 //! - clean: ready for the disk;
 //! - stale: changed since it was made ready, and held by nobody;
 //! - held for reading: ready for the disk. The first reader of a stale block makes it ready;
-//! - held for writing: not ready. dm-bufio may write it like this, but then writes it once more, as the
-//!   guard marks it changed when dropped, after the lock is released. So whoever wants the blocks on
-//!   disk must have dropped the write guards first.
+//! - held for writing: not ready. dm-bufio may write it like this, but then writes it once more, as
+//!   the guard marks it changed when dropped, after the lock is released. So whoever wants the
+//!   blocks on disk must have dropped the write guards first.
 //!
 //! dm-bufio makes a stale block ready just before it writes it.
 //!

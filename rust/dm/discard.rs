@@ -64,8 +64,8 @@ impl<T: DiscardDone> Discard<T> {
                 live: Live::new(),
             },
         );
-        // SAFETY: There are no vectors, no device and the kernel's own set, which does not fail when
-        // allowed to wait.
+        // SAFETY: There are no vectors, no device and the kernel's own set, which does not fail
+        // when allowed to wait.
         let parent = unsafe {
             bindings::bio_alloc_bioset(
                 core::ptr::null_mut(),
@@ -125,7 +125,8 @@ impl<T: DiscardDone> Discard<T> {
         }
     }
 
-    /// Lets the row end when all discards have; with `err` if given and they do not fail themselves.
+    /// Lets the row end when all discards have; with `err` if given and they do not fail
+    /// themselves.
     pub fn finish(mut self, err: Option<Error>) {
         if let Some(err) = err {
             // SAFETY: The parent has not ended, and no discard that could set its status was

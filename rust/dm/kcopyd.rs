@@ -194,8 +194,8 @@ pub struct Region<'a> {
 
 /// A client of kcopyd.
 ///
-/// Dropping it waits for all its jobs. A job's own [`JobDone::done`] must not drop it: it is leaked then,
-/// and the module cannot be unloaded any more.
+/// Dropping it waits for all its jobs. A job's own [`JobDone::done`] must not drop it: it is
+/// leaked then, and the module cannot be unloaded any more.
 pub struct Client(ManuallyDrop<KBox<Inner>>);
 
 /// # Invariants

@@ -10,7 +10,8 @@
 //!
 //! # Contexts
 //!
-//! Unless a function says otherwise it may sleep. [`Target::end_io`], completions of [`Discard`] and
+//! Unless a function says otherwise it may sleep. [`Target::end_io`], completions of [`Discard`]
+//! and
 //! [`AsyncBio`], and whatever is dropped there, may run in interrupt context.
 //!
 //! # Unloading

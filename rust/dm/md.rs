@@ -20,8 +20,8 @@ impl MdId {
 
 /// A counted reference to a mapped device.
 ///
-/// The device cannot be removed meanwhile: whoever removes it waits. So drop it soon, and never keep
-/// it in a target.
+/// The device cannot be removed meanwhile: whoever removes it waits. So drop it soon, and never
+/// keep it in a target.
 pub struct Md(NonNull<bindings::mapped_device>);
 
 // SAFETY: The reference is counted, it may be dropped on any thread.

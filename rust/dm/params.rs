@@ -67,8 +67,8 @@ impl Record {
 
 /// Declares a module parameter of type `unsigned int`, readable by all and writable by root.
 ///
-/// `$value` is an expression for a `&'static UintParam`, which keeps the default until the parameter
-/// is set. Name, value and description:
+/// `$value` is an expression for a `&'static UintParam`, which keeps the default until the
+/// parameter is set. Name, value and description:
 ///
 /// ```ignore
 /// static TIMEOUT: UintParam = UintParam::new(60);

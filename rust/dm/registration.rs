@@ -59,7 +59,8 @@ impl<T: Target> Registration<T> {
     pub fn new() -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             tt <- Opaque::try_ffi_init(|slot: *mut bindings::target_type| {
-                // SAFETY: `slot` is valid for writes, and pinned until it is unregistered in `drop`.
+                // SAFETY: `slot` is valid for writes, and pinned until it is unregistered in
+                // `drop`.
                 unsafe {
                     slot.write(Callbacks::<T>::target_type());
                     to_result(bindings::dm_register_target(slot))
@@ -250,8 +251,8 @@ impl<T: Target> Callbacks<T> {
         bio: *mut bindings::bio,
         error: *mut bindings::blk_status_t,
     ) -> c_int {
-        // SAFETY: The slot was initialised in `map`, and is ours as the bio is: nobody has a `Bio` of
-        // it, as whoever had one gave it up by submitting or ending it.
+        // SAFETY: The slot was initialised in `map`, and is ours as the bio is: nobody has a `Bio`
+        // of it, as whoever had one gave it up by submitting or ending it.
         let (slot, tell) = unsafe {
             let slot = Slot::<T::PerBio>::of(bio);
             (slot, (*slot).end())

@@ -23,7 +23,8 @@ use kernel::{
     },
 };
 
-/// Creates a [`RwSemaphore`] initialiser with the given content and name, and a lock class of its own.
+/// Creates a [`RwSemaphore`] initialiser with the given content and name, and a lock class of its
+/// own.
 ///
 /// [`RwSemaphore`]: crate::RwSemaphore
 #[macro_export]

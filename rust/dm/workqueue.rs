@@ -2,14 +2,15 @@
 
 //! Work queues of one's own.
 //!
-//! Works are those of [`kernel::workqueue`]: a [`Work`] or [`DelayedWork`] in a struct that is in an
-//! [`Arc`], with `impl_has_work!` or `impl_has_delayed_work!` and [`WorkItem`]. A pending work holds
-//! a reference to its struct, so nothing it needs can go away; cancelling it drops that reference.
+//! Works are those of [`kernel::workqueue`]: a [`Work`] or [`DelayedWork`] in a struct that is in
+//! an [`Arc`], with `impl_has_work!` or `impl_has_delayed_work!` and [`WorkItem`]. A pending work
+//! holds a reference to its struct, so nothing it needs can go away; cancelling it drops that
+//! reference.
 //!
-//! A struct may own the queue that its works run on. If the last reference to it is dropped by such a
-//! work, the queue would have to wait for itself: then its destruction is left to another queue,
-//! and unloading the module waits for that. Still, [`Drop`] of the struct runs in the work then;
-//! where that matters, cancel and flush first, with references left.
+//! A struct may own the queue that its works run on. If the last reference to it is dropped by
+//! such a work, the queue would have to wait for itself: then its destruction is left to another
+//! queue, and unloading the module waits for that. Still, [`Drop`] of the struct runs in the work
+//! then; where that matters, cancel and flush first, with references left.
 //!
 //! [`Work`]: kernel::workqueue::Work
 //! [`DelayedWork`]: kernel::workqueue::DelayedWork
@@ -81,8 +82,8 @@ impl WorkItem for Inner {
 #[pinned_drop]
 impl PinnedDrop for Inner {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: Valid by the type invariants and not used again. No timer of a delayed work refers
-        // to it, see `OnQueue`.
+        // SAFETY: Valid by the type invariants and not used again. No timer of a delayed work
+        // refers to it, see `OnQueue`.
         unsafe { bindings::destroy_workqueue(self.wq.as_ptr()) };
     }
 }
@@ -182,8 +183,9 @@ impl OwnedQueue {
         };
         let call: *mut Call<F, R> = &mut call;
         let work = call.cast();
-        // SAFETY: The work is on the stack, and as `call` is only used through this pointer it stays
-        // there, untouched, until it has run: it was never queued, so it is now, and waited for.
+        // SAFETY: The work is on the stack, and as `call` is only used through this pointer it
+        // stays there, untouched, until it has run: it was never queued, so it is now, and waited
+        // for.
         unsafe {
             bindings::init_work_with_key(
                 work,
@@ -299,7 +301,8 @@ where
     unsafe { cancelled(item, bindings::cancel_work_sync(work_of::<T, ID>(item))) }
 }
 
-/// Keeps a delayed work from running and waits if it is running; says whether it was waiting to run.
+/// Keeps a delayed work from running and waits if it is running; says whether it was waiting to
+/// run.
 ///
 /// Must not be called by the work itself. A work that enqueues itself does not after this began.
 pub fn cancel_delayed_sync<T, const ID: u64>(item: &Arc<T>) -> bool
