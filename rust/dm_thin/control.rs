@@ -90,6 +90,8 @@ pub(crate) struct Control {
     /// Whether what fails now does so for lack of data space.
     out_of_data_space: AtomicFlag,
     suspended: AtomicFlag,
+    /// The length of the bound table in sectors, for those who must not wait for the lock; 0 if there is none.
+    bound_len: Atomic<i64>,
     #[pin]
     state: Mutex<State>,
 }
@@ -103,6 +105,7 @@ impl Control {
             error_if_no_space: AtomicFlag::new(false),
             out_of_data_space: AtomicFlag::new(false),
             suspended: AtomicFlag::new(true),
+            bound_len: Atomic::new(0),
             state <- new_mutex!(
                 State {
                     bound: None,
@@ -160,6 +163,8 @@ impl Pool {
             let control = &self.control;
             let requested = &binding.requested;
             control.state.lock().bound = Some(binding.clone());
+            let len = i64::try_from(binding.ti.len()).unwrap_or(0);
+            control.bound_len.store(len, Relaxed);
             control
                 .zero_new_blocks
                 .store(requested.zero_new_blocks, Relaxed);
@@ -178,11 +183,17 @@ impl Pool {
         let mut state = self.control.state.lock();
         if matches!(&state.bound, Some(binding) if binding.ti.is_same(ti)) {
             state.bound = None;
+            self.control.bound_len.store(0, Relaxed);
         }
     }
 
+    /// The length of the table that counts in sectors, 0 if there is none. Does not wait.
+    pub(crate) fn bound_len(&self) -> u64 {
+        u64::try_from(self.control.bound_len.load(Relaxed)).unwrap_or(0)
+    }
+
     /// The table that counts.
-    pub(crate) fn bound(&self) -> Option<Arc<Binding>> {
+    fn bound(&self) -> Option<Arc<Binding>> {
         self.control.state.lock().bound.clone()
     }
 
@@ -271,9 +282,8 @@ impl Pool {
                 false => Some((state.bound.clone(), mode)),
             }
         };
-        let mode = self.mode();
-        match mode {
-            Mode::Write => {}
+        match self.mode() {
+            Mode::Write => self.take_time_for_space(),
             Mode::OutOfDataSpace => self.start_no_space_timeout(),
             Mode::OutOfMetadataSpace | Mode::ReadOnly | Mode::Fail => {
                 self.end_retries(self.io_error());

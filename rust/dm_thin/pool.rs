@@ -327,6 +327,11 @@ impl Pool {
         let _ = workqueue::enqueue_delayed::<_, NO_SPACE_TIMEOUT>(self.clone(), delay);
     }
 
+    /// Takes back what [`give_time_for_space`](Self::give_time_for_space) gave.
+    pub(crate) fn take_time_for_space(self: &Arc<Self>) {
+        workqueue::cancel_delayed::<_, NO_SPACE_TIMEOUT>(self);
+    }
+
     /// Does no more work before it is asked for again; waits for what is under way.
     pub(crate) fn stop_work(self: &Arc<Self>) {
         workqueue::cancel_delayed_sync::<_, WAKER>(self);
@@ -365,13 +370,15 @@ impl Pool {
     /// [`thin_metadata::Error::NoDataSpace`] means that the pool's mode says so, too. All errors have been
     /// dealt with as far as the pool is concerned.
     pub(crate) fn alloc_data_block(self: &Arc<Self>) -> thin_metadata::Result<DataBlock> {
-        let free = self.metadata.read().metadata.free_data_blocks();
-        match free {
-            Ok(free) => self.check_low_water_mark(free),
-            Err(e) => {
-                self.metadata_operation_failed("free_data_blocks", e);
-                return Err(e);
-            }
+        let (free, free_metadata) = {
+            let pool = self.metadata.read();
+            let free = pool.metadata.free_data_blocks()?;
+            (free, pool.metadata.free_metadata_blocks()?)
+        };
+        self.check_low_water_mark(free);
+        if free_metadata == 0 {
+            // While the reserve for commits is still whole. The mode will tell if that gives nothing back.
+            self.commit()?;
         }
 
         let mut block = self.alloc_idle_data_block();
@@ -381,13 +388,7 @@ impl Pool {
             block = self.alloc_idle_data_block();
         }
         match block {
-            Ok(_) => {
-                let free = self.metadata.read().metadata.free_metadata_blocks();
-                if matches!(free, Ok(0)) {
-                    // While the reserve for commits is still whole.
-                    self.commit()?;
-                }
-            }
+            Ok(_) => {}
             Err(thin_metadata::Error::NoDataSpace) => self.set_mode(Mode::OutOfDataSpace),
             Err(e) => self.metadata_operation_failed("alloc_data_block", e),
         }
@@ -465,6 +466,7 @@ impl Pool {
     /// Hands the bios that wait for more space to the worker.
     pub(crate) fn retry_bios(self: &Arc<Self>) {
         self.for_each_thin(|thin| thin.retry());
+        self.wake();
     }
 
     /// Ends the bios that wait for more space.
@@ -474,6 +476,10 @@ impl Pool {
 
     /// Gives up the transaction after a change has failed, and writes no more.
     pub(crate) fn metadata_operation_failed(self: &Arc<Self>, op: &str, e: thin_metadata::Error) {
+        if matches!(e, thin_metadata::Error::ReadOnly) {
+            // The mode has changed meanwhile, so nothing was.
+            return;
+        }
         dm::log::err_limited!(
             LOG_PREFIX,
             "{}: metadata operation '{op}' failed: {e}",

@@ -249,11 +249,8 @@ impl Target for ThinTarget {
     }
 
     fn iterate_devices(&self, each: &mut EachDevice<'_>) -> Result<(), Stop> {
-        let Some(binding) = self.pool.bound() else {
-            return Ok(());
-        };
         let size = self.pool.block_size;
-        match size.block_of(binding.ti.len()) {
+        match size.block_of(self.pool.bound_len()) {
             0 => Ok(()),
             blocks => each.call(&self.thin.pool_dev, 0, size.to_sectors(blocks)),
         }
