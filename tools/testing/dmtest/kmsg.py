@@ -47,3 +47,13 @@ def mark(text):
     """Writes a line of our own into the kernel's log."""
     with open("/dev/kmsg", "w") as log:
         log.write(f"<6>dmtest: {text}\n")
+
+
+def checks_locking():
+    """Whether lockdep is at work; None for a kernel without it."""
+    try:
+        with open("/proc/lockdep_stats") as stats:
+            state = re.search(r"debug_locks:\s+(\d)", stats.read())
+    except FileNotFoundError:
+        return None
+    return state is not None and state[1] == "1"

@@ -55,6 +55,7 @@ def kernel(run, modules):
     assert not left, f"devices that cannot be removed: {left}"
     assert not disks, f"{disks} disks were left open"
     assert not kmsg.bad(lines), "the kernel complained:\n" + "\n".join(lines)
+    assert kmsg.checks_locking() is not False, "the kernel has switched lockdep off"
 
 
 @pytest.fixture

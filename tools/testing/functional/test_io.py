@@ -106,10 +106,10 @@ def test_killed_writer_leaves_a_removable_device(pool):
 
 @pytest.fixture
 def slow_pool(make_pool, make_disk, modules):
-    """A pool whose data device takes 300 ms for each write; gives the pool and the slow device."""
+    """A pool whose data device takes a second for each write; gives the pool and the slow device."""
     modules.need("dm-delay")
     pool = make_pool(start=False)
-    slow = Device.create("slow", f"0 {pool.data.sectors} delay {pool.data.path} 0 0 {pool.data.path} 0 300")
+    slow = Device.create("slow", f"0 {pool.data.sectors} delay {pool.data.path} 0 0 {pool.data.path} 0 1000")
     pool.device = Device.create(
         pool.name, f"0 {pool.data.sectors} thin-pool {pool.metadata.path} {slow.path} {pool.block_sectors} 0"
     )
@@ -121,16 +121,23 @@ def slow_pool(make_pool, make_disk, modules):
 @pytest.mark.parametrize("what", ["pool", "volume"])
 def test_suspend_waits_for_io(slow_pool, what):
     content = Content(slow_pool.new_thin(0, 4 * MIB))
-    writer = threading.Thread(target=content.write, args=(0, 3 * BLOCK))
+    device = slow_pool.device if what == "pool" else content.thin
+    finished = []
+
+    def write():
+        content.write(0, 3 * BLOCK)
+        finished.append(time.monotonic())
+
+    writer = threading.Thread(target=write)
     writer.start()
     time.sleep(0.1)
-    device = slow_pool.device if what == "pool" else content.thin
-    began = time.monotonic()
+    assert writer.is_alive(), "the write was over before the suspend began"
     device.suspend()
-    waited = time.monotonic() - began
+    suspended = time.monotonic()
     device.resume()
     writer.join()
-    assert waited > 0.1, "suspend came back while a write was on its way"
+    # A write that suspend had not waited for would end far later.
+    assert finished[0] - suspended < 0.5, "suspend came back while a write was on its way"
     content.verify()
 
 

@@ -104,9 +104,14 @@ class Virtme(Vm):
         super().__init__(os.path.join(kernel, "arch", "x86", "boot", "bzImage"), results)
         self.vng = vng
 
+    def _environment(self):
+        # vng starts a second program of its own from the path.
+        folder = os.path.dirname(os.path.abspath(self.vng))
+        return dict(os.environ, PATH=os.pathsep.join([folder, os.environ.get("PATH", "")]))
+
     def _command(self, arguments):
         appended = [part for argument in arguments for part in ("-a", argument)]
         return [
-            self.vng, "-v", "--run", self.kernel, "--disable-kvm", "--cpus", "2", "--memory", self.MEMORY, "--rw",
+            self.vng, "-v", "--run", self.kernel, "--disable-kvm", "--cpus", "2", "--memory", self.MEMORY,
             f"--rwdir=/run/results={self.results}", *appended, "--", f"DMTEST={shlex.quote(self.results)} {shlex.quote(INIT)}",
         ]
