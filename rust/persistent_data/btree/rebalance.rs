@@ -175,9 +175,9 @@ fn join3<'b, T: Transaction<'b>>(
     NodeMut::shift_left(&mut left, &mut center, n)?;
     let n = center.len();
     NodeMut::shift_right(&mut center, &mut right, n)?;
-    set_first_key(&mut parent, index + 1, &right)?;
     parent.remove(index..index + 1)?;
     tx.dec(center_block..center_block + 1)?;
+    // This tells the parent the first key of the right one, too, if both stay.
     join2(tx, parent_guard, index - 1, left_guard, right_guard)
 }
 
