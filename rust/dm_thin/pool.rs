@@ -57,7 +57,8 @@ use crate::{
 
 /// The metadata, with what must be known along with them about blocks that were freed.
 pub(crate) struct PoolMetadata {
-    pub(crate) metadata: Metadata<BufioManager>,
+    /// In a place of its own: it is too large for the stack of those who make a pool.
+    pub(crate) metadata: KBox<Metadata<BufioManager>>,
     /// Whether mappings that bios may still be using were removed in this transaction.
     pub(crate) blocks_freed: bool,
     /// Whether that was so in a transaction that is committed: the data blocks are free now, but must not be
@@ -171,6 +172,17 @@ pub(crate) struct PoolParams<'a> {
     pub(crate) discard_enabled: bool,
 }
 
+/// Opens the metadata on `dev`, or formats it.
+#[inline(never)]
+fn open_metadata(
+    dev: &Dev,
+    params: OpenParams,
+) -> thin_metadata::Result<KBox<Metadata<BufioManager>>> {
+    let bm = BufioManager::new(dev)?;
+    let metadata = Metadata::open(bm, params)?;
+    KBox::new(metadata, GFP_KERNEL).map_err(|_| persistent_data::Error::NoMemory.into())
+}
+
 impl Pool {
     /// Opens the metadata, or formats them if there are none, and makes a pool of them.
     ///
@@ -186,26 +198,22 @@ impl Pool {
             discard_enabled,
         } = params;
 
-        let metadata = BufioManager::new(&metadata_dev)
-            .map_err(thin_metadata::Error::from)
-            .and_then(|bm| {
-                Metadata::open(
-                    bm,
-                    OpenParams {
-                        data_block_size: block_size.sectors(),
-                        format: !read_only,
-                        read_only,
-                    },
-                )
-            })
-            .map_err(|e| {
-                dm::log::err!(
-                    LOG_PREFIX,
-                    "{name}: cannot open metadata on {}: {e}",
-                    metadata_dev.name()
-                );
-                (c"Error creating metadata object", e.into())
-            })?;
+        let metadata = open_metadata(
+            &metadata_dev,
+            OpenParams {
+                data_block_size: block_size.sectors(),
+                format: !read_only,
+                read_only,
+            },
+        )
+        .map_err(|e| {
+            dm::log::err!(
+                LOG_PREFIX,
+                "{name}: cannot open metadata on {}: {e}",
+                metadata_dev.name()
+            );
+            (c"Error creating metadata object", e.into())
+        })?;
         let copier =
             Copier::new(block_size).map_err(|e| (c"Error creating pool's kcopyd client", e))?;
         let queue =
