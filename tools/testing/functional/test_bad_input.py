@@ -102,7 +102,6 @@ PLACES = [
 ]
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("tables", [*POOL_TABLES.values(), PLACES], ids=[*POOL_TABLES, "place"])
 def test_pool_table(bench, tables):
     def scenario(trace, pool, spare):
@@ -325,7 +324,6 @@ THIN_TABLES = {
 }
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("tables", THIN_TABLES.values(), ids=THIN_TABLES)
 def test_thin_table(bench, tables):
     def scenario(trace, pool, spare):
@@ -401,7 +399,6 @@ MESSAGES = {
 }
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("messages", MESSAGES.values(), ids=MESSAGES)
 def test_message(bench, messages):
     def scenario(trace, pool, spare):
@@ -412,7 +409,6 @@ def test_message(bench, messages):
     bench(scenario)
 
 
-@pytest.mark.smoke
 def test_second_reserve(make_pool, compare):
     def scenario(trace, turn):
         pool = make_pool()

@@ -21,13 +21,12 @@ from dmtest.disk import (
     SECTOR,
 )
 
-pytestmark = pytest.mark.smoke
-
 BLOCK = 64 * KIB
 # 64 KiB, 128 KiB and one that is no power of two.
 BLOCK_SECTORS = [128, 256, 384]
 
 
+@pytest.mark.smoke
 def test_dmsetup_end_to_end(pool):
     """The commands of the kernel's own documentation, through dmsetup."""
     def run(*arguments):
@@ -58,6 +57,7 @@ def test_unprovisioned_reads_are_zero(pool):
     assert pool.status().data_blocks[0] == 0
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("block_sectors", BLOCK_SECTORS)
 def test_scattered_writes(make_pool, block_sectors):
     pool = make_pool(block_sectors=block_sectors)
@@ -83,6 +83,7 @@ def dirty(pool):
         disk.write(pool.data.path, offset, b"\xa5" * (4 * MIB))
 
 
+@pytest.mark.smoke
 def test_partial_write_zeroes_the_rest(make_pool):
     pool = make_pool()
     dirty(pool)
@@ -95,6 +96,7 @@ def test_partial_write_zeroes_the_rest(make_pool):
     assert content.thin.mapped()[0] == 5 * BLOCK
 
 
+@pytest.mark.smoke
 def test_skip_block_zeroing_keeps_what_was_there(make_pool):
     pool = make_pool(features=["skip_block_zeroing"])
     dirty(pool)
@@ -133,6 +135,7 @@ def test_size_is_no_multiple_of_the_block(pool, sectors):
         disk.read(content.thin.path, sectors * SECTOR, SECTOR)
 
 
+@pytest.mark.smoke
 def test_highest_id(pool):
     highest = (1 << 24) - 1
     content = Content(pool.new_thin(highest, 4 * MIB))
@@ -143,6 +146,7 @@ def test_highest_id(pool):
     content.on(pool.activate(highest - 1, 4 * MIB)).verify()
 
 
+@pytest.mark.smoke
 def test_block_size_of_one_gib(make_pool):
     pool = make_pool(data_size=4 * GIB, block_sectors=GIB // SECTOR, features=["skip_block_zeroing"])
     thin = pool.new_thin(0, 3 * GIB)
@@ -184,6 +188,7 @@ def test_large_requests_span_blocks(pool):
     content.verify()
 
 
+@pytest.mark.smoke
 def test_delete_gives_space_back(pool):
     content = Content(pool.new_thin(0, 8 * MIB))
     content.write(0, 8 * MIB)
@@ -214,6 +219,7 @@ def test_deleted_space_is_used_again(make_pool):
         assert pool.status().data_blocks == (0, 256)
 
 
+@pytest.mark.smoke
 def test_transaction_id(pool):
     assert pool.status().transaction_id == 0
     pool.message("set_transaction_id 0 7")

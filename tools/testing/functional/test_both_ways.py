@@ -12,7 +12,7 @@ from dmtest.disk import (
 )
 
 BLOCK = 64 * KIB
-SIZE = 8 * MIB
+SIZE = 3 * MIB
 TURNS = 12
 
 

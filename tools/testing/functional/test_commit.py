@@ -14,8 +14,6 @@ from dmtest.disk import (
     MIB,
 )
 
-pytestmark = pytest.mark.smoke
-
 BLOCK = 64 * KIB
 SIZE = 8 * MIB
 
@@ -40,6 +38,7 @@ def thin(pool):
     return pool.new_thin(0, SIZE)
 
 
+@pytest.mark.smoke
 def test_commit_on_flush(pool, thin):
     for block in range(4):
         thin.write(block * BLOCK, pattern(block, BLOCK))
@@ -61,6 +60,7 @@ def test_flush_of_one_volume_commits_the_others(pool, thin):
     assert [sorted(blocks) for blocks in on_disk(pool).values()] == [[0], [0]]
 
 
+@pytest.mark.smoke
 def test_commit_each_second(pool, thin):
     thin.write(0, pattern("timed", BLOCK))
     end = time.monotonic() + 6
@@ -106,6 +106,7 @@ def test_status_without_flush_does_not_commit(pool, thin):
     assert digest(pool) == before
 
 
+@pytest.mark.smoke
 def test_metadata_blocks_do_not_leak(pool, thin):
     """The same changes over and over leave the number of used metadata blocks where it was."""
     def turn():

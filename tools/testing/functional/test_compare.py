@@ -68,7 +68,7 @@ def play(trace, pool, seed, steps):
 def test_random_scenario(make_pool, compare, seed):
     def scenario(trace, turn):
         pool = make_pool()
-        play(trace, pool, seed, 120)
+        play(trace, pool, seed, 100)
         pool.stop()
         trace.note("at the end", metadata.dump(pool.metadata.path))
 

@@ -20,8 +20,6 @@ from dmtest.disk import (
 )
 from dmtest.dm import DmError
 
-pytestmark = pytest.mark.smoke
-
 BLOCK = 64 * KIB
 SIZE = 16 * MIB
 
@@ -54,6 +52,7 @@ def test_of_an_empty_pool(pool):
     assert metadata.devices(dump(pool, pool.reserve_metadata_snap())) == {}
 
 
+@pytest.mark.smoke
 def test_equals_the_mappings_at_that_time(pool, busy):
     expected = pool.dump()
     root = pool.reserve_metadata_snap()
@@ -91,6 +90,7 @@ def quiesced(pool):
     return expected, root
 
 
+@pytest.mark.smoke
 def test_taken_and_dumped_while_fio_writes(pool):
     thin = pool.new_thin(0, 64 * MIB)
     pool.new_thin(1, 64 * MIB)
@@ -115,6 +115,7 @@ def test_taken_and_dumped_while_fio_writes(pool):
     assert thin.mapped()[0] > 0
 
 
+@pytest.mark.smoke
 def test_delta_between_origin_and_snapshot(pool):
     origin = Content(pool.new_thin(0, SIZE))
     origin.write(0, 32 * BLOCK)
@@ -143,6 +144,7 @@ def test_ls(pool):
     assert metadata.ls(pool.metadata.path, root) == [["0", "5", "0", "1"], ["1", "0", "0", "0"], ["2", "5", "1", "1"]]
 
 
+@pytest.mark.smoke
 def test_survives_a_reload(pool, busy):
     root = pool.reserve_metadata_snap()
     expected = dump(pool, root)
@@ -157,6 +159,7 @@ def test_survives_a_reload(pool, busy):
     pool.release_metadata_snap()
 
 
+@pytest.mark.smoke
 def test_second_reserve(pool, busy):
     root = pool.reserve_metadata_snap()
     with pytest.raises(DmError) as error:

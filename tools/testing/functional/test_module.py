@@ -10,8 +10,6 @@ from dmtest.content import Content
 from dmtest.disk import MIB
 from dmtest.dm import dmsetup
 
-pytestmark = pytest.mark.smoke
-
 SIZE = 8 * MIB
 
 
@@ -35,6 +33,7 @@ def test_module_in_use_is_not_unloaded(pool):
     pool.create_thin(0)
 
 
+@pytest.mark.smoke
 def test_contents_through_unload_and_reload(pool, modules, run):
     content = Content(pool.new_thin(0, SIZE))
     content.scatter("before", 30)

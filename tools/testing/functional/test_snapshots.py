@@ -13,8 +13,6 @@ from dmtest.disk import (
     SECTOR,
 )
 
-pytestmark = pytest.mark.smoke
-
 BLOCK = 64 * KIB
 SIZE = 8 * MIB
 
@@ -39,6 +37,7 @@ def test_snapshot_shares_all_blocks(pool, origin):
     assert mapped[0] == mapped[1]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("length", [SECTOR, 4 * KIB, BLOCK - SECTOR], ids=["sector", "4k", "all but a sector"])
 @pytest.mark.parametrize("writer", ["origin", "snapshot"])
 def test_partial_write_copies_the_block(pool, origin, writer, length):
@@ -52,6 +51,7 @@ def test_partial_write_copies_the_block(pool, origin, writer, length):
     snap.verify()
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("writer", ["origin", "snapshot"])
 def test_whole_block_write_breaks_sharing(pool, origin, writer):
     snap = take(pool, origin, 1)
@@ -100,6 +100,7 @@ def test_snapshot_of_an_inactive_volume(pool, origin):
     origin.on(pool.activate(1, SIZE)).verify()
 
 
+@pytest.mark.smoke
 def test_tree_of_snapshots(pool, origin):
     """Snapshots of whatever there is, writes to all of them, deletion of some, for a while."""
     choice = random.Random("tree")

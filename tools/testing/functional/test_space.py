@@ -15,11 +15,10 @@ from dmtest.disk import (
     MIB,
 )
 
-pytestmark = pytest.mark.smoke
-
 BLOCK = 64 * KIB
 
 
+@pytest.mark.smoke
 def test_low_water_mark_sends_one_event(make_pool):
     pool = make_pool(data_size=16 * MIB, low_water=200)
     thin = pool.new_thin(0, 16 * MIB)
@@ -43,6 +42,7 @@ def test_every_block_can_be_used(make_pool):
     content.verify()
 
 
+@pytest.mark.smoke
 def test_full_pool_still_serves_what_is_mapped(make_pool):
     pool = make_pool(data_size=8 * MIB)
     content = Content(pool.new_thin(0, 16 * MIB))

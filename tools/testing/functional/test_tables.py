@@ -51,7 +51,6 @@ def play(device, table, order):
         steps[step]()
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("order", ORDERS)
 def test_orders_of_a_volume(pool, order):
     content = Content(pool.new_thin(0, SIZE))
@@ -62,7 +61,6 @@ def test_orders_of_a_volume(pool, order):
     content.verify()
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("order", ORDERS)
 def test_orders_of_a_pool(pool, order):
     content = Content(pool.new_thin(0, SIZE))
@@ -118,6 +116,7 @@ def test_suspended_volume_holds_its_io(pool):
     assert thin.read(0, BLOCK) == pattern("held", BLOCK)
 
 
+@pytest.mark.smoke
 def test_suspended_pool_holds_io_of_its_volumes(pool):
     thins = [pool.new_thin(number, SIZE) for number in range(2)]
     pool.device.suspend()
@@ -143,6 +142,7 @@ def test_no_volume_on_a_suspended_pool(pool):
     pool.activate(0, SIZE)
 
 
+@pytest.mark.smoke
 def test_pool_grows(make_pool):
     pool = make_pool(data_size=16 * MIB)
     content = Content(pool.new_thin(0, 64 * MIB))
