@@ -66,9 +66,10 @@ impl BlockSize {
 }
 
 #[cfg(dm_thin_kunit)]
-#[kunit_tests(dm_thin_block_size)]
+#[kernel::macros::kunit_tests(dm_thin_block_size)]
 mod tests {
     use super::*;
+    use kernel::prelude::*;
 
     #[test]
     fn limits() {
