@@ -65,7 +65,7 @@ def kunit(options):
     if "rust" not in config["implementations"]:
         raise Missing("kunit needs --module")
     vm = Uml(options.kernel, os.path.join(options.results, "kunit"))
-    vm.start(config, ["kunit.enable=1"])
+    vm.start(config, ["kunit.enable=1", "kunit.autorun=1"])
     wait(vm, options.test_timeout or 120)
     results = suite.Results("kunit")
     for test, outcome, text in ktap.parse(vm.read("kunit.log").splitlines()):
