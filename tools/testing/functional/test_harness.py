@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The tests' own tools: what they are for is to see faults."""
+
+import pytest
+
+from dmtest import (
+    disk,
+    kmsg,
+    metadata,
+)
+from dmtest.content import Content
+from dmtest.disk import (
+    KIB,
+    MIB,
+)
+from dmtest.trace import differences
+from harness import ktap
+
+REPORT = """KTAP version 1
+1..2
+    KTAP version 1
+    # Subtest: first
+    # module: dm_thin_pool
+    1..3
+    # good.speed: normal
+    ok 1 good
+    # wrong: ASSERTION FAILED at file:1
+    not ok 2 wrong
+    ok 3 left out # SKIP for a reason
+# first: pass:1 fail:1 skip:1 total:3
+not ok 1 first
+    KTAP version 1
+    # Subtest: second
+    1..1
+    ok 1 good
+ok 2 second""".splitlines()
+
+
+def outcomes(lines):
+    return {name: outcome for name, outcome, _ in ktap.parse(lines)}
+
+
+def test_ktap():
+    assert outcomes(REPORT) == {
+        "first::good": "passed", "first::wrong": "failed", "first::left out": "skipped", "second::good": "passed",
+    }
+    assert "ASSERTION FAILED" in dict((name, text) for name, _, text in ktap.parse(REPORT))["first::wrong"]
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3])
+def test_ktap_that_breaks_off(missing):
+    assert "failed" in [outcome for name, outcome in outcomes(REPORT[:-missing]).items() if name != "first::wrong"]
+
+
+def test_ktap_of_a_suite_that_fails_by_itself():
+    lines = [line.replace("not ok 2 wrong", "ok 2 wrong") for line in REPORT]
+    assert outcomes(lines)["first"] == "failed"
+
+
+FAULTS = [
+    "BUG: kernel NULL pointer dereference, address: 0000000000000000",
+    "WARNING: CPU: 0 PID: 12 at drivers/md/dm.c:1",
+    "Oops: 0002 [#1] PREEMPT SMP",
+    "BUG: KASAN: slab-use-after-free in thin_map",
+    "WARNING: possible recursive locking detected",
+    "WARNING: possible circular locking dependency detected",
+    "WARNING: suspicious RCU usage",
+    "INFO: task dmsetup:77 blocked for more than 40 seconds.",
+    "rust_kernel: panicked at rust/dm_thin/lib.rs:1:1:",
+    "Kernel panic - not syncing: Fatal exception",
+    "    not ok 2 wrong",
+    "list_add corruption. prev->next should be next",
+]
+HARMLESS = [
+    "dm_thin_pool: loading out-of-tree module taints kernel.",
+    "device-mapper: thin: Creation of new thinly-provisioned device with id 0 failed.",
+    "device-mapper: table: 254:1: thin-pool: Invalid block size (-EINVAL)",
+    "device-mapper: space map metadata: unable to allocate new metadata block",
+    "    ok 1 good",
+    "dmtest: start test_harness.py::test_bad_lines_are_found[Oops]",
+]
+
+
+def test_faults_are_told_from_other_lines():
+    assert kmsg.bad([*HARMLESS, *FAULTS]) == FAULTS
+
+
+def test_log_is_seen(kernel):
+    kernel.lines()
+    kmsg.mark("seen")
+    assert any("dmtest: seen" in line for line in kernel.lines())
+
+
+def test_lockdep_is_at_work():
+    assert kmsg.checks_locking() is not False
+
+
+def test_changed_content_is_noticed(pool):
+    content = Content(pool.new_thin(0, MIB))
+    content.scatter("content", 5)
+    content.verify()
+    content.data[70 * KIB] ^= 1
+    with pytest.raises(AssertionError):
+        content.verify()
+
+
+def test_spoiled_metadata_is_noticed(make_disk):
+    spoiled = make_disk(4 * MIB)
+    disk.write(spoiled.path, 0, b"\xff" * 4096)
+    with pytest.raises(AssertionError):
+        metadata.check(spoiled.path)
+
+
+def test_differences():
+    assert not differences(["a", "b"], ["a", "b"])
+    assert "step 1" in differences(["a", "b"], ["a", "c"])
+    assert "step 2" in differences(["a", "b"], ["a", "b", "c"])
