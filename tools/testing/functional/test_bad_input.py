@@ -114,13 +114,11 @@ def test_pool_table(bench, tables):
     bench(scenario)
 
 
-def test_small_metadata_device(make_disk, compare):
+@pytest.mark.parametrize("kib", [0.5, 2, 4, 8, 12, 16, 24, 32, 64, 2047.5])
+def test_small_metadata_device(make_disk, compare, kib):
     def scenario(trace, turn):
-        data = make_disk(16 * MIB)
-        for size in (512, 2 * KIB, 4 * KIB, 8 * KIB, 12 * KIB, 16 * KIB, 24 * KIB, 32 * KIB, 64 * KIB, 4095 * SECTOR):
-            metadata = make_disk(size)
-            trace.note("metadata device", size)
-            create(trace, f"0 8192 thin-pool {metadata.path} {data.path} 128 0")
+        metadata, data = make_disk(int(kib * KIB)), make_disk(16 * MIB)
+        create(trace, f"0 8192 thin-pool {metadata.path} {data.path} 128 0")
 
     compare(scenario)
 

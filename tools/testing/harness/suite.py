@@ -145,5 +145,5 @@ def files(folder, wanted):
         if missing:
             raise SystemExit(f"no such test file: {', '.join(missing)}")
         return wanted
-    slow = ["test_scale.py", "test_io.py", "test_both_ways.py", "test_metadata_snap.py"]
+    slow = ["test_compare.py", "test_bad_input.py", "test_scale.py", "test_both_ways.py", "test_tables.py"]
     return [name for name in slow if name in found] + [name for name in found if name not in slow]
