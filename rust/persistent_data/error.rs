@@ -90,6 +90,7 @@ impl Error {
     /// The positive errno that the kernel's C implementation gives for the same fault, where it has one.
     pub fn errno(self) -> i32 {
         const EPERM: i32 = 1;
+        const EIO: i32 = 5;
         const EAGAIN: i32 = 11;
         const ENOMEM: i32 = 12;
         const ENOTBLK: i32 = 15;
@@ -109,7 +110,9 @@ impl Error {
             Self::Io(errno) => errno,
             Self::WrongLocation { .. } => ENOTBLK,
             Self::Checksum { .. } | Self::Corrupt(..) => EILSEQ,
-            Self::OutOfBounds(_) | Self::Conflict(_) | Self::WrongValidator(_) => EUCLEAN,
+            // What a device gives for what is beyond its end.
+            Self::OutOfBounds(_) => EIO,
+            Self::Conflict(_) | Self::WrongValidator(_) => EUCLEAN,
         }
     }
 }

@@ -67,7 +67,8 @@ impl TransactionManager {
     /// Makes a space map for the whole device, or as much of it as a space map can count, in the blocks behind
     /// `superblock`, which is counted as well; blocks before it are free.
     ///
-    /// The transaction is still to be committed.
+    /// The transaction is still to be committed. Gives [`Error::Invalid`] if the device is too small for
+    /// the roots of a space map, and [`Error::NoSpace`] if it is for the bitmaps.
     pub fn create<B: BlockManager>(bm: &B, superblock: BlockNr) -> Result<Self> {
         let nr_blocks = bm.nr_blocks().min(MAX_METADATA_BLOCKS);
         let first = superblock
@@ -80,8 +81,12 @@ impl TransactionManager {
         alloc.extend(first..nr_blocks)?;
         alloc.queue(Change::Inc, one(superblock)?)?;
         let mut tx = AllocTx::new(bm, &mut alloc);
-        let index = BlockIndex::create(&mut tx)?;
-        let mut counts = MetadataCounts::create(&mut tx, index)?;
+        let mut counts = BlockIndex::create(&mut tx)
+            .and_then(|index| MetadataCounts::create(&mut tx, index))
+            .map_err(|e| match e {
+                Error::NoSpace => Error::Invalid,
+                e => e,
+            })?;
         counts.extend(&mut tx, nr_blocks)?;
 
         let mut tm = Self::new(alloc, counts)?;
