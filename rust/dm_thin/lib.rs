@@ -53,7 +53,6 @@ module! {
     authors: ["Developers of dm-thin in Rust"],
     description: "device-mapper thin provisioning target",
     license: "GPL",
-    alias: ["dm-thin", "dm-thin-pool"],
 }
 
 #[pin_data]
