@@ -115,11 +115,8 @@ pub trait Reader<'b>: Copy {
     type Bm: BlockManager + 'b;
 
     /// Reads a block.
-    fn read(
-        self,
-        block: BlockNr,
-        validator: &'static Validator,
-    ) -> Result<ReadGuard<'b, Self::Bm>>;
+    fn read(self, block: BlockNr, validator: &'static Validator)
+        -> Result<ReadGuard<'b, Self::Bm>>;
 
     /// Starts to read a block that will be wanted soon.
     fn prefetch(self, block: BlockNr);

@@ -395,12 +395,12 @@ impl<I: Index> Counts<I> {
     }
 
     /// Compares the counts of `blocks` with the checker's, if there is one.
-    fn check<'b, B: BlockManager>(&self, bm: &'b B, blocks: BlockRange) -> Result {
+    fn check<B: BlockManager>(&self, bm: &B, blocks: BlockRange) -> Result {
         self.checker.check(self, bm, blocks)
     }
 
     /// Compares all counts with the checker's, if there is one.
-    pub(crate) fn check_all<'b, B: BlockManager>(&self, bm: &'b B) -> Result {
+    pub(crate) fn check_all<B: BlockManager>(&self, bm: &B) -> Result {
         self.checker.check_all(self, bm)
     }
 }

@@ -124,9 +124,7 @@ fn exercise(bm: MemoryBm) {
     attempt(&mut |w| {
         // Until it is full, or finds what is wrong.
         loop {
-            if let Err(e) = w.new_user_block() {
-                return Err(e);
-            }
+            w.new_user_block()?;
         }
     });
 }
