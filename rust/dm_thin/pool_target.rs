@@ -89,79 +89,66 @@ impl PoolTarget {
         }
     }
 
-    /// Grows the data space map to the table's length. Whether there is something to commit.
-    fn maybe_resize_data(&self) -> Result<bool> {
-        let pool = &self.pool;
-        let name = pool.name();
-        let new = pool.block_size.block_of(self.binding.ti.len());
-        let old = pool.metadata.read().metadata.nr_data_blocks()?;
-
+    /// Whether a space map of `old` blocks shall grow to `new`, which `whole`, with all of the `device`, has.
+    fn grows(&self, whole: &str, device: &str, old: u64, new: u64) -> Result<bool> {
+        let name = self.pool.name();
         if new < old {
             dm::log::err!(
                 LOG_PREFIX,
-                "{name}: pool target ({new} blocks) too small: expected {old}"
+                "{name}: {whole} ({new} blocks) too small: expected {old}"
             );
             return Err(EINVAL);
         }
         if new == old {
             return Ok(false);
         }
-        if pool.metadata.read().metadata.needs_check() {
+        if self.pool.metadata.read().metadata.needs_check() {
             dm::log::err!(
                 LOG_PREFIX,
-                "{name}: unable to grow the data device until repaired."
+                "{name}: unable to grow the {device} until repaired."
             );
             return Ok(false);
         }
         if old != 0 {
             dm::log::info!(
                 LOG_PREFIX,
-                "{name}: growing the data device from {old} to {new} blocks"
+                "{name}: growing the {device} from {old} to {new} blocks"
             );
         }
-        let resized = pool.metadata.write_noio().metadata.resize_data(new);
-        resized.map_err(|e| {
-            pool.metadata_operation_failed("resize_data", e);
-            Error::from(e)
-        })?;
         Ok(true)
+    }
+
+    /// Grows the data space map to the table's length. Whether there is something to commit.
+    fn maybe_resize_data(&self) -> Result<bool> {
+        let pool = &self.pool;
+        let new = pool.block_size.block_of(self.binding.ti.len());
+        let old = pool.metadata.read().metadata.nr_data_blocks()?;
+        if !self.grows("pool target", "data device", old, new)? {
+            return Ok(false);
+        }
+        let resized = pool.metadata.write_noio().metadata.resize_data(new);
+        self.resized("resize_data", resized)
     }
 
     /// Grows the metadata space map to the metadata device's size. Whether there is something to commit.
     fn maybe_resize_metadata(&self) -> Result<bool> {
         let pool = &self.pool;
-        let name = pool.name();
         let new = Self::metadata_dev_blocks(&self.metadata_dev);
         let old = pool.metadata.read().metadata.nr_metadata_blocks()?;
-
-        if new < old {
-            dm::log::err!(
-                LOG_PREFIX,
-                "{name}: metadata device ({new} blocks) too small: expected {old}"
-            );
-            return Err(EINVAL);
-        }
-        if new == old {
-            return Ok(false);
-        }
-        if pool.metadata.read().metadata.needs_check() {
-            dm::log::err!(
-                LOG_PREFIX,
-                "{name}: unable to grow the metadata device until repaired."
-            );
+        if !self.grows("metadata device", "metadata device", old, new)? {
             return Ok(false);
         }
         Self::warn_if_too_big(&self.metadata_dev);
-        dm::log::info!(
-            LOG_PREFIX,
-            "{name}: growing the metadata device from {old} to {new} blocks"
-        );
         if pool.mode() == Mode::OutOfMetadataSpace {
             pool.set_mode(Mode::Write);
         }
         let resized = pool.metadata.write_noio().metadata.resize_metadata(new);
-        resized.map_err(|e| {
-            pool.metadata_operation_failed("resize_metadata", e);
+        self.resized("resize_metadata", resized)
+    }
+
+    fn resized(&self, op: &str, result: thin_metadata::Result) -> Result<bool> {
+        result.map_err(|e| {
+            self.pool.metadata_operation_failed(op, e);
             Error::from(e)
         })?;
         Ok(true)
