@@ -10,7 +10,9 @@ mountpoint -q /dev || mount -t devtmpfs dev /dev
 if [ $$ -eq 1 ]; then
 	mount -t tmpfs -o size=75% run /run
 	mkdir /run/results
-	mount -t hostfs none /run/results -o "$DMTEST"
+	# The path is all of the options, which only the old system call passes on;
+	# newer programs named mount use another one.
+	busybox mount -t hostfs -o "$DMTEST" none /run/results
 fi
 mount -t debugfs debug /sys/kernel/debug 2>/dev/null
 mkdir -p /run/tmp /run/lock
@@ -24,5 +26,5 @@ status=$?
 dmesg >/run/results/dmesg.log
 echo $status >/run/results/status
 sync
-[ $$ -eq 1 ] && exec poweroff -f
+[ $$ -eq 1 ] && exec busybox poweroff -f
 exit $status
