@@ -12,6 +12,7 @@ use dm::{
     BlkStatus,
     Dev,
     MdId,
+    NoIo,
     RwSemaphore, //
 };
 use kernel::{
@@ -276,6 +277,8 @@ impl Pool {
         &self,
         make: impl FnOnce(u64) -> Result<Arc<Thin>>,
     ) -> Result<Arc<Thin>> {
+        // The worker takes the lock, so nobody may wait for I/O with it.
+        let _noio = NoIo::enter();
         let mut thins = self.thins.lock();
         // Whoever suspends the pool says so before looking at the devices, which takes the lock.
         if self.is_suspended() {
