@@ -2,10 +2,15 @@
 
 //! The size of data blocks, and what follows from it.
 
+use core::num::{
+    NonZeroU32,
+    NonZeroU64, //
+};
+
 /// A data block's size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct BlockSize {
-    sectors: u32,
+    sectors: NonZeroU32,
     /// log2 of `sectors`, where that is a whole number: shifts are cheaper than divisions.
     shift: Option<u32>,
 }
@@ -23,7 +28,7 @@ impl BlockSize {
         {
             return None;
         }
-        let sectors = u32::try_from(sectors).ok()?;
+        let sectors = NonZeroU32::new(u32::try_from(sectors).ok()?)?;
         Some(Self {
             sectors,
             shift: sectors.is_power_of_two().then(|| sectors.ilog2()),
@@ -32,12 +37,12 @@ impl BlockSize {
 
     /// In sectors of 512 bytes.
     pub(crate) fn sectors(self) -> u32 {
-        self.sectors
+        self.sectors.get()
     }
 
     /// In bytes.
     pub(crate) fn bytes(self) -> u64 {
-        u64::from(self.sectors) << 9
+        u64::from(self.sectors.get()) << 9
     }
 
     /// The block that holds `sector`.
@@ -45,7 +50,7 @@ impl BlockSize {
     pub(crate) fn block_of(self, sector: u64) -> u64 {
         match self.shift {
             Some(shift) => sector >> shift,
-            None => sector / u64::from(self.sectors),
+            None => sector / NonZeroU64::from(self.sectors),
         }
     }
 
@@ -53,15 +58,15 @@ impl BlockSize {
     #[inline]
     pub(crate) fn offset_of(self, sector: u64) -> u64 {
         match self.shift {
-            Some(_) => sector & (u64::from(self.sectors) - 1),
-            None => sector % u64::from(self.sectors),
+            Some(shift) => sector & ((1 << shift) - 1),
+            None => sector % NonZeroU64::from(self.sectors),
         }
     }
 
     /// The number of sectors in `blocks`; saturates beyond what any device holds.
     #[inline]
     pub(crate) fn to_sectors(self, blocks: u64) -> u64 {
-        blocks.saturating_mul(u64::from(self.sectors))
+        blocks.saturating_mul(u64::from(self.sectors.get()))
     }
 }
 
