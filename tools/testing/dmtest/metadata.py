@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """A pool's metadata as the userspace tools see it."""
 
+import re
 import subprocess
 import xml.etree.ElementTree as ElementTree
 
@@ -18,18 +19,25 @@ def check(path):
 
 def dump(path, root=None):
     """The XML of thin_dump; with `root`, of the metadata snapshot there. Works on a live pool's device then."""
-    return _tool("thin_dump", *([f"-m{root}"] if root is not None else []), path)
+    xml = _tool("thin_dump", *([f"--metadata-snap={root}"] if root is not None else []), path)
+    return _without_block_numbers(xml)
+
+
+def _without_block_numbers(xml):
+    """Newer tools name what volumes share by the metadata block that holds it: number the names instead."""
+    names = {}
+    return re.sub(r'(<(?:def|ref) name=)"([^"]*)"', lambda m: f'{m[1]}"{names.setdefault(m[2], len(names))}"', xml)
 
 
 def delta(path, left, right, root=None):
     """The XML of thin_delta between two volumes."""
-    snapshot = [f"-m{root}"] if root is not None else []
+    snapshot = ["--metadata-snap"] if root is not None else []
     return _tool("thin_delta", *snapshot, "--snap1", str(left), "--snap2", str(right), path)
 
 
 def ls(path, root=None):
     """The rows of thin_ls as lists of words: id, mapped blocks, create time, snapshot time."""
-    snapshot = [f"-m{root}"] if root is not None else []
+    snapshot = ["--metadata-snap"] if root is not None else []
     text = _tool("thin_ls", "--no-headers", "-o", "DEV,MAPPED_BLOCKS,CREATE_TIME,SNAP_TIME", *snapshot, path)
     return [line.split() for line in text.splitlines() if line.strip()]
 
