@@ -92,7 +92,7 @@ impl Pool {
     /// Inserts a mapping whose data block is ready, and lets the bios go on that waited for it.
     pub(crate) fn complete_mapping(self: &Arc<Self>, worker: &mut Worker, prepared: Prepared) {
         let (new, mut status, overwritten) = prepared.into_parts();
-        let (thin, block, data) = (new.thin.clone(), new.block, new.data);
+        let (thin, data) = (new.thin.clone(), new.data);
 
         if status.is_ok() && !self.mode().may_change_metadata() {
             status = self.io_error();
@@ -129,14 +129,8 @@ impl Pool {
             Some(bio) => self.remap_and_issue(worker, &thin, bio, data),
             None => {}
         }
-        let size = self.block_size;
         while let Some(bio) = waiting.pop() {
-            // A discard may wait for several blocks, so it must be looked at once more.
-            if bio.is_discard() || size.block_of(bio.sector()) != block {
-                thin.defer(bio);
-            } else {
-                self.remap_and_issue(worker, &thin, bio, data);
-            }
+            self.remap_and_issue(worker, &thin, bio, data);
         }
     }
 
