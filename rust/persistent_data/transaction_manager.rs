@@ -215,7 +215,7 @@ impl TransactionManager {
     fn apply<B: BlockManager>(&mut self, bm: &B) -> Result {
         while let Some((change, blocks)) = self.alloc.next_change() {
             let mut tx = AllocTx::new(bm, &mut self.alloc);
-            self.counts.change(&mut tx, change, blocks)?;
+            self.counts.change(&mut tx, change, blocks, &mut |_| ())?;
         }
         Ok(())
     }

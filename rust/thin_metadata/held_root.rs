@@ -91,7 +91,7 @@ impl<B: BlockManager> Metadata<B> {
         self.change(|md| {
             let tx = &mut md.tm.tx(&md.bm);
             let mappings = MappingTree::from_root(held.data_mapping_root.get());
-            mappings.delete(tx, &mut DataBlocks(&mut md.data_sm))?;
+            mappings.delete(tx, &mut DataBlocks::new(&mut md.data_sm))?;
             let details = DetailsTree::from_root(held.device_details_root.get());
             details.delete(tx, &mut Plain::new())?;
             tx.dec(md.held_root..md.held_root.saturating_add(1))?;

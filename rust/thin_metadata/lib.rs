@@ -51,6 +51,7 @@ pub use error::{
 };
 pub use mapping::{
     DataBlock,
+    Freed,
     MappedRange,
     Mapping,
     VirtualBlock, //

@@ -2,6 +2,8 @@
 
 //! Mappings: from a device's virtual blocks to blocks of the data device.
 
+use core::ops::Range;
+
 use zerocopy::byteorder::little_endian::U64;
 
 use persistent_data::{
@@ -64,8 +66,47 @@ pub struct MappedRange {
     pub shared: bool,
 }
 
+/// A data block whose last reference went away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Freed {
+    /// The block.
+    pub block: DataBlock,
+    /// Whether another device may have referred to it when the transaction began: then its content is still
+    /// wanted should the transaction not be committed.
+    pub maybe_shared: bool,
+}
+
 /// What mappings own: references to data blocks.
-pub(crate) struct DataBlocks<'s>(pub(crate) &'s mut DiskSpaceMap);
+pub(crate) struct DataBlocks<'s> {
+    sm: &'s mut DiskSpaceMap,
+    /// Told of the blocks that get free.
+    freed: Option<&'s mut dyn FnMut(Freed)>,
+    /// When the device was last part of a snapshot: mappings that are older may have been shared.
+    snapshotted_time: u32,
+}
+
+impl<'s> DataBlocks<'s> {
+    pub(crate) fn new(sm: &'s mut DiskSpaceMap) -> Self {
+        Self {
+            sm,
+            freed: None,
+            snapshotted_time: 0,
+        }
+    }
+
+    /// For mappings that go away for good.
+    pub(crate) fn telling(
+        sm: &'s mut DiskSpaceMap,
+        freed: &'s mut dyn FnMut(Freed),
+        snapshotted_time: u32,
+    ) -> Self {
+        Self {
+            sm,
+            freed: Some(freed),
+            snapshotted_time,
+        }
+    }
+}
 
 impl ValueType for DataBlocks<'_> {
     type Value = BlockTime;
@@ -75,7 +116,7 @@ impl ValueType for DataBlocks<'_> {
         tx: &mut T,
         values: &[BlockTime],
     ) -> persistent_data::Result {
-        for_runs(values.iter().map(|v| v.block()), |run| self.0.inc(tx, run))
+        for_runs(values.iter().map(|v| v.block()), |run| self.sm.inc(tx, run))
     }
 
     fn dec<'b, T: Transaction<'b>>(
@@ -83,7 +124,26 @@ impl ValueType for DataBlocks<'_> {
         tx: &mut T,
         values: &[BlockTime],
     ) -> persistent_data::Result {
-        for_runs(values.iter().map(|v| v.block()), |run| self.0.dec(tx, run))
+        let Self {
+            sm,
+            freed,
+            snapshotted_time,
+        } = self;
+        let maybe_shared = |v: &BlockTime| v.time() < *snapshotted_time;
+        for values in values.chunk_by(|a, b| maybe_shared(a) == maybe_shared(b)) {
+            let maybe_shared = values.first().is_some_and(maybe_shared);
+            for_runs(values.iter().map(|v| v.block()), |run| {
+                sm.dec(tx, run, &mut |block| {
+                    if let Some(freed) = freed {
+                        freed(Freed {
+                            block,
+                            maybe_shared,
+                        });
+                    }
+                })
+            })?;
+        }
+        Ok(())
     }
 
     fn equal(&self, a: &BlockTime, b: &BlockTime) -> bool {
@@ -226,7 +286,7 @@ impl<B: BlockManager> Metadata<B> {
         self.change(|md| {
             let inserted = md.mappings.insert(
                 &mut md.tm.tx(&md.bm),
-                &mut DataBlocks(&mut md.data_sm),
+                &mut DataBlocks::new(&mut md.data_sm),
                 &[id.key(), block],
                 value,
             )?;
@@ -239,16 +299,18 @@ impl<B: BlockManager> Metadata<B> {
         })
     }
 
-    /// Removes the mappings of a device within `begin..end`.
+    /// Removes the mappings of a device within `begin..end`. `freed` is told of the data blocks that nothing
+    /// refers to any more.
     pub fn remove_range(
         &mut self,
         thin: &ThinHandle,
         begin: VirtualBlock,
         end: VirtualBlock,
+        freed: &mut dyn FnMut(Freed),
     ) -> Result {
         self.check_change()?;
         let device = self.devices.get_live(thin)?;
-        let id = device.id;
+        let (id, snapshotted_time) = (device.id, device.snapshotted_time);
         let mut tree = self.device_tree(device)?;
         match tree.lookup_next(&self.bm, &[begin])? {
             Some((block, _)) if block < end => {}
@@ -257,7 +319,7 @@ impl<B: BlockManager> Metadata<B> {
 
         self.change(|md| {
             let tx = &mut md.tm.tx(&md.bm);
-            let mut data_blocks = DataBlocks(&mut md.data_sm);
+            let mut data_blocks = DataBlocks::telling(&mut md.data_sm, freed, snapshotted_time);
             let mut top = TopTree::from_root(md.mappings.root());
 
             // A copy of the upper level counts one more reference to each device's tree. So the upper level
@@ -297,18 +359,25 @@ impl<B: BlockManager> Metadata<B> {
     pub fn dec_data_range(&mut self, begin: DataBlock, end: DataBlock) -> Result {
         self.check_change()?;
         self.check_data_range(begin, end)?;
-        self.change(|md| Ok(md.data_sm.dec(&mut md.tm.tx(&md.bm), begin..end)?))
+        self.change(|md| {
+            Ok(md
+                .data_sm
+                .dec(&mut md.tm.tx(&md.bm), begin..end, &mut |_| ())?)
+        })
     }
 
-    /// Takes a free data block, which gets a reference count of one.
+    /// Takes a free data block that is `usable`, which gets a reference count of one.
     ///
     /// A block that was freed since the last commit is not taken: what the device holds there may still be
     /// wanted. So [`Error::NoDataSpace`] may come although [`free_data_blocks`](Self::free_data_blocks) are
-    /// left; a commit makes them available.
-    pub fn alloc_data_block(&mut self) -> Result<DataBlock> {
+    /// left; a commit makes them available. It does so for blocks that have become usable, too.
+    pub fn alloc_data_block(
+        &mut self,
+        usable: &mut dyn FnMut(DataBlock) -> bool,
+    ) -> Result<DataBlock> {
         self.check_change()?;
         self.change(|md| {
-            match md.data_sm.new_block(&mut md.tm.tx(&md.bm)) {
+            match md.data_sm.new_block(&mut md.tm.tx(&md.bm), usable) {
                 // The library needs metadata blocks too. Only if there are any was it data blocks that lacked,
                 // and then nothing was changed.
                 Err(persistent_data::Error::NoSpace) if md.tm.nr_free() > 0 => {
@@ -317,6 +386,17 @@ impl<B: BlockManager> Metadata<B> {
                 result => Ok(result?),
             }
         })
+    }
+
+    /// The first run of data blocks within `begin..end` that nothing refers to, neither now nor in what was
+    /// committed last: whatever happens, nobody wants to read them.
+    pub fn find_free_range(
+        &mut self,
+        begin: DataBlock,
+        end: DataBlock,
+    ) -> Result<Option<Range<DataBlock>>> {
+        self.check_read()?;
+        Ok(self.data_sm.find_free(&self.bm, begin..end)?)
     }
 
     fn check_data_range(&self, begin: DataBlock, end: DataBlock) -> Result {

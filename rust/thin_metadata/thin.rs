@@ -29,7 +29,10 @@ use crate::{
         TopTree,
         MAX_TIME, //
     },
-    mapping::DataBlocks,
+    mapping::{
+        DataBlocks,
+        Freed, //
+    },
     metadata::Metadata, //
 };
 
@@ -94,10 +97,11 @@ impl<B: BlockManager> Metadata<B> {
         })
     }
 
-    /// Deletes a device and its mappings.
+    /// Deletes a device and its mappings. `freed` is told of the data blocks that nothing refers to any more,
+    /// all of which count as [`maybe_shared`](Freed::maybe_shared).
     ///
     /// Gives [`Error::NoDevice`] if there is none of this id, and [`Error::DeviceOpen`] if it is open.
-    pub fn delete_thin(&mut self, id: DeviceId) -> Result {
+    pub fn delete_thin(&mut self, id: DeviceId, freed: &mut dyn FnMut(Freed)) -> Result {
         self.check_change()?;
         let known = self.devices.find(id);
         if let Some(slot) = known {
@@ -120,7 +124,7 @@ impl<B: BlockManager> Metadata<B> {
             if has_details {
                 md.details.remove(tx, &mut Plain::new(), &key)?;
             }
-            let mut data_blocks = DataBlocks(&mut md.data_sm);
+            let mut data_blocks = DataBlocks::telling(&mut md.data_sm, freed, u32::MAX);
             let mut top = TopTree::from_root(md.mappings.root());
             top.remove(tx, &mut Subtree::<_, 1>(&mut data_blocks), &key)?;
             md.mappings = MappingTree::from_root(top.root());
@@ -187,7 +191,7 @@ impl<B: BlockManager> Metadata<B> {
 
     /// Enters the root of a new device's mappings into the upper level of the mapping tree.
     fn insert_tree(&mut self, id: DeviceId, root: u64) -> Result {
-        let mut data_blocks = DataBlocks(&mut self.data_sm);
+        let mut data_blocks = DataBlocks::new(&mut self.data_sm);
         let mut top = TopTree::from_root(self.mappings.root());
         top.insert(
             &mut self.tm.tx(&self.bm),

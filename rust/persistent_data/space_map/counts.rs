@@ -164,12 +164,14 @@ impl<I: Index> Counts<I> {
 
     /// Changes the counts of a range of blocks by one, bitmap by bitmap.
     ///
-    /// Gives [`Error::RefCount`] if one would drop below zero or overflow.
+    /// `freed` is told of each block whose count gets zero. Gives [`Error::RefCount`] if one would drop below
+    /// zero or overflow.
     pub(crate) fn change<'b, T: Transaction<'b>>(
         &mut self,
         tx: &mut T,
         change: Change,
         blocks: BlockRange,
+        freed: &mut dyn FnMut(BlockNr),
     ) -> Result {
         if blocks.start > blocks.end || blocks.end > self.nr_blocks {
             return Err(Error::OutOfBounds(blocks.end.max(blocks.start)));
@@ -181,7 +183,8 @@ impl<I: Index> Counts<I> {
             let entries = first..first + n as u32;
 
             let mut entry = self.index.load_to_change(tx, i)?;
-            self.change_bitmap(tx, change, &mut entry, next - u64::from(first), entries)?;
+            let base = next - u64::from(first);
+            self.change_bitmap(tx, change, &mut entry, base, entries, freed)?;
             self.index.save(tx, i, entry)?;
             next += n;
         }
@@ -197,6 +200,7 @@ impl<I: Index> Counts<I> {
         index: &mut Entry,
         base: BlockNr,
         entries: Range<u32>,
+        freed: &mut dyn FnMut(BlockNr),
     ) -> Result {
         // While the tree changes nobody may hold a bitmap, as new blocks are looked for in bitmaps.
         let mut held = Some(shadow_bitmap(tx, index)?);
@@ -238,6 +242,7 @@ impl<I: Index> Counts<I> {
                                 .nr_allocated
                                 .checked_sub(1)
                                 .ok_or(Error::RefCount(block))?;
+                            freed(block);
                         }
                     }
                 }

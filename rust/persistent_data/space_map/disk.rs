@@ -122,12 +122,17 @@ impl DiskSpaceMap {
 
     /// Adds a reference to each block of a range.
     pub fn inc<'b, T: Transaction<'b>>(&mut self, tx: &mut T, blocks: BlockRange) -> Result {
-        self.counts.change(tx, Change::Inc, blocks)
+        self.counts.change(tx, Change::Inc, blocks, &mut |_| ())
     }
 
-    /// Takes a reference from each block of a range.
-    pub fn dec<'b, T: Transaction<'b>>(&mut self, tx: &mut T, blocks: BlockRange) -> Result {
-        self.counts.change(tx, Change::Dec, blocks)
+    /// Takes a reference from each block of a range. `freed` is told of those for which it was the last.
+    pub fn dec<'b, T: Transaction<'b>>(
+        &mut self,
+        tx: &mut T,
+        blocks: BlockRange,
+        freed: &mut dyn FnMut(BlockNr),
+    ) -> Result {
+        self.counts.change(tx, Change::Dec, blocks, freed)
     }
 
     /// Sets the reference count of a block.
@@ -140,12 +145,58 @@ impl DiskSpaceMap {
         self.counts.set(tx, block, count)
     }
 
-    /// Finds a free block and gives it a reference count of one.
-    pub fn new_block<'b, T: Transaction<'b>>(&mut self, tx: &mut T) -> Result<BlockNr> {
-        let block = self.find(tx)?;
+    /// Finds a free block that is `usable` and gives it a reference count of one.
+    ///
+    /// One that is not usable is not looked at again before the next commit.
+    pub fn new_block<'b, T: Transaction<'b>>(
+        &mut self,
+        tx: &mut T,
+        usable: &mut dyn FnMut(BlockNr) -> bool,
+    ) -> Result<BlockNr> {
+        let block = loop {
+            let block = self.find(tx)?;
+            if usable(block) {
+                break block;
+            }
+            self.candidates.skip_to(block + 1);
+        };
         self.candidates.take(block);
         self.inc(tx, block..block + 1)?;
         Ok(block)
+    }
+
+    /// The first run within `blocks` of those that are free, and were so at the last commit.
+    ///
+    /// What the device holds there is of no use to anybody, whether the transaction is committed or not.
+    pub fn find_free<'b, R: Reader<'b>>(
+        &mut self,
+        reader: R,
+        blocks: BlockRange,
+    ) -> Result<Option<BlockRange>> {
+        let limit = blocks.end.min(self.committed.nr_blocks);
+        let mut run: BlockRange = 0..0;
+        let mut next = blocks.start;
+        while next < limit {
+            let (i, _) = place(next);
+            let end = first_of_bitmap(i + 1).min(limit);
+            let now = self.counts.index.load(reader, i)?;
+            let before = self.committed.entry(reader, i)?;
+            let found =
+                Counts::<TreeIndex>::find_free(reader, i, &now, before.as_ref(), &(next..end))?;
+            next = match found {
+                Some(block) if run.is_empty() => {
+                    run = block..block + 1;
+                    run.end
+                }
+                Some(block) if block == run.end => {
+                    run.end += 1;
+                    run.end
+                }
+                _ if !run.is_empty() => break,
+                _ => end,
+            };
+        }
+        Ok((!run.is_empty()).then_some(run))
     }
 
     /// Adds `extra` free blocks, which can be handed out at once.

@@ -49,10 +49,10 @@ mod tests {
         for _ in 0..4 {
             data.inc(&mut tm.tx(&bm), 16300..16400)?;
         }
-        data.dec(&mut tm.tx(&bm), 16350..16400)?;
+        data.dec(&mut tm.tx(&bm), 16350..16400, &mut |_| ())?;
         data.set_count(&mut tm.tx(&bm), 7, 3)?;
         data.set_count(&mut tm.tx(&bm), 7, 2)?;
-        assert_eq!(data.new_block(&mut tm.tx(&bm))?, 0);
+        assert_eq!(data.new_block(&mut tm.tx(&bm), &mut |_| true)?, 0);
         let (metadata, root) = commit(&bm, &mut tm, &mut data)?;
 
         let mut tm = TransactionManager::open(&bm, &metadata)?;
@@ -70,7 +70,7 @@ mod tests {
         let free = tm.nr_free();
         let again = commit(&bm, &mut tm, &mut data)?;
         assert!(again == (metadata, root));
-        data.dec(&mut tm.tx(&bm), 16300..16350)?;
+        data.dec(&mut tm.tx(&bm), 16300..16350, &mut |_| ())?;
         commit(&bm, &mut tm, &mut data)?;
         assert_eq!(tm.nr_free(), free);
         Ok(())
@@ -100,12 +100,15 @@ mod tests {
         assert_eq!(tm.nr_free(), free);
 
         for block in 0..2 {
-            assert_eq!(data.new_block(&mut tm.tx(&bm))?, block);
-            data.dec(&mut tm.tx(&bm), block..block + 1)?;
+            assert_eq!(data.new_block(&mut tm.tx(&bm), &mut |_| true)?, block);
+            data.dec(&mut tm.tx(&bm), block..block + 1, &mut |_| ())?;
         }
-        assert_eq!(data.new_block(&mut tm.tx(&bm)), Err(Error::NoSpace));
+        assert_eq!(
+            data.new_block(&mut tm.tx(&bm), &mut |_| true),
+            Err(Error::NoSpace)
+        );
         commit(&bm, &mut tm, &mut data)?;
-        assert_eq!(data.new_block(&mut tm.tx(&bm)), Ok(0));
+        assert_eq!(data.new_block(&mut tm.tx(&bm), &mut |_| true), Ok(0));
         Ok(())
     }
 }

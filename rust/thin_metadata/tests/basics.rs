@@ -55,16 +55,16 @@ fn devices_are_created_and_deleted() {
     assert_eq!(errno(md.create_thin(id(3))), EEXIST);
     assert_eq!(errno(md.create_snap(id(3), id(3))), EEXIST);
     assert_eq!(errno(md.create_snap(id(4), id(5))), ENODATA);
-    assert_eq!(errno(md.delete_thin(id(4))), ENODATA);
+    assert_eq!(errno(md.delete_thin(id(4), &mut |_| ())), ENODATA);
     assert_eq!(errno(md.open_thin(id(4))), ENODATA);
     assert!(!md.needs_abort() && !md.needs_commit());
     model.check_committed(&mut md);
 
     let max = DeviceId::try_from(0xff_ffff).unwrap();
     assert_eq!(md.create_thin(max), Ok(()));
-    assert_eq!(md.delete_thin(max), Ok(()));
-    assert_eq!(md.delete_thin(id(3)), Ok(()));
-    assert_eq!(errno(md.delete_thin(id(3))), ENODATA);
+    assert_eq!(md.delete_thin(max, &mut |_| ()), Ok(()));
+    assert_eq!(md.delete_thin(id(3), &mut |_| ()), Ok(()));
+    assert_eq!(errno(md.delete_thin(id(3), &mut |_| ())), ENODATA);
     md.commit().unwrap();
     check_with_tools(&md, &Model::new(100));
 }
@@ -75,12 +75,12 @@ fn a_device_opens_more_than_once_and_cannot_be_deleted_then() {
     md.create_thin(id(0)).unwrap();
     let first = md.open_thin(id(0)).unwrap();
     let second = md.open_thin(id(0)).unwrap();
-    assert_eq!(errno(md.delete_thin(id(0))), EBUSY);
+    assert_eq!(errno(md.delete_thin(id(0), &mut |_| ())), EBUSY);
     md.close_thin(&first);
-    assert_eq!(errno(md.delete_thin(id(0))), EBUSY);
+    assert_eq!(errno(md.delete_thin(id(0), &mut |_| ())), EBUSY);
     assert_eq!(md.close(no_flush), Err(Error::DevicesOpen(1)));
     md.close_thin(&second);
-    assert_eq!(md.delete_thin(id(0)), Ok(()));
+    assert_eq!(md.delete_thin(id(0), &mut |_| ()), Ok(()));
     assert_eq!(md.close(no_flush), Ok(()));
 }
 
@@ -108,14 +108,14 @@ fn mappings_are_inserted_overwritten_and_removed() {
     let block = provision(&mut md, &thin, 1).unwrap();
     model.insert(1, 1, block);
     model.check(&mut md);
-    assert_eq!(md.remove_range(&thin, 2, 8), Ok(()));
+    assert_eq!(md.remove_range(&thin, 2, 8, &mut |_| ()), Ok(()));
     model.remove(1, 2, 8);
     model.check(&mut md);
     md.commit().unwrap();
 
     // Nothing is mapped there: no change.
-    assert_eq!(md.remove_range(&thin, 100, 200), Ok(()));
-    assert_eq!(md.remove_range(&thin, 7, 1), Ok(()));
+    assert_eq!(md.remove_range(&thin, 100, 200, &mut |_| ()), Ok(()));
+    assert_eq!(md.remove_range(&thin, 7, 1, &mut |_| ()), Ok(()));
     assert!(!md.needs_commit());
     model.check_committed(&mut md);
     check_with_tools(&md, &model);
@@ -233,7 +233,8 @@ fn snapshots_of_snapshots_share_until_written_to() {
         let thin = md.open_thin(id(n)).unwrap();
         let block = provision(&mut md, &thin, n * 10).unwrap();
         model.insert(n, n * 10, block);
-        md.remove_range(&thin, n * 20, n * 20 + 3).unwrap();
+        md.remove_range(&thin, n * 20, n * 20 + 3, &mut |_| ())
+            .unwrap();
         model.remove(n, n * 20, n * 20 + 3);
         md.close_thin(&thin);
         if n % 4 == 0 {
@@ -245,7 +246,7 @@ fn snapshots_of_snapshots_share_until_written_to() {
     check_with_tools(&md, &model);
 
     for n in [7, 0, 14, 3, 1] {
-        md.delete_thin(id(n)).unwrap();
+        md.delete_thin(id(n), &mut |_| ()).unwrap();
         model.pool.devices.remove(&n);
     }
     md.commit().unwrap();
@@ -264,15 +265,15 @@ fn a_freed_block_is_not_taken_before_the_next_commit() {
     md.commit().unwrap();
     assert_eq!(md.free_data_blocks(), Ok(0));
 
-    md.remove_range(&thin, 1, 3).unwrap();
+    md.remove_range(&thin, 1, 3, &mut |_| ()).unwrap();
     assert_eq!(md.free_data_blocks(), Ok(2));
-    assert_eq!(md.alloc_data_block(), Err(Error::NoDataSpace));
-    assert_eq!(errno(md.alloc_data_block()), ENOSPC);
+    assert_eq!(md.alloc_data_block(&mut |_| true), Err(Error::NoDataSpace));
+    assert_eq!(errno(md.alloc_data_block(&mut |_| true)), ENOSPC);
     assert!(!md.needs_abort());
     md.commit().unwrap();
-    assert_eq!(md.alloc_data_block(), Ok(1));
-    assert_eq!(md.alloc_data_block(), Ok(2));
-    assert_eq!(md.alloc_data_block(), Err(Error::NoDataSpace));
+    assert_eq!(md.alloc_data_block(&mut |_| true), Ok(1));
+    assert_eq!(md.alloc_data_block(&mut |_| true), Ok(2));
+    assert_eq!(md.alloc_data_block(&mut |_| true), Err(Error::NoDataSpace));
     md.dec_data_range(1, 3).unwrap();
     md.close_thin(&thin);
 }
@@ -403,13 +404,16 @@ fn a_prepared_commit_lets_look_ups_pass_and_refuses_changes() {
     assert!(md.thin_changed_this_transaction(&thin));
     assert_eq!(md.create_thin(id(2)), Err(Error::Prepared));
     assert_eq!(md.insert_block(&thin, 4, 4), Err(Error::Prepared));
-    assert_eq!(md.remove_range(&thin, 0, 9), Err(Error::Prepared));
-    assert_eq!(md.alloc_data_block(), Err(Error::Prepared));
+    assert_eq!(
+        md.remove_range(&thin, 0, 9, &mut |_| ()),
+        Err(Error::Prepared)
+    );
+    assert_eq!(md.alloc_data_block(&mut |_| true), Err(Error::Prepared));
     assert_eq!(md.commit(), Ok(()));
     assert_eq!(md.find_block(&thin, 3, true), found);
     assert!(!md.thin_changed_this_transaction(&thin));
 
-    md.remove_range(&thin, 0, 9).unwrap();
+    md.remove_range(&thin, 0, 9, &mut |_| ()).unwrap();
     assert_eq!(md.prepare_commit(), Ok(true));
     assert_eq!(md.abort(), Ok(()));
     assert_eq!(md.find_block(&thin, 3, true), found);
@@ -434,11 +438,11 @@ fn an_abort_goes_back_to_the_last_commit() {
     md.commit().unwrap();
 
     provision(&mut md, &changed, 9).unwrap();
-    md.remove_range(&changed, 0, 2).unwrap();
+    md.remove_range(&changed, 0, 2, &mut |_| ()).unwrap();
     md.create_thin(id(7)).unwrap();
     let gone = md.open_thin(id(7)).unwrap();
     provision(&mut md, &gone, 1).unwrap();
-    md.delete_thin(id(2)).unwrap();
+    md.delete_thin(id(2), &mut |_| ()).unwrap();
     md.resize_data(200).unwrap();
     md.abort().unwrap();
 
@@ -451,7 +455,7 @@ fn an_abort_goes_back_to_the_last_commit() {
     assert_eq!(md.find_block(&gone, 1, true), Err(no_device));
     assert_eq!(md.mapped_count(&gone), Err(no_device));
     assert_eq!(md.insert_block(&gone, 1, 50), Err(no_device));
-    assert_eq!(md.remove_range(&gone, 0, 5), Err(no_device));
+    assert_eq!(md.remove_range(&gone, 0, 5, &mut |_| ()), Err(no_device));
     assert_eq!(md.highest_mapped(&gone), Err(no_device));
     assert_eq!(md.open_thin(id(7)), Err(no_device));
     assert_eq!(

@@ -83,9 +83,9 @@ fn it_shows_the_pool_as_it_was() {
         let block = provision(&mut md, &thin, virtual_block).unwrap();
         model.insert(1, virtual_block, block);
     }
-    md.remove_range(&thin, 500, 1200).unwrap();
+    md.remove_range(&thin, 500, 1200, &mut |_| ()).unwrap();
     model.remove(1, 500, 1200);
-    md.delete_thin(id(2)).unwrap();
+    md.delete_thin(id(2), &mut |_| ()).unwrap();
     model.pool.devices.remove(&2);
     md.create_thin(id(3)).unwrap();
     model.create(3);

@@ -57,7 +57,7 @@ fn what_thin_restore_made_opens_and_goes_on() {
     workload::remove(&mut md, &mut model, 0xff_ffff, 40, 40_000).expect("remove");
     md.create_snap(id(6), id(1)).expect("snapshot");
     model.snap(6, 1);
-    md.delete_thin(id(4)).expect("delete");
+    md.delete_thin(id(4), &mut |_| ()).expect("delete");
     model.pool.devices.remove(&4);
     md.close(no_flush).expect("close");
     model.check_committed(&mut md);

@@ -52,7 +52,7 @@ fn pool(nr_metadata: u64, nr_data: u64) -> Metadata<MemoryBm> {
 
 /// Takes a data block and maps it.
 fn provision(md: &mut Metadata<MemoryBm>, thin: &ThinHandle, virtual_block: u64) -> Result<u64> {
-    let block = md.alloc_data_block()?;
+    let block = md.alloc_data_block(&mut |_| true)?;
     md.insert_block(thin, virtual_block, block)?;
     Ok(block)
 }

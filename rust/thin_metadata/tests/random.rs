@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     Error,
+    Freed,
     Metadata,
     ThinHandle, //
 };
@@ -108,6 +109,21 @@ impl State {
         self.model.pool.devices.contains_key(&dev)
     }
 
+    /// Checks the blocks that a change of `dev` was said to have freed, of those that were `used` before.
+    fn check_freed(&self, dev: u64, used: &BTreeSet<u64>, freed: &[Freed]) {
+        let said: BTreeSet<_> = freed.iter().map(|f| f.block).collect();
+        assert_eq!(said.len(), freed.len(), "a block was freed twice");
+        assert_eq!(said, used - &self.model.used());
+
+        // A crash must not find anybody else in need of what was not shared.
+        let mut others = self.committed.clone();
+        others.pool.devices.remove(&dev);
+        let wanted = others.used();
+        for f in freed.iter().filter(|f| !f.maybe_shared) {
+            assert!(!wanted.contains(&f.block), "{f:?} is shared");
+        }
+    }
+
     fn apply(&mut self, op: &Op) {
         match self.try_apply(op) {
             Ok(()) => {}
@@ -141,15 +157,21 @@ impl State {
                     self.changed.extend([dev, origin]);
                 }
             },
-            Op::Delete(dev) => match md.delete_thin(id(dev)) {
-                Err(Error::NoDevice(_)) => assert!(!self.exists(dev)),
-                Err(Error::DeviceOpen(_)) => assert!(self.open.contains_key(&dev)),
-                result => {
-                    result?;
-                    model.pool.devices.remove(&dev);
-                    self.changed.remove(&dev);
+            Op::Delete(dev) => {
+                let mut freed = Vec::new();
+                match md.delete_thin(id(dev), &mut |f| freed.push(f)) {
+                    Err(Error::NoDevice(_)) => assert!(!self.exists(dev)),
+                    Err(Error::DeviceOpen(_)) => assert!(self.open.contains_key(&dev)),
+                    result => {
+                        result?;
+                        let used = model.used();
+                        model.pool.devices.remove(&dev);
+                        self.changed.remove(&dev);
+                        assert!(freed.iter().all(|f| f.maybe_shared));
+                        self.check_freed(dev, &used, &freed);
+                    }
                 }
-            },
+            }
             Op::Open(dev) => {
                 if self.exists(dev) && !self.open.contains_key(&dev) {
                     self.open.insert(dev, self.md.open_thin(id(dev))?);
@@ -176,10 +198,13 @@ impl State {
                         self.changed.insert(dev);
                     }
                     let thin = md.open_thin(id(dev))?;
-                    let result = md.remove_range(&thin, begin, end);
+                    let mut freed = Vec::new();
+                    let result = md.remove_range(&thin, begin, end, &mut |f| freed.push(f));
                     md.close_thin(&thin);
                     result?;
+                    let used = model.used();
                     model.remove(dev, begin, end);
+                    self.check_freed(dev, &used, &freed);
                 }
             }
             Op::References(begin, count) => {

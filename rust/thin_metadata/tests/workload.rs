@@ -79,7 +79,7 @@ pub(super) fn remove(
     end: u64,
 ) -> Result {
     let thin = md.open_thin(id(dev))?;
-    let result = md.remove_range(&thin, begin, end);
+    let result = md.remove_range(&thin, begin, end, &mut |_| ());
     md.close_thin(&thin);
     result?;
     model.remove(dev, begin, end);
@@ -96,7 +96,7 @@ pub(super) fn change(md: &mut Metadata<MemoryBm>, model: &mut Model) -> Result {
     md.create_snap(id(5), id(2))?;
     model.snap(5, 2);
     insert(md, model, 5, 0..10)?;
-    md.delete_thin(id(3))?;
+    md.delete_thin(id(3), &mut |_| ())?;
     model.pool.devices.remove(&3);
     md.release_metadata_snap()?;
     model.held = None;

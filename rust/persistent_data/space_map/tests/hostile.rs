@@ -83,12 +83,12 @@ fn exercise(bm: MemoryBm) {
         Ok(())
     });
     attempt(&mut |w| w.data.inc(&mut w.tm.tx(&w.bm), 0..20000));
-    attempt(&mut |w| w.data.dec(&mut w.tm.tx(&w.bm), 0..500));
+    attempt(&mut |w| w.data.dec(&mut w.tm.tx(&w.bm), 0..500, &mut |_| ()));
     attempt(&mut |w| w.data.set_count(&mut w.tm.tx(&w.bm), 10, 0));
     attempt(&mut |w| w.data.extend(&mut w.tm.tx(&w.bm), 50000));
     attempt(&mut |w| {
         for _ in 0..3 {
-            w.data.new_block(&mut w.tm.tx(&w.bm))?;
+            w.data.new_block(&mut w.tm.tx(&w.bm), &mut |_| true)?;
         }
         Ok(())
     });
@@ -268,7 +268,7 @@ fn small_counts_in_the_tree() -> Result {
         });
         w = w.roll_back()?;
         assert_eq!(w.data_count(0), Err(Error::RefCount(0)));
-        let r = w.data.dec(&mut w.tm.tx(&w.bm), 0..1);
+        let r = w.data.dec(&mut w.tm.tx(&w.bm), 0..1, &mut |_| ());
         assert_eq!(r, Err(Error::RefCount(0)));
         w = w.roll_back()?;
         let r = w.data.inc(&mut w.tm.tx(&w.bm), 0..1);

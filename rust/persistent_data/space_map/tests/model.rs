@@ -39,6 +39,9 @@ pub(super) struct Model {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Op {
     NewData(u8),
+    /// Only blocks whose number is no multiple of this are usable.
+    NewUsableData(u8, u8),
+    FindFreeData(u32, u16),
     IncData(u32, u16),
     DecData(u32, u16),
     SetData(u32, u32),
@@ -57,6 +60,8 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
     let count = prop_oneof![0..5u32, Just(u32::MAX)];
     prop_oneof![
         4 => (1..20u8).prop_map(Op::NewData),
+        1 => (1..20u8, 1..4u8).prop_map(|(n, m)| Op::NewUsableData(n, m)),
+        2 => (0..70000u32, many.clone()).prop_map(|(b, n)| Op::FindFreeData(b, n)),
         6 => (0..70000u32, many.clone()).prop_map(|(b, n)| Op::IncData(b, n)),
         6 => (0..70000u32, many.clone()).prop_map(|(b, n)| Op::DecData(b, n)),
         3 => (0..70000u32, count).prop_map(|(b, n)| Op::SetData(b, n)),
@@ -160,20 +165,22 @@ impl Checked {
     /// transaction broken.
     pub(super) fn apply(&mut self, op: Op) -> Result {
         match op {
-            Op::NewData(n) => {
-                for _ in 0..n {
-                    let w = &mut self.world;
-                    let block = match w.data.new_block(&mut w.tm.tx(&w.bm)) {
-                        // Nothing was done.
-                        Err(Error::NoSpace) if self.no_data_left() => break,
-                        result => result?,
-                    };
-                    let i = block as usize;
-                    assert!(self.given.insert(block), "{block} was handed out before");
-                    assert_eq!(self.committed.data.get(i).copied().unwrap_or(0), 0);
-                    assert_eq!(self.model.data[i], 0);
-                    self.model.data[i] = 1;
-                }
+            Op::NewData(n) => self.new_data(n, |_| true)?,
+            Op::NewUsableData(n, m) => self.new_data(n, |b| !b.is_multiple_of(m.into()))?,
+            Op::FindFreeData(block, n) => {
+                let Some(range) = self.data_range(block, n) else {
+                    return Ok(());
+                };
+                let w = &mut self.world;
+                let found = w.data.find_free(&w.bm, range.clone())?;
+                let is_free = |b: &BlockNr| {
+                    let i = *b as usize;
+                    self.model.data[i] == 0 && self.committed.data.get(i) == Some(&0)
+                };
+                let first = range.clone().find(is_free);
+                let expected =
+                    first.map(|b| b..b + (b..range.end).take_while(is_free).count() as u64);
+                assert_eq!(found, expected);
             }
             Op::IncData(block, n) => {
                 let Some(range) = self.data_range(block, n) else {
@@ -203,10 +210,19 @@ impl Checked {
                 }
                 range.end = end;
                 let w = &mut self.world;
-                w.data.dec(&mut w.tm.tx(&w.bm), range.clone())?;
+                let mut freed = Vec::new();
+                w.data
+                    .dec(&mut w.tm.tx(&w.bm), range.clone(), &mut |b| freed.push(b))?;
+                let mut expected = Vec::new();
                 for b in range {
-                    self.model.data[b as usize] -= 1;
+                    let count = &mut self.model.data[b as usize];
+                    *count -= 1;
+                    if *count == 0 {
+                        expected.push(b);
+                    }
                 }
+                freed.sort();
+                assert_eq!(freed, expected);
             }
             Op::SetData(block, count) => {
                 let Some(range) = self.data_range(block, 1) else {
@@ -272,6 +288,33 @@ impl Checked {
             }
             Op::DropCache => self.world.bm.drop_cache(),
             Op::Commit => self.commit()?,
+        }
+        Ok(())
+    }
+
+    fn new_data(&mut self, n: u8, is_usable: impl Fn(BlockNr) -> bool) -> Result {
+        for _ in 0..n {
+            let Self {
+                world: w, counted, ..
+            } = self;
+            let mut usable = |b| {
+                let usable = is_usable(b);
+                if !usable {
+                    counted.insert(b);
+                }
+                usable
+            };
+            let block = match w.data.new_block(&mut w.tm.tx(&w.bm), &mut usable) {
+                // Nothing was done.
+                Err(Error::NoSpace) if self.no_data_left() => break,
+                result => result?,
+            };
+            let i = block as usize;
+            assert!(is_usable(block));
+            assert!(self.given.insert(block), "{block} was handed out before");
+            assert_eq!(self.committed.data.get(i).copied().unwrap_or(0), 0);
+            assert_eq!(self.model.data[i], 0);
+            self.model.data[i] = 1;
         }
         Ok(())
     }
@@ -388,7 +431,7 @@ fn counts_up_and_down() -> Result {
     }
     for n in [499u64, 500, 16321, 20000, 30000, 40000] {
         let w = &mut c.world;
-        w.data.dec(&mut w.tm.tx(&w.bm), 0..n)?;
+        w.data.dec(&mut w.tm.tx(&w.bm), 0..n, &mut |_| ())?;
         c.model.data[..n as usize].iter_mut().for_each(|x| *x -= 1);
         c.commit()?;
         c.verify()?;

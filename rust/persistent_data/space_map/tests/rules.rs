@@ -99,28 +99,28 @@ fn data_is_not_reused_before_the_commit() -> Result {
     let mut w = World::new(64, 10)?;
     let mut seen = Vec::new();
     for _ in 0..10 {
-        let b = w.data.new_block(&mut w.tm.tx(&w.bm))?;
+        let b = w.data.new_block(&mut w.tm.tx(&w.bm), &mut |_| true)?;
         assert!(!seen.contains(&b));
         seen.push(b);
-        w.data.dec(&mut w.tm.tx(&w.bm), b..b + 1)?;
+        w.data.dec(&mut w.tm.tx(&w.bm), b..b + 1, &mut |_| ())?;
     }
     assert_eq!(w.data.nr_free(), 10);
-    let again = w.data.new_block(&mut w.tm.tx(&w.bm));
+    let again = w.data.new_block(&mut w.tm.tx(&w.bm), &mut |_| true);
     assert_eq!(again, Err(Error::NoSpace));
     w.commit()?;
 
     for i in 0..6 {
-        assert_eq!(w.data.new_block(&mut w.tm.tx(&w.bm))?, i);
+        assert_eq!(w.data.new_block(&mut w.tm.tx(&w.bm), &mut |_| true)?, i);
     }
     w.commit()?;
-    w.data.dec(&mut w.tm.tx(&w.bm), 0..6)?;
+    w.data.dec(&mut w.tm.tx(&w.bm), 0..6, &mut |_| ())?;
     for i in 6..10 {
-        assert_eq!(w.data.new_block(&mut w.tm.tx(&w.bm))?, i);
+        assert_eq!(w.data.new_block(&mut w.tm.tx(&w.bm), &mut |_| true)?, i);
     }
-    let again = w.data.new_block(&mut w.tm.tx(&w.bm));
+    let again = w.data.new_block(&mut w.tm.tx(&w.bm), &mut |_| true);
     assert_eq!(again, Err(Error::NoSpace));
     w.commit()?;
-    assert_eq!(w.data.new_block(&mut w.tm.tx(&w.bm))?, 0);
+    assert_eq!(w.data.new_block(&mut w.tm.tx(&w.bm), &mut |_| true)?, 0);
     Ok(())
 }
 
@@ -154,7 +154,7 @@ fn clean_commits_write_the_superblock_only() -> Result {
 #[test]
 fn the_superblock_is_written_last() -> Result {
     let mut w = World::new(64, 100)?;
-    w.data.new_block(&mut w.tm.tx(&w.bm))?;
+    w.data.new_block(&mut w.tm.tx(&w.bm), &mut |_| true)?;
     let writes = |w: &World| w.bm.counts().writes;
 
     w.data.commit(&mut w.tm.tx(&w.bm))?;
@@ -232,11 +232,11 @@ fn added_metadata_is_usable_at_once() -> Result {
 #[test]
 fn grows_data() -> Result {
     let mut w = World::new(1000, 0)?;
-    let none = w.data.new_block(&mut w.tm.tx(&w.bm));
+    let none = w.data.new_block(&mut w.tm.tx(&w.bm), &mut |_| true);
     assert_eq!(none, Err(Error::NoSpace));
     w.data.extend(&mut w.tm.tx(&w.bm), 3)?;
     assert_eq!((w.data.nr_blocks(), w.data.nr_free()), (0, 0));
-    assert_eq!(w.data.new_block(&mut w.tm.tx(&w.bm))?, 0);
+    assert_eq!(w.data.new_block(&mut w.tm.tx(&w.bm), &mut |_| true)?, 0);
     w.commit()?;
     assert_eq!((w.data.nr_blocks(), w.data.nr_free()), (3, 2));
     let too_large = w.data.extend(&mut w.tm.tx(&w.bm), u64::MAX);
@@ -268,7 +268,7 @@ fn out_of_range() -> Result {
     assert_eq!(r, Err(Error::OutOfBounds(9)));
     let r = w.data.set_count(&mut w.tm.tx(&w.bm), 100, 1);
     assert_eq!(r, Err(Error::OutOfBounds(100)));
-    let r = w.data.dec(&mut w.tm.tx(&w.bm), 5..6);
+    let r = w.data.dec(&mut w.tm.tx(&w.bm), 5..6, &mut |_| ());
     assert_eq!(r, Err(Error::RefCount(5)));
     let mut w = w.roll_back()?;
     w.data.set_count(&mut w.tm.tx(&w.bm), 5, u32::MAX)?;
