@@ -284,6 +284,12 @@ impl<P> Bio<P> {
         self.opf() & bindings::REQ_NOWAIT != 0
     }
 
+    /// Whether the zeroes that it writes shall take up space.
+    #[inline]
+    pub fn is_nounmap(&self) -> bool {
+        self.opf() & bindings::REQ_NOUNMAP != 0
+    }
+
     /// Whether it reads ahead and may fail.
     #[inline]
     pub fn is_readahead(&self) -> bool {
@@ -348,6 +354,21 @@ impl<P> Bio<P> {
     pub fn truncate(&mut self, sectors: Sector) {
         if sectors < self.len_sectors() {
             self.bio_mut().bi_iter.bi_size = (sectors << SECTOR_SHIFT) as u32;
+        }
+    }
+
+    /// Leaves all but the first `sectors` to another bio, for which the core maps the target again; at least
+    /// one is kept. Does nothing if it has no more.
+    ///
+    /// # Safety
+    ///
+    /// The bio must be a discard or a write-zeroes, about to be given to the target's map function, and the
+    /// core must not have made another one for the same part.
+    pub(crate) unsafe fn accept(&mut self, sectors: Sector) {
+        let sectors = sectors.max(1);
+        if sectors < self.len_sectors() {
+            // SAFETY: By the function's requirements; it has more sectors, so they fit the type.
+            unsafe { bindings::dm_accept_partial_bio(self.ptr.as_ptr(), sectors as c_uint) };
         }
     }
 

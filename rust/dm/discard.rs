@@ -109,6 +109,12 @@ impl<T: DiscardDone> Discard<T> {
         drop(live);
     }
 
+    /// What will be told.
+    pub fn value(&self) -> &T {
+        // SAFETY: The parent has not ended, so the context is valid, and nobody else uses it before.
+        unsafe { &(*self.parent.as_ref().bi_private.cast::<Context<T>>()).value }
+    }
+
     /// Discards `len` sectors from `sector` on; as many discards as the device's limits ask for.
     pub fn issue(&mut self, sector: Sector, len: Sector) {
         // SAFETY: The parent has not ended, so the context is valid; and the device is open, as the

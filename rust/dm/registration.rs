@@ -19,6 +19,7 @@ use crate::{
     Limits,
     Map,
     Message,
+    Op,
     Output,
     StatusKind,
     Target,
@@ -211,13 +212,29 @@ impl<T: Target> Callbacks<T> {
     unsafe extern "C" fn map(ti: *mut bindings::dm_target, bio: *mut bindings::bio) -> c_int {
         // SAFETY: The bio is the core's for this target and ours, its slot is not initialised yet.
         // We have the only `Bio` of it.
-        let (instance, owned) = unsafe {
+        let (instance, mut owned) = unsafe {
             let instance = Self::instance(ti);
             Slot::of(bio).write(Slot::new(T::PerBio::default(), &instance.devices));
             let sector = &raw mut (*bio).bi_iter.bi_sector;
             *sector = (*sector).wrapping_sub((*ti).begin);
             (instance, Bio::from_raw(NonNull::new_unchecked(bio)))
         };
+
+        if T::HAS_ACCEPT && matches!(owned.op(), Op::Discard | Op::WriteZeroes) {
+            // SAFETY: Called by the core, so the target is valid.
+            let is_single = unsafe {
+                match owned.op() {
+                    Op::Discard => (*ti).num_discard_bios == 1,
+                    _ => (*ti).num_write_zeroes_bios == 1,
+                }
+            };
+            if is_single {
+                let sectors = instance.target.accept(&owned);
+                // SAFETY: The bio is being mapped, and is the only one that the core made for its part of the
+                // original: only for several would it be one of equals.
+                unsafe { owned.accept(sectors) };
+            }
+        }
 
         let (kept, action, status) = match instance.target.map(owned) {
             Map::Submitted => return bindings::DM_MAPIO_SUBMITTED as c_int,

@@ -157,6 +157,13 @@ pub trait Target: Sized + Send + Sync + 'static {
     /// May be called from several threads at once, and must not wait for other bios.
     fn map(&self, bio: Bio<Self::PerBio>) -> Map<Self::PerBio>;
 
+    /// How many sectors of a discard or a write-zeroes the target deals with at once, at least one: what is
+    /// beyond comes as another bio. Asked right before [`Target::map`], and for no other bios.
+    fn accept(&self, bio: &Bio<Self::PerBio>) -> Sector {
+        let _ = bio;
+        build_error!(kernel::error::VTABLE_DEFAULT_ERROR)
+    }
+
     /// A bio has come to its end: it came back from below, or [`Bio::end`] was called.
     ///
     /// May be called in interrupt context, and in whatever context and with whatever locks

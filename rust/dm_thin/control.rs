@@ -40,6 +40,16 @@ dm::uint_param!(
     "Out of data space queue IO timeout in seconds"
 );
 
+/// Whether the space of deleted thin devices goes back to the data device also where the pool's table does not say
+/// so, as with tables that others make.
+static DISCARD_ON_DELETE: UintParam = UintParam::new(0);
+
+dm::uint_param!(
+    discard_on_delete,
+    &DISCARD_ON_DELETE,
+    "Discard the blocks of deleted thin devices in all pools (0 = only where the table says so)"
+);
+
 /// A table of the pool target, as the pool sees it.
 pub(crate) struct Binding {
     pub(crate) ti: Ti,
@@ -87,6 +97,7 @@ pub(crate) struct Control {
     zero_new_blocks: AtomicFlag,
     discard_passdown: AtomicFlag,
     error_if_no_space: AtomicFlag,
+    discard_on_delete: AtomicFlag,
     /// Whether what fails now does so for lack of data space.
     out_of_data_space: AtomicFlag,
     suspended: AtomicFlag,
@@ -103,6 +114,7 @@ impl Control {
             zero_new_blocks: AtomicFlag::new(true),
             discard_passdown: AtomicFlag::new(true),
             error_if_no_space: AtomicFlag::new(false),
+            discard_on_delete: AtomicFlag::new(false),
             out_of_data_space: AtomicFlag::new(false),
             suspended: AtomicFlag::new(true),
             bound_len: Atomic::new(0),
@@ -132,6 +144,11 @@ impl Pool {
     /// Whether discards are passed down to the data device.
     pub(crate) fn passes_discards_down(&self) -> bool {
         self.control.discard_passdown.load(Relaxed)
+    }
+
+    /// Whether the space of deleted thin devices shall go back to the data device.
+    pub(crate) fn wants_discard_on_delete(&self) -> bool {
+        self.control.discard_on_delete.load(Relaxed) || DISCARD_ON_DELETE.get() != 0
     }
 
     /// Whether writes that find no free block fail at once.
@@ -171,6 +188,9 @@ impl Pool {
             control
                 .error_if_no_space
                 .store(requested.error_if_no_space, Relaxed);
+            control
+                .discard_on_delete
+                .store(requested.discard_on_delete, Relaxed);
             control
                 .discard_passdown
                 .store(binding.passdown.load(Relaxed), Relaxed);

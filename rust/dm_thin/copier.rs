@@ -44,12 +44,21 @@ impl JobDone for Node {
     type Ptr = KBox<Job<Self>>;
 
     fn done(job: Self::Ptr, outcome: Outcome) {
-        let status = match outcome.is_ok() {
+        let preparing = Preparing::from_job(job);
+        let mapping = preparing.mapping();
+        let pool = mapping.thin.pool.clone();
+        // kcopyd gives up if the device turns out not to have the write-zeroes that it promises.
+        let dev = &mapping.thin.pool_dev;
+        let is_ok = outcome.is_ok()
+            || mapping.zeroes && dev.has_write_zeroes() && {
+                let sector = pool.block_size.to_sectors(mapping.data);
+                dev.zero_out(sector, pool.block_size.sectors().into())
+                    .is_ok()
+            };
+        let prepared = preparing.finish(match is_ok {
             true => BlkStatus::OK,
             false => BlkStatus::IOERR,
-        };
-        let prepared = Preparing::from_job(job).finish(status);
-        let pool = prepared.thin().pool.clone();
+        });
         pool.finish(prepared);
     }
 }

@@ -27,6 +27,8 @@ pub(crate) struct Features {
     pub(crate) read_only: bool,
     /// Writes that find no free block fail at once instead of waiting for more space.
     pub(crate) error_if_no_space: bool,
+    /// The space of deleted thin devices goes back to the data device. The C implementation has no such thing.
+    pub(crate) discard_on_delete: bool,
 }
 
 impl Default for Features {
@@ -37,11 +39,16 @@ impl Default for Features {
             discard_passdown: true,
             read_only: false,
             error_if_no_space: false,
+            discard_on_delete: false,
         }
     }
 }
 
 impl Features {
+    /// The most features of a table: four, as with the C implementation, and our own.
+    const MAX: u32 = 5;
+    const DISCARD_ON_DELETE: &'static CStr = c"discard_on_delete";
+
     /// Parses `[<#feature args> [<arg>]*]`.
     pub(crate) fn parse(ctr: &mut Ctr<'_>, args: &mut Args<'_>) -> Result<Self> {
         let mut features = Self::default();
@@ -50,8 +57,14 @@ impl Features {
         }
 
         let mut group = args
-            .read_group(0, 4)
+            .read_group(0, Self::MAX)
             .map_err(|e| ctr.error(c"Invalid number of pool feature arguments", e))?;
+        let has_addition = (0..group.len())
+            .filter_map(|i| group.get(i))
+            .any(|arg| same_word(arg, Self::DISCARD_ON_DELETE));
+        if group.len() == Self::MAX as usize && !has_addition {
+            return Err(ctr.error(c"Invalid number of pool feature arguments", EINVAL));
+        }
         while let Some(arg) = group.shift() {
             if same_word(arg, c"skip_block_zeroing") {
                 features.zero_new_blocks = false;
@@ -63,6 +76,8 @@ impl Features {
                 features.read_only = true;
             } else if same_word(arg, c"error_if_no_space") {
                 features.error_if_no_space = true;
+            } else if same_word(arg, Self::DISCARD_ON_DELETE) {
+                features.discard_on_delete = true;
             } else {
                 return Err(ctr.error(c"Unrecognised pool feature requested", EINVAL));
             }
@@ -78,6 +93,7 @@ impl Features {
             (!self.discard_passdown, "no_discard_passdown"),
             (self.read_only, "read_only"),
             (self.error_if_no_space, "error_if_no_space"),
+            (self.discard_on_delete, "discard_on_delete"),
         ];
         write!(out, "{} ", words.iter().filter(|(on, _)| *on).count())?;
         for (_, word) in words.iter().filter(|(on, _)| *on) {

@@ -12,21 +12,27 @@
 //!   which [`process`]es the bios of all devices one after the other. A block whose mapping is about to
 //!   change has a cell in [`cells`]; a new [`mapping`] is made ready by the [`copier`], or by a bio that covers
 //!   it. [`in_flight`] keeps freed blocks from being used again too soon.
+//! - [`discard`] unmaps blocks, [`pass_down`] discards them on the data device, and [`reclaim`] does so for those
+//!   of deleted devices.
 
 mod block_manager;
+mod block_set;
 mod block_size;
 mod cells;
 mod control;
 mod copier;
+mod discard;
 mod features;
 mod in_flight;
 mod mapping;
 mod message;
 mod mode;
+mod pass_down;
 mod per_bio;
 mod pool;
 mod pool_target;
 mod process;
+mod reclaim;
 mod registry;
 mod thin;
 mod thin_target;

@@ -42,6 +42,8 @@ pub(crate) struct NewMapping {
     pub(crate) data: DataBlock,
     /// The virtual block's cell.
     pub(crate) cell: CellId,
+    /// Whether the data block is zeroed, as the write does not cover it.
+    pub(crate) zeroes: bool,
     /// Whether the virtual block is mapped already, to a block that others share.
     pub(crate) breaks_sharing: bool,
     /// The bio that caused all this; elsewhere while it overwrites the data block.
@@ -122,11 +124,6 @@ impl Preparing {
 pub(crate) struct Prepared(KBox<Job<Node>>);
 
 impl Prepared {
-    /// The device.
-    pub(crate) fn thin(&self) -> &Arc<Thin> {
-        &self.0.mapping.thin
-    }
-
     /// The mapping, how its preparation ended, and whether the bio that caused it has written its data.
     pub(crate) fn into_parts(self) -> (NewMapping, BlkStatus, bool) {
         let node = KBox::into_inner(self.0).into_inner();

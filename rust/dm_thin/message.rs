@@ -2,28 +2,35 @@
 
 //! Messages to a pool.
 
+use core::fmt::Write as _;
+
 use dm::{
     args::{
         parse_u64,
         same_word, //
     },
-    Args, //
+    Args,
+    Message, //
 };
 use kernel::{
     prelude::*,
     str::CStr,
     sync::Arc, //
 };
-use thin_metadata::{
-    DeviceId,
-    Metadata, //
-};
+use thin_metadata::DeviceId;
 
 use crate::{
-    block_manager::BufioManager,
-    pool::Pool,
+    pool::{
+        Pool,
+        PoolMetadata, //
+    },
+    reclaim::Progress,
     LOG_PREFIX, //
 };
+
+/// Asks how many data blocks of deleted thin devices are still to be discarded, and how many were since the pool
+/// was made. The C implementation has no such thing.
+const DISCARD_PROGRESS: &CStr = c"discard_progress";
 
 /// A message, with its arguments understood.
 enum Command {
@@ -35,13 +42,22 @@ enum Command {
     ReleaseMetadataSnap,
 }
 
-/// Does what a message says, and commits.
+/// Does what a message says, and commits; or answers it.
 ///
 /// Errors: [`EOPNOTSUPP`] if the metadata cannot be changed in the pool's mode; [`EINVAL`] for unknown messages,
 /// wrong arguments, another transaction id, and a release without a metadata snapshot; [`EEXIST`] and
 /// [`ENODATA`] for ids that are in use or not; [`EBUSY`] for the deletion of an active device and a second
 /// metadata snapshot; and what the metadata device gives.
-pub(crate) fn handle(pool: &Arc<Pool>, args: Args<'_>) -> Result {
+pub(crate) fn handle(pool: &Arc<Pool>, msg: &mut Message<'_>) -> Result {
+    let args = msg.args();
+    if args.len() == 1
+        && args
+            .get(0)
+            .is_some_and(|word| same_word(word, DISCARD_PROGRESS))
+    {
+        let Progress { pending, discarded } = pool.metadata.read().reclaim.progress();
+        return write!(msg.reply(), "{pending} {discarded}").map_err(|_| EINVAL);
+    }
     if !pool.mode().may_change_metadata() {
         dm::log::err!(
             LOG_PREFIX,
@@ -58,9 +74,10 @@ pub(crate) fn handle(pool: &Arc<Pool>, args: Args<'_>) -> Result {
     let result = {
         let mut locked = pool.metadata.write_noio();
         let was_clean = !locked.metadata.needs_commit();
-        let result = command.run(pool, &mut locked.metadata);
+        let result = command.run(pool, &mut locked);
         match result {
             Err(_) if locked.metadata.needs_abort() && was_clean => {
+                locked.reclaim.aborted();
                 locked.metadata.abort().and(result)
             }
             result => result,
@@ -141,11 +158,21 @@ impl Command {
         }
     }
 
-    fn run(&self, pool: &Pool, metadata: &mut Metadata<BufioManager>) -> thin_metadata::Result {
+    fn run(&self, pool: &Pool, locked: &mut PoolMetadata) -> thin_metadata::Result {
+        let PoolMetadata {
+            metadata, reclaim, ..
+        } = locked;
         match *self {
+            Self::Delete(id) => {
+                let discards = pool.discards_on_delete();
+                metadata.delete_thin(id, &mut |freed| {
+                    if discards {
+                        reclaim.note(freed.block);
+                    }
+                })
+            }
             Self::CreateThin(id) => metadata.create_thin(id),
             Self::CreateSnap { id, origin } => metadata.create_snap(id, origin),
-            Self::Delete(id) => metadata.delete_thin(id),
             Self::SetTransactionId { current, new } => metadata.set_transaction_id(current, new),
             Self::ReserveMetadataSnap => metadata.reserve_metadata_snap(|| pool.flush_data()),
             Self::ReleaseMetadataSnap => metadata.release_metadata_snap(),

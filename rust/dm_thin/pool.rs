@@ -41,6 +41,7 @@ use thin_metadata::{
 
 use crate::{
     block_manager::BufioManager,
+    block_set::BlockSet,
     block_size::BlockSize,
     control::Control,
     copier::Copier,
@@ -50,6 +51,8 @@ use crate::{
         PreparedQueue, //
     },
     mode::Mode,
+    pass_down::PassedDown,
+    reclaim::Reclaim,
     thin::Thin,
     throttle::Throttle,
     worker::Worker,
@@ -62,6 +65,8 @@ pub(crate) struct PoolMetadata {
     pub(crate) metadata: KBox<Metadata<BufioManager>>,
     /// Whether mappings that bios may still be using were removed in this transaction.
     pub(crate) blocks_freed: bool,
+    /// What deletions have freed.
+    pub(crate) reclaim: Reclaim,
     /// Whether that was so in a transaction that is committed: the data blocks are free now, but must not be
     /// used again before those bios have ended.
     blocks_in_use: bool,
@@ -86,8 +91,13 @@ pub(crate) struct Pool {
     pub(crate) copier: Copier,
     #[pin]
     pub(crate) in_flight: InFlight,
+    /// The discards for deleted devices, each as a bio.
+    #[pin]
+    pub(crate) deletions: InFlight,
     #[pin]
     pub(crate) prepared: PreparedQueue,
+    #[pin]
+    pub(crate) passed_down: PassedDown,
     #[pin]
     pub(crate) throttle: Throttle,
     #[pin]
@@ -235,7 +245,9 @@ impl Pool {
                 name: owned_name,
                 copier,
                 in_flight <- InFlight::new(),
+                deletions <- InFlight::new(),
                 prepared <- PreparedQueue::new(),
+                passed_down <- PassedDown::new(),
                 throttle <- Throttle::new(),
                 worker <- new_mutex!(Worker::new(), "dm_thin::Pool::worker"),
                 control <- Control::new(),
@@ -243,6 +255,7 @@ impl Pool {
                     PoolMetadata {
                         metadata,
                         blocks_freed: false,
+                        reclaim: Reclaim::new(),
                         blocks_in_use: false,
                         aborted: false,
                     },
@@ -348,6 +361,9 @@ impl Pool {
         workqueue::cancel_delayed_sync::<_, WAKER>(self);
         workqueue::cancel_delayed_sync::<_, NO_SPACE_TIMEOUT>(self);
         self.queue.flush();
+        // With the lock, as nobody but the worker waits otherwise.
+        let _worker = self.worker.lock();
+        self.deletions.quiesce();
     }
 
     /// Waits for the worker to have done all that there is to do now.
@@ -378,40 +394,52 @@ impl Pool {
 
     /// Allocates a data block.
     ///
-    /// [`thin_metadata::Error::NoDataSpace`] means that the pool's mode says so, too. All errors have been
-    /// dealt with as far as the pool is concerned.
-    pub(crate) fn alloc_data_block(self: &Arc<Self>) -> thin_metadata::Result<DataBlock> {
-        let (free, free_metadata) = {
-            let pool = self.metadata.read();
-            let free = pool.metadata.free_data_blocks()?;
-            (free, pool.metadata.free_metadata_blocks()?)
-        };
+    /// [`thin_metadata::Error::NoDataSpace`] means that the pool's mode says so, too, unless blocks are `busy`. All
+    /// errors have been dealt with as far as the pool is concerned.
+    pub(crate) fn alloc_data_block(
+        self: &Arc<Self>,
+        busy: &BlockSet,
+    ) -> thin_metadata::Result<DataBlock> {
+        let free = self.metadata.read().metadata.free_data_blocks()?;
         self.check_low_water_mark(free);
-        if free_metadata == 0 {
-            // While the reserve for commits is still whole. The mode will tell if that gives nothing back.
-            self.commit()?;
-        }
+        self.keep_metadata_reserve()?;
 
-        let mut block = self.alloc_idle_data_block();
+        let mut block = self.alloc_idle_data_block(busy);
         if matches!(block, Err(thin_metadata::Error::NoDataSpace)) {
             // A commit makes those available that were freed since the last one.
             self.commit()?;
-            block = self.alloc_idle_data_block();
+            block = self.alloc_idle_data_block(busy);
         }
         match block {
             Ok(_) => {}
+            Err(thin_metadata::Error::NoDataSpace) if !busy.is_empty() => {}
             Err(thin_metadata::Error::NoDataSpace) => self.set_mode(Mode::OutOfDataSpace),
             Err(e) => self.metadata_operation_failed("alloc_data_block", e),
         }
         block
     }
 
-    /// Allocates a data block that no bio in flight can be on its way to.
-    fn alloc_idle_data_block(self: &Arc<Self>) -> thin_metadata::Result<DataBlock> {
+    /// Commits if only the reserve of metadata blocks is left, while that is still whole. If it gives nothing
+    /// back, the pool's mode will tell.
+    pub(crate) fn keep_metadata_reserve(self: &Arc<Self>) -> thin_metadata::Result {
+        let free = self.metadata.read().metadata.free_metadata_blocks()?;
+        match free {
+            0 => self.commit(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Allocates a data block that is not `busy`, and that no bio in flight can be on its way to.
+    fn alloc_idle_data_block(
+        self: &Arc<Self>,
+        busy: &BlockSet,
+    ) -> thin_metadata::Result<DataBlock> {
         loop {
             let mut pool = self.metadata.write_noio();
             if !pool.blocks_in_use {
-                return pool.metadata.alloc_data_block();
+                return pool
+                    .metadata
+                    .alloc_data_block(&mut |block| !busy.contains(block));
             }
             pool.blocks_in_use = false;
             drop(pool);
@@ -433,6 +461,9 @@ impl Pool {
             if result.is_ok() && pool.blocks_freed {
                 pool.blocks_freed = false;
                 pool.blocks_in_use = true;
+            }
+            if result.is_ok() {
+                pool.reclaim.committed();
             }
             (result, pool.metadata.threshold_crossed())
         };
@@ -514,6 +545,7 @@ impl Pool {
             }
             pool.aborted = true;
             pool.blocks_freed = false;
+            pool.reclaim.aborted();
             (pool.metadata.abort(), pool.metadata.set_needs_check())
         };
         if let Err(e) = aborted {

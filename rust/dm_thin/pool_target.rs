@@ -322,15 +322,8 @@ impl Target for PoolTarget {
             return Err(ctr.error(reason, EINVAL));
         }
 
-        if created && requested.discard_enabled {
-            dm::log::warn!(
-                LOG_PREFIX,
-                "{}: discards of thin devices are not supported yet and will be refused.",
-                ctr.name()
-            );
-        }
-
         ctr.set_num_flush_bios(1);
+        ctr.set_num_write_zeroes_bios(1);
         ctr.set_limit_swap_bios(true);
         if requested.discard_enabled && requested.discard_passdown {
             ctr.set_num_discard_bios(1);
@@ -394,7 +387,7 @@ impl Target for PoolTarget {
     }
 
     fn message(&self, msg: &mut Message<'_>) -> Result {
-        crate::message::handle(&self.pool, msg.args())
+        crate::message::handle(&self.pool, msg)
     }
 
     fn status(&self, kind: StatusKind, flags: StatusFlags, out: &mut Output<'_>) -> fmt::Result {

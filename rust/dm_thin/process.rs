@@ -8,6 +8,8 @@
 //! | --- | --- | --- | --- |
 //! | read | zeroes | remapped | remapped |
 //! | write | a new block is provisioned | sharing is broken | remapped |
+//! | write zeroes to a part | nothing | sharing is broken | remapped |
+//! | discard, write zeroes to whole blocks | nothing | unmapped: see [`discard`](crate::discard) | unmapped |
 //! | flush | goes to the data device, or waits for a commit that flushes it | | |
 //!
 //! A new block is zeroed, or the shared one copied to it, unless the write covers all of it. Sharing is broken
@@ -17,7 +19,10 @@
 //! leads to the old block, which nobody has written to, since a block that was freed is not used again before
 //! the commit that makes it free, and not before the reads have ended that were sent to it earlier.
 
-use dm::BlkStatus;
+use dm::{
+    BlkStatus,
+    Op, //
+};
 use kernel::{
     prelude::*,
     sync::Arc, //
@@ -72,6 +77,9 @@ impl Pool {
             self.remap_and_issue(worker, thin, bio, 0);
             return Ok(());
         }
+        if self.unmaps(thin, &bio) {
+            return self.process_unmap(worker, thin, bio);
+        }
         self.process_data(worker, thin, bio, |pool, worker, bio, data| {
             pool.remap_and_issue(worker, thin, bio, data)
         })
@@ -120,22 +128,31 @@ impl Pool {
                 bio.end(BlkStatus::OK);
                 Ok(())
             }
+            Ok(None) if bio.op() == Op::WriteZeroes => {
+                self.end_after_needed_commit(worker, thin, bio);
+                Ok(())
+            }
             Ok(_) if self.mode() != Mode::Write => {
                 self.unserviceable(thin, bio);
                 Ok(())
             }
             Ok(old) => self.provision(worker, thin, bio, block, old),
             Err(e) => {
-                dm::log::err_limited!(
-                    LOG_PREFIX,
-                    "{}: look-up of block {block} of thin device {} failed: {e}",
-                    self.name(),
-                    thin.id
-                );
+                self.lookup_failed(thin, block, e);
                 bio.end(BlkStatus::IOERR);
                 Ok(())
             }
         }
+    }
+
+    /// Tells of a look-up that failed.
+    pub(crate) fn lookup_failed(&self, thin: &Thin, block: VirtualBlock, e: thin_metadata::Error) {
+        dm::log::err_limited!(
+            LOG_PREFIX,
+            "{}: look-up of block {block} of thin device {} failed: {e}",
+            self.name(),
+            thin.id
+        );
     }
 
     /// Gives `block`, which is mapped to the shared block `old` or not at all, a data block of its own for the
@@ -155,12 +172,16 @@ impl Pool {
         let Ok(cell) = worker.cells.lock(thin.id, &blocks) else {
             return Err(Postponed(bio));
         };
-        let data = match self.alloc_data_block() {
+        let data = match self.alloc_data_block(&worker.busy) {
             Ok(data) => data,
             Err(e) => {
                 // Nothing can wait in a cell that was made just now.
                 drop(worker.cells.release(cell));
                 match e {
+                    // There will be blocks when their discards have ended, which wakes the worker.
+                    thin_metadata::Error::NoDataSpace if !worker.busy.is_empty() => {
+                        return Err(Postponed(bio));
+                    }
                     thin_metadata::Error::NoDataSpace => self.unserviceable(thin, bio),
                     _ => bio.end(self.io_error()),
                 }
@@ -169,11 +190,13 @@ impl Pool {
         };
 
         let overwrites = u64::from(bio.len_bytes()) == self.block_size.bytes();
+        let zeroes = old.is_none() && !overwrites && self.zeroes_new_blocks();
         let preparing = room.fill(NewMapping {
             thin: thin.clone(),
             block,
             data,
             cell,
+            zeroes,
             breaks_sharing: old.is_some(),
             holder: Some(bio),
         });

@@ -21,7 +21,9 @@ use dm::{
     Features,
     Limits,
     Map,
+    Op,
     Output,
+    Sector,
     StatusFlags,
     StatusKind,
     Stop,
@@ -148,6 +150,13 @@ impl Target for ThinTarget {
         ctr.set_num_flush_bios(1);
         ctr.set_limit_swap_bios(true);
         ctr.set_flush_supported(true);
+        ctr.set_num_write_zeroes_bios(1);
+        if pool.discard_enabled {
+            // Whether the data device can discard or not.
+            ctr.set_discards_supported(true);
+            ctr.set_num_discard_bios(1);
+            ctr.set_max_discard_granularity(true);
+        }
 
         let handle = pool
             .metadata
@@ -181,7 +190,7 @@ impl Target for ThinTarget {
         if self.pool.mode() == Mode::Fail {
             return Self::end(bio, BlkStatus::IOERR);
         }
-        if bio.is_flush_or_fua() {
+        if bio.is_flush_or_fua() || self.pool.unmaps(&self.thin, &bio) {
             return self.defer(bio);
         }
 
@@ -203,15 +212,24 @@ impl Target for ThinTarget {
                 bio.zero_fill();
                 Self::end(bio, BlkStatus::OK)
             }
+            Ok(None) if bio.op() == Op::WriteZeroes => {
+                self.pool.in_flight.leave(epoch);
+                Self::end(bio, BlkStatus::OK)
+            }
             Ok(_) | Err(thin_metadata::Error::WouldBlock) => {
                 self.pool.in_flight.leave(epoch);
                 self.defer(bio)
             }
-            Err(_) => {
+            Err(e) => {
                 self.pool.in_flight.leave(epoch);
+                self.pool.lookup_failed(&self.thin, block, e);
                 Self::end(bio, BlkStatus::IOERR)
             }
         }
+    }
+
+    fn accept(&self, bio: &ThinBio) -> Sector {
+        self.pool.accept(&self.thin, bio)
     }
 
     fn end_io(&self, mut bio: ThinBio, status: BlkStatus) -> EndIo<PerBio> {
@@ -257,8 +275,18 @@ impl Target for ThinTarget {
     }
 
     fn io_hints(&self, limits: &mut Limits) {
-        // Discards of thin devices are not passed to the worker.
-        limits.set_discard_granularity(0);
+        let size = self.pool.block_size;
+        // What fits a bio.
+        let most = u32::MAX >> dm::SECTOR_SHIFT;
+        let most = most.saturating_sub(size.offset_of(u64::from(most)) as u32);
+        if self.pool.discard_enabled {
+            limits.set_discard_granularity(size.sectors() << dm::SECTOR_SHIFT);
+            limits.set_max_hw_discard_sectors(most);
+        }
+        // Zero if the data device cannot write zeroes, on which parts of blocks depend.
+        if limits.max_write_zeroes_sectors() != 0 {
+            limits.set_max_write_zeroes_sectors(most);
+        }
     }
 }
 

@@ -19,10 +19,15 @@ use kernel::{
 };
 
 use crate::{
+    block_set::BlockSet,
     cells::Cells,
     mapping::{
         NewMapping,
         Prepared, //
+    },
+    pass_down::{
+        Cause,
+        PassDowns, //
     },
     per_bio::{
         sort_by_sector,
@@ -30,7 +35,6 @@ use crate::{
         ThinBios, //
     },
     pool::Pool,
-    process::Commit,
     thin::Thin,
     throttle::Round, //
 };
@@ -48,6 +52,12 @@ pub(crate) struct Worker {
     pub(crate) after_commit: ThinBios,
     /// Bios that have written their data, and end after the next commit.
     pub(crate) end_after_commit: ThinBios,
+    /// Data blocks to be discarded after the next commit.
+    pub(crate) pass_down_after_commit: PassDowns,
+    /// Data blocks that are being discarded, and must not be allocated meanwhile.
+    pub(crate) busy: BlockSet,
+    /// How many discards for deleted devices are on their way.
+    pub(crate) deletions: usize,
     last_commit: Instant<Monotonic>,
 }
 
@@ -57,6 +67,9 @@ impl Worker {
             cells: Cells::new(),
             after_commit: ThinBios::new(),
             end_after_commit: ThinBios::new(),
+            pass_down_after_commit: PassDowns::default(),
+            busy: BlockSet::new(),
+            deletions: 0,
             last_commit: Instant::now(),
         }
     }
@@ -79,6 +92,10 @@ impl Pool {
             self.complete_mapping(worker, prepared);
             round.update();
         }
+        let mut passed_down = self.passed_down.take();
+        while let Some(one) = passed_down.pop() {
+            self.finish_pass_down(worker, one);
+        }
         dm::with_plug(|| {
             let mut after = None;
             while let Some(thin) = self.next_thin(after) {
@@ -87,6 +104,7 @@ impl Pool {
             }
         });
         self.commit_if_due(worker);
+        self.reclaim(worker);
     }
 
     /// Inserts a mapping whose data block is ready, and lets the bios go on that waited for it.
@@ -125,12 +143,15 @@ impl Pool {
         }
 
         match holder {
-            Some(bio) if overwritten => self.end_overwrite(worker, &thin, bio),
+            Some(bio) if overwritten => self.end_after_needed_commit(worker, &thin, bio),
             Some(bio) => self.remap_and_issue(worker, &thin, bio, data),
             None => {}
         }
         while let Some(bio) = waiting.pop() {
-            self.remap_and_issue(worker, &thin, bio, data);
+            match self.unmaps(&thin, &bio) {
+                true => thin.defer(bio),
+                false => self.remap_and_issue(worker, &thin, bio, data),
+            }
         }
     }
 
@@ -141,15 +162,6 @@ impl Pool {
         }
         pool.metadata
             .insert_block(&new.thin.handle, new.block, new.data)
-    }
-
-    /// Ends a bio that has written a whole block, now that the block is mapped.
-    fn end_overwrite(self: &Arc<Self>, worker: &mut Worker, thin: &Thin, bio: ThinBio) {
-        match self.needed_commit(thin, &bio) {
-            Commit::None => bio.end(BlkStatus::OK),
-            Commit::Next => worker.end_after_commit.push(bio),
-            Commit::Lost => bio.end(BlkStatus::IOERR),
-        }
     }
 
     /// Processes the bios of `thin` that wait for the worker.
@@ -187,7 +199,9 @@ impl Pool {
 
     /// Commits if bios wait for it, or if there are changes and it is time.
     fn commit_if_due(self: &Arc<Self>, worker: &mut Worker) {
-        let nobody_waits = worker.after_commit.is_empty() && worker.end_after_commit.is_empty();
+        let nobody_waits = worker.after_commit.is_empty()
+            && worker.end_after_commit.is_empty()
+            && worker.pass_down_after_commit.is_empty();
         if nobody_waits
             && !(worker.last_commit.elapsed() >= COMMIT_PERIOD
                 && self.metadata.read().metadata.needs_commit())
@@ -198,7 +212,13 @@ impl Pool {
         let result = self.commit();
         let ended = core::mem::take(&mut worker.end_after_commit);
         let mut goes_on = core::mem::take(&mut worker.after_commit);
+        let mut pass_down = core::mem::take(&mut worker.pass_down_after_commit);
         if result.is_err() {
+            while let Some(one) = pass_down.pop() {
+                if let Cause::Bio(bio) = one.into_cause() {
+                    bio.end(BlkStatus::IOERR);
+                }
+            }
             ended.end(BlkStatus::IOERR);
             goes_on.end(BlkStatus::IOERR);
             return;
@@ -206,6 +226,9 @@ impl Pool {
 
         worker.last_commit = Instant::now();
         ended.end(BlkStatus::OK);
+        while let Some(one) = pass_down.pop() {
+            self.pass_down(worker, one);
+        }
         while let Some(mut bio) = goes_on.pop() {
             if bio.is_preflush() {
                 // The commit has flushed the data device.

@@ -243,6 +243,19 @@ impl<B: BlockManager> Metadata<B> {
         Ok(Some(range))
     }
 
+    /// The first mapped block of a device within `begin..end`; `None` if nothing is mapped there.
+    pub fn next_mapped(
+        &self,
+        thin: &ThinHandle,
+        begin: VirtualBlock,
+        end: VirtualBlock,
+    ) -> Result<Option<VirtualBlock>> {
+        self.check_read()?;
+        let device = self.devices.get_live(thin)?;
+        let next = self.device_tree(device)?.lookup_next(&self.bm, &[begin])?;
+        Ok(next.map(|(block, _)| block).filter(|block| *block < end))
+    }
+
     /// The highest mapped block of a device; `None` if nothing is mapped.
     pub fn highest_mapped(&self, thin: &ThinHandle) -> Result<Option<VirtualBlock>> {
         self.check_read()?;

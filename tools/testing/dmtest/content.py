@@ -26,6 +26,19 @@ class Content:
         self.thin.write(offset, data, flags)
         self.data[offset:offset + length] = data
 
+    def discard(self, offset, length):
+        """Discards a range. The whole blocks in it read as zeroes then, the rest of it stays as it is."""
+        self.thin.discard(offset, length)
+        block = self.thin.pool.block_size
+        begin = -(-offset // block) * block
+        end = max(begin, (offset + length) // block * block)
+        self.data[begin:end] = bytes(end - begin)
+
+    def zero(self, offset, length, how):
+        """Zeroes a range with the method of that name: zero_out or punch_hole."""
+        getattr(self.thin, how)(offset, length)
+        self.data[offset:offset + length] = bytes(length)
+
     def scatter(self, seed, count, most=256):
         """`count` writes at random places, each of 1 to `most` sectors."""
         choice = random.Random(str(seed))

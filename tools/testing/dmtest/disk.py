@@ -1,23 +1,32 @@
 # SPDX-License-Identifier: GPL-2.0
 """Disks: loop devices on sparse files in memory, and direct I/O on block devices."""
 
+import ctypes
 import fcntl
 import itertools
 import mmap
 import os
 import shutil
+import struct
+import subprocess
 from contextlib import contextmanager
 
 SECTOR = 512
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
+TIB = 1024 * GIB
 
 FOLDER = "/run/disks"
 
+FALLOC_FL_KEEP_SIZE = 1
+FALLOC_FL_PUNCH_HOLE = 2
+BLKDISCARD = 0x1277
+BLKZEROOUT = 0x127F
 LOOP_SET_FD = 0x4C00
 LOOP_CLR_FD = 0x4C01
 LOOP_SET_CAPACITY = 0x4C07
+LOOP_CTL_REMOVE = 0x4C81
 LOOP_CTL_GET_FREE = 0x4C82
 
 _live = []
@@ -27,11 +36,13 @@ _numbers = itertools.count()
 class Disk:
     """A loop device of `size` bytes. Its backing file may be read and copied at any time."""
 
-    def __init__(self, name, size):
-        self.file = os.path.join(FOLDER, f"{name}.{next(_numbers)}")
-        os.makedirs(FOLDER, exist_ok=True)
+    def __init__(self, name, size, discards=True):
+        folder = FOLDER if discards else no_discards()
+        self.file = os.path.join(folder, f"{name}.{next(_numbers)}")
+        os.makedirs(folder, exist_ok=True)
         with open(self.file, "wb") as backing:
             backing.truncate(size)
+        self._is_spoilt = False
         self._attach()
 
     def _attach(self):
@@ -53,6 +64,10 @@ class Disk:
     @property
     def sectors(self):
         return self.size // SECTOR
+
+    def allocated(self):
+        """The bytes that the backing file takes up."""
+        return os.stat(self.file).st_blocks * SECTOR
 
     def grow(self, size):
         os.truncate(self.file, size)
@@ -77,15 +92,34 @@ class Disk:
         self._detach()
         self._attach()
 
+    def break_write_zeroes(self):
+        """The device goes on promising write-zeroes, but they fail from now on; it has no discards any more."""
+        with open(f"/sys/block/{os.path.basename(self.path)}/queue/discard_max_bytes", "w") as limit:
+            limit.write("0")
+        self._is_spoilt = True
+
     def _detach(self):
         fcntl.ioctl(self._device, LOOP_CLR_FD)
         os.close(self._device)
         _live.remove(self)
+        if self._is_spoilt:
+            # This limit cannot be lifted again.
+            with opened("/dev/loop-control", os.O_RDWR) as control:
+                fcntl.ioctl(control, LOOP_CTL_REMOVE, int(self.path.removeprefix("/dev/loop")))
 
     def close(self):
         if self in _live:
             self._detach()
             os.unlink(self.file)
+
+
+def no_discards():
+    """A folder whose files cannot get holes, so that loop devices on them have neither discards nor write-zeroes."""
+    folder = "/run/no-discards"
+    if not os.path.ismount(folder):
+        os.makedirs(folder, exist_ok=True)
+        subprocess.run(["mount", "-t", "ramfs", "ramfs", folder], check=True)
+    return folder
 
 
 def close_all():
@@ -128,3 +162,30 @@ def flush(path):
     """Sends a FLUSH to a block device."""
     with opened(path, os.O_RDWR) as descriptor:
         os.fsync(descriptor)
+
+
+def discard(path, offset, length):
+    """Discards a range of a block device."""
+    with opened(path, os.O_RDWR) as descriptor:
+        fcntl.ioctl(descriptor, BLKDISCARD, struct.pack("=QQ", offset, length))
+
+
+def zero_out(path, offset, length):
+    """Zeroes a range of a block device, which may go on taking up space; WRITE_ZEROES where there is such a thing."""
+    with opened(path, os.O_RDWR) as descriptor:
+        fcntl.ioctl(descriptor, BLKZEROOUT, struct.pack("=QQ", offset, length))
+
+
+def punch_hole(path, offset, length):
+    """Zeroes a range of a block device, which shall not take up space after that."""
+    with opened(path, os.O_RDWR) as descriptor:
+        fallocate(descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def fallocate(descriptor, mode, offset, length):
+    """The system call, which Python has only without a mode."""
+    library = ctypes.CDLL(None, use_errno=True)
+    library.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    if library.fallocate(descriptor, mode, offset, length) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))

@@ -74,6 +74,21 @@ class Device:
     def event_nr(self):
         return ioctl.call(ioctl.DEV_STATUS, self.name).event_nr
 
+    def limit(self, name):
+        """A number of the queue's limits, as in sysfs."""
+        with open(f"/sys/block/dm-{self.minor}/queue/{name}") as file:
+            return int(file.read())
+
+    def limits(self, prefix=""):
+        """All limits whose names begin with `prefix`."""
+        folder = f"/sys/block/dm-{self.minor}/queue"
+        found = {}
+        for name in sorted(os.listdir(folder)):
+            if name.startswith(prefix):
+                with open(os.path.join(folder, name)) as file:
+                    found[name] = file.read().strip()
+        return found
+
     def remove(self, patience=5.0):
         """Removes the device, waiting up to `patience` seconds for others to close it."""
         end = time.monotonic() + patience

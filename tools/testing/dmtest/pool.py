@@ -168,6 +168,19 @@ class Thin(Device):
     def flush(self):
         disk.flush(self.path)
 
+    def discard(self, offset, length):
+        disk.discard(self.path, offset, length)
+
+    def zero_out(self, offset, length):
+        disk.zero_out(self.path, offset, length)
+
+    def punch_hole(self, offset, length):
+        disk.punch_hole(self.path, offset, length)
+
+    def mapped_blocks(self):
+        """How many blocks are mapped, as the status line tells."""
+        return self.mapped()[0] // self.pool.block_size
+
     def mapped(self):
         """Mapped bytes and the highest mapped byte, or None, as the status line tells."""
         mapped, highest = self.status().split()

@@ -53,6 +53,10 @@ class Trace:
             if "device-mapper: table:" in line:
                 self.note("reason", normalised(line))
 
+    def log(self, text):
+        """Notes the lines of the kernel's log since the last look at it that contain the text."""
+        self.note(f"log of '{text}'", [normalised(line) for line in self._log.lines() if text in line])
+
     def pool(self, pool):
         """Notes the status and table lines of the pool and its active volumes."""
         words = pool.device.status().split()

@@ -41,7 +41,14 @@ def both(run):
 
 
 @pytest.fixture(autouse=True)
-def kernel(run, modules):
+def additions(request, run):
+    """The C module is not asked for what it does not have."""
+    if run["impl"] == "c" and request.node.get_closest_marker("named_addition"):
+        pytest.skip("an addition of ours")
+
+
+@pytest.fixture(autouse=True)
+def kernel(run, modules, additions):
     """Loads the module under test, and watches over the kernel while the test runs. Gives the kernel's log."""
     modules.load(run["impl"])
     log = kmsg.Log()
@@ -63,8 +70,8 @@ def make_disk(kernel):
     """Makes disks of the given size in bytes."""
     disks = []
 
-    def make(size, name=None):
-        made = Disk(name or f"disk{len(disks)}", size)
+    def make(size, name=None, discards=True):
+        made = Disk(name or f"disk{len(disks)}", size, discards)
         disks.append(made)
         return made
 
@@ -78,11 +85,11 @@ def make_pool(make_disk):
     """Makes pools on new disks and starts them, unless told not to."""
     pools = []
 
-    def make(metadata_size=16 * MIB, data_size=512 * MIB, start=True, **options):
+    def make(metadata_size=16 * MIB, data_size=512 * MIB, start=True, data_discards=True, **options):
         number = len(pools)
         made = Pool(
             make_disk(metadata_size, f"metadata{number}"),
-            make_disk(data_size, f"data{number}"),
+            make_disk(data_size, f"data{number}", data_discards),
             name=f"pool{number}",
             **options,
         )
@@ -141,4 +148,5 @@ def mounted(tmp_path):
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "named_addition: the C module has no such thing")
     config.addinivalue_line("markers", "smoke: belongs to the short selection that runs on x86_64")

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Discards and write-zeroes of whole blocks.
+//!
+//! Whole blocks are unmapped; what a discard covers of other blocks is left alone. Data blocks that nothing
+//! refers to any more are discarded on the data device, too, if the pool passes discards down.
+//!
+//! After a crash the mappings may be back, so what they led to must still be there if anybody wants it. The
+//! device that asked for the discard does not. Another one may, if the block was shared when the transaction
+//! began; only after a commit is it certain that it does not. So such blocks are passed down after the next
+//! commit, the others at once.
+//!
+//! Bios may still be on their way to these blocks. They ask for blocks that are being discarded, so any result
+//! is good enough for them; and the blocks are not used again before these bios have ended, see
+//! [`in_flight`](crate::in_flight).
+
+use core::ops::Range;
+
+use dm::{
+    BlkStatus,
+    Op,
+    Sector, //
+};
+use kernel::sync::Arc;
+use thin_metadata::{
+    Freed,
+    VirtualBlock, //
+};
+
+use crate::{
+    pass_down::{
+        Cause,
+        PassDown, //
+    },
+    per_bio::ThinBio,
+    pool::Pool,
+    process::Commit,
+    thin::Thin,
+    worker::{
+        Postponed,
+        Worker, //
+    }, //
+};
+
+/// How many blocks are unmapped before others get at the metadata.
+const BLOCKS_PER_STEP: u64 = 1024;
+
+impl Pool {
+    /// The blocks that `bio` covers all of.
+    pub(crate) fn whole_blocks(&self, bio: &ThinBio) -> Range<VirtualBlock> {
+        let size = self.block_size;
+        let sector = bio.sector();
+        let partial_head = u64::from(size.offset_of(sector) != 0);
+        let begin = size.block_of(sector).saturating_add(partial_head);
+        begin..size.block_of(bio.end_sector()).max(begin)
+    }
+
+    /// Whether `bio` is to be processed by [`process_unmap`](Self::process_unmap).
+    pub(crate) fn unmaps(&self, thin: &Thin, bio: &ThinBio) -> bool {
+        match bio.op() {
+            Op::Discard => true,
+            Op::WriteZeroes => match self.block_size.block_of(bio.len_sectors()) {
+                0 => false,
+                1 => self.zeroes_by_unmapping(thin, bio),
+                // Nothing else can deal with several blocks.
+                _ => true,
+            },
+            _ => false,
+        }
+    }
+
+    /// Whether the blocks of the write-zeroes `bio` may be unmapped in order to zero them.
+    fn zeroes_by_unmapping(&self, _thin: &Thin, bio: &ThinBio) -> bool {
+        !bio.is_nounmap() && self.mode().may_change_metadata()
+    }
+
+    /// How many sectors of `bio` can be dealt with at once: those of one block, or whole blocks that get
+    /// unmapped.
+    pub(crate) fn accept(&self, thin: &Thin, bio: &ThinBio) -> Sector {
+        if bio.op() != Op::WriteZeroes {
+            return bio.len_sectors();
+        }
+        let size = self.block_size;
+        let to_boundary = u64::from(size.sectors()).saturating_sub(size.offset_of(bio.sector()));
+        let whole = self.whole_blocks(bio);
+        if to_boundary < u64::from(size.sectors())
+            || whole.is_empty()
+            || !self.zeroes_by_unmapping(thin, bio)
+        {
+            return to_boundary;
+        }
+        size.to_sectors(whole.end.saturating_sub(whole.start))
+    }
+
+    /// Unmaps the whole blocks of `bio`, which is a discard or covers nothing else.
+    pub(crate) fn process_unmap(
+        self: &Arc<Self>,
+        worker: &mut Worker,
+        thin: &Arc<Thin>,
+        bio: ThinBio,
+    ) -> Result<(), Postponed> {
+        let blocks = self.whole_blocks(&bio);
+        if !self.mode().may_change_metadata() {
+            let status = match bio.op() {
+                Op::Discard => BlkStatus::OK,
+                _ => self.io_error(),
+            };
+            bio.end(status);
+            return Ok(());
+        }
+        if blocks.is_empty() {
+            self.end_after_needed_commit(worker, thin, bio);
+            return Ok(());
+        }
+        let Some(bio) = worker.cells.wait(thin.id, &blocks, bio) else {
+            return Ok(());
+        };
+
+        let is_hint = bio.op() == Op::Discard && !bio.is_fua();
+        let mut pass_down = match PassDown::new(self, &thin.pool_dev, Cause::Bio(bio)) {
+            Ok(pass_down) => pass_down,
+            Err(Cause::Bio(bio)) => return Err(Postponed(bio)),
+            Err(Cause::Deletion(_)) => return Ok(()),
+        };
+        let passes = self.passes_discards_down();
+        let mut any_shared = false;
+        let unmapped = self.unmap(thin, blocks, &mut |freed| {
+            if passes {
+                pass_down.add(freed.block);
+                any_shared |= freed.maybe_shared;
+            }
+        });
+        match unmapped {
+            Err(_) => {
+                if let Cause::Bio(bio) = pass_down.into_cause() {
+                    bio.end(self.io_error());
+                }
+            }
+            Ok(()) if pass_down.is_empty() => {
+                if let Cause::Bio(bio) = pass_down.into_cause() {
+                    self.end_after_needed_commit(worker, thin, bio);
+                }
+            }
+            Ok(()) if is_hint && !any_shared => {
+                self.pass_down(worker, pass_down);
+            }
+            Ok(()) => worker.pass_down_after_commit.push(pass_down),
+        }
+        Ok(())
+    }
+
+    /// Removes the mappings of `blocks`. An error has been dealt with as far as the pool is concerned.
+    fn unmap(
+        self: &Arc<Self>,
+        thin: &Thin,
+        blocks: Range<VirtualBlock>,
+        freed: &mut dyn FnMut(Freed),
+    ) -> thin_metadata::Result {
+        let mut begin = blocks.start;
+        while begin < blocks.end {
+            self.keep_metadata_reserve()?;
+
+            let mut pool = self.metadata.write_noio();
+            let first = match pool.metadata.next_mapped(&thin.handle, begin, blocks.end) {
+                Ok(Some(first)) => first,
+                Ok(None) => break,
+                Err(e) => {
+                    drop(pool);
+                    self.lookup_failed(thin, begin, e);
+                    return Err(e);
+                }
+            };
+            let end = first.saturating_add(BLOCKS_PER_STEP).min(blocks.end);
+            pool.blocks_freed = true;
+            let removed = pool.metadata.remove_range(&thin.handle, first, end, freed);
+            if let Err(e) = removed {
+                drop(pool);
+                self.metadata_operation_failed("remove_range", e);
+                return Err(e);
+            }
+            begin = end;
+        }
+        Ok(())
+    }
+
+    /// Ends a bio that is done, but for a commit if it asks for one.
+    pub(crate) fn end_after_needed_commit(
+        self: &Arc<Self>,
+        worker: &mut Worker,
+        thin: &Thin,
+        bio: ThinBio,
+    ) {
+        match self.needed_commit(thin, &bio) {
+            Commit::None => bio.end(BlkStatus::OK),
+            Commit::Next => worker.end_after_commit.push(bio),
+            Commit::Lost => bio.end(BlkStatus::IOERR),
+        }
+    }
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Discards of data blocks that nobody uses any more.
+//!
+//! They belong to blocks that are free in the metadata, and the worker keeps those blocks in its set `busy`, from
+//! which it allocates nothing, until the discards have ended.
+
+use core::ops::Range;
+
+use dm::{
+    BlkStatus,
+    Dev,
+    Discard,
+    DiscardDone, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        new_spinlock_irq,
+        Arc,
+        SpinLockIrq, //
+    }, //
+};
+use thin_metadata::DataBlock;
+
+use crate::{
+    block_set::BlockSet,
+    in_flight::Epoch,
+    per_bio::ThinBio,
+    pool::Pool,
+    worker::Worker, //
+};
+
+/// Data blocks to be discarded together.
+pub(crate) struct PassDown {
+    pool: Arc<Pool>,
+    /// Where the data blocks are.
+    dev: Dev,
+    ranges: KVVec<Range<DataBlock>>,
+    /// Why they are discarded.
+    cause: Cause,
+    next: Option<KBox<PassDown>>,
+}
+
+/// Why data blocks are discarded.
+pub(crate) enum Cause {
+    /// The bio that asked for it, which ends with it.
+    Bio(ThinBio),
+    /// The deletion of a thin device. The pool knows how many of these are on their way.
+    Deletion(Option<Epoch>),
+}
+
+impl PassDown {
+    /// Nothing to be discarded on `dev` yet. Gives `cause` back if there is no memory.
+    pub(crate) fn new(pool: &Arc<Pool>, dev: &Dev, cause: Cause) -> Result<KBox<Self>, Cause> {
+        match KBox::new_uninit(GFP_KERNEL) {
+            Ok(room) => Ok(KBox::write(
+                room,
+                Self {
+                    pool: pool.clone(),
+                    dev: dev.clone(),
+                    ranges: KVVec::new(),
+                    cause,
+                    next: None,
+                },
+            )),
+            Err(_) => Err(cause),
+        }
+    }
+
+    /// Adds a block, or leaves it alone if there is no memory: its discard would only have been a favour.
+    pub(crate) fn add(&mut self, block: DataBlock) {
+        let end = block.saturating_add(1);
+        match self.ranges.last_mut() {
+            Some(last) if last.end == block => last.end = end,
+            _ => {
+                let _ = self.ranges.push(block..end, GFP_KERNEL);
+            }
+        }
+    }
+
+    /// As [`add`](Self::add), for a range.
+    pub(crate) fn add_range(&mut self, blocks: Range<DataBlock>) {
+        let _ = self.ranges.push(blocks, GFP_KERNEL);
+    }
+
+    /// Counts it among the deletions on their way.
+    pub(crate) fn set_epoch(&mut self, epoch: Epoch) {
+        self.cause = Cause::Deletion(Some(epoch));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// What caused it.
+    pub(crate) fn into_cause(self: KBox<Self>) -> Cause {
+        KBox::into_inner(self).cause
+    }
+}
+
+impl DiscardDone for PassDown {
+    fn done(mut self: KBox<Self>, _: BlkStatus) {
+        // Whether the device could discard does not matter: the blocks are free.
+        let pool = self.pool.clone();
+        if let Cause::Deletion(epoch) = &mut self.cause {
+            if let Some(epoch) = epoch.take() {
+                pool.deletions.leave(epoch);
+            }
+        }
+        pool.passed_down.list.lock().push(self);
+        pool.wake();
+    }
+}
+
+/// A list.
+#[derive(Default)]
+pub(crate) struct PassDowns(Option<KBox<PassDown>>);
+
+impl PassDowns {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    pub(crate) fn push(&mut self, mut one: KBox<PassDown>) {
+        one.next = self.0.take();
+        self.0 = Some(one);
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<KBox<PassDown>> {
+        let mut one = self.0.take()?;
+        self.0 = one.next.take();
+        Some(one)
+    }
+}
+
+/// Those whose discards have ended, for the worker.
+#[pin_data]
+pub(crate) struct PassedDown {
+    #[pin]
+    list: SpinLockIrq<PassDowns>,
+}
+
+impl PassedDown {
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            list <- new_spinlock_irq!(PassDowns::default(), "dm_thin::PassedDown"),
+        })
+    }
+
+    pub(crate) fn take(&self) -> PassDowns {
+        core::mem::take(&mut self.list.lock())
+    }
+}
+
+impl Pool {
+    /// Discards what is in `one`.
+    pub(crate) fn pass_down(&self, worker: &mut Worker, mut one: KBox<PassDown>) {
+        keep_from_use(&mut worker.busy, &mut one.ranges);
+        let dev = one.dev.clone();
+        match Discard::new(&dev, one) {
+            Ok(mut discard) => dm::with_plug(|| {
+                let mut i = 0usize;
+                while let Some(blocks) = discard.value().ranges.get(i).cloned() {
+                    let sector = self.block_size.to_sectors(blocks.start);
+                    let end = self.block_size.to_sectors(blocks.end);
+                    discard.issue(sector, end.saturating_sub(sector));
+                    i = i.wrapping_add(1);
+                }
+                discard.finish(None);
+            }),
+            Err(one) => self.finish_pass_down(worker, one),
+        }
+    }
+
+    /// The discards have ended, or there were none.
+    pub(crate) fn finish_pass_down(&self, worker: &mut Worker, one: KBox<PassDown>) {
+        for blocks in &one.ranges {
+            worker.busy.remove(blocks);
+        }
+        match one.into_cause() {
+            Cause::Bio(bio) => bio.end(BlkStatus::OK),
+            Cause::Deletion(epoch) => {
+                if let Some(epoch) = epoch {
+                    self.deletions.leave(epoch);
+                }
+                worker.deletions = worker.deletions.saturating_sub(1);
+                self.finish_reclaim(worker);
+            }
+        }
+    }
+}
+
+/// Adds `ranges` to `busy`; leaves out those for which there is no memory.
+fn keep_from_use(busy: &mut BlockSet, ranges: &mut KVVec<Range<DataBlock>>) {
+    ranges.retain(|blocks| {
+        let kept = busy.insert(blocks).is_ok();
+        if !kept {
+            busy.remove(blocks);
+        }
+        kept
+    });
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Giving the space of deleted thin devices back to the data device.
+//!
+//! The blocks that a deletion frees are noted, and discarded in the background once the deletion is committed.
+//! A block is looked at again right before that: it must be free now, and free in what was committed last, so
+//! that a crash cannot bring back anybody who wants it. From then on until the discard has ended it is
+//! not allocated. What is noted is only in memory: after a crash, and after the pool was closed, these blocks are
+//! free but not discarded.
+
+use core::ops::Range;
+
+use kernel::sync::Arc;
+use thin_metadata::DataBlock;
+
+use crate::{
+    block_set::BlockSet,
+    pass_down::{
+        Cause,
+        PassDown, //
+    },
+    pool::Pool,
+    worker::Worker,
+    LOG_PREFIX, //
+};
+
+/// How many discards are on their way at a time. I/O of others shall get its turn.
+const MAX_DISCARDS: usize = 4;
+
+/// How much is discarded at a time, in sectors: 64 MiB, or one block if that is more.
+const MAX_SECTORS: u64 = 64 << 11;
+
+/// How many noted ranges are looked at in a round of the worker.
+const MAX_RANGES: usize = 256;
+
+/// What deletions have freed. The lock of the metadata protects it.
+pub(crate) struct Reclaim {
+    /// Freed in this transaction.
+    deleted: BlockSet,
+    /// Freed by a committed transaction; some may be in use again.
+    pending: BlockSet,
+    /// How many blocks were discarded since the pool was made.
+    discarded: u64,
+}
+
+/// How far it is.
+pub(crate) struct Progress {
+    /// How many data blocks are still to be discarded.
+    pub(crate) pending: u64,
+    /// How many were discarded since the pool was made.
+    pub(crate) discarded: u64,
+}
+
+impl Reclaim {
+    pub(crate) const fn new() -> Self {
+        Self {
+            deleted: BlockSet::new(),
+            pending: BlockSet::new(),
+            discarded: 0,
+        }
+    }
+
+    /// A deletion has freed `block`. It is not discarded if there is no memory to note it.
+    pub(crate) fn note(&mut self, block: DataBlock) {
+        let _ = self.deleted.insert(&(block..block.saturating_add(1)));
+    }
+
+    /// The transaction is committed.
+    pub(crate) fn committed(&mut self) {
+        if !self.deleted.is_empty() {
+            let _ = self.pending.append(&mut self.deleted);
+            self.deleted.clear();
+        }
+    }
+
+    /// The transaction is lost.
+    pub(crate) fn aborted(&mut self) {
+        self.deleted.clear();
+    }
+
+    /// How far it is.
+    pub(crate) fn progress(&self) -> Progress {
+        Progress {
+            pending: self.pending.len(),
+            discarded: self.discarded,
+        }
+    }
+}
+
+impl Pool {
+    /// Whether the space of devices that are deleted now is given back.
+    pub(crate) fn discards_on_delete(&self) -> bool {
+        self.wants_discard_on_delete()
+            && self.data_dev.max_discard_sectors() >= self.block_size.sectors()
+    }
+
+    /// Starts some discards, if there is anything to be given back.
+    pub(crate) fn reclaim(self: &Arc<Self>, worker: &mut Worker) {
+        if self.metadata.read().reclaim.pending.is_empty() {
+            return;
+        }
+        let mut looked_at = 0usize;
+        while worker.deletions < MAX_DISCARDS && self.may_reclaim() {
+            if looked_at == MAX_RANGES {
+                self.wake();
+                return;
+            }
+            looked_at = looked_at.wrapping_add(1);
+
+            // The waker will come back if there is no memory.
+            let Ok(mut one) = PassDown::new(self, &self.data_dev, Cause::Deletion(None)) else {
+                return;
+            };
+            let Some(blocks) = self.next_to_reclaim() else {
+                return;
+            };
+            one.add_range(blocks);
+            one.set_epoch(self.deletions.enter());
+            worker.deletions = worker.deletions.saturating_add(1);
+            self.pass_down(worker, one);
+        }
+    }
+
+    /// Takes the next blocks to be discarded; none may be left of a range that is in use again.
+    fn next_to_reclaim(&self) -> Option<Range<DataBlock>> {
+        let max = self.block_size.block_of(MAX_SECTORS).max(1);
+        let mut pool = self.metadata.write_noio();
+        let pool = &mut *pool;
+        let blocks = pool.reclaim.pending.next_run(0, max)?;
+        let free = pool.metadata.find_free_range(blocks.start, blocks.end);
+        let free = match free {
+            Ok(Some(free)) => free,
+            Ok(None) => blocks.end..blocks.end,
+            Err(e) => {
+                dm::log::err_limited!(
+                    LOG_PREFIX,
+                    "{}: cannot tell whether blocks of deleted devices are free: {e}",
+                    self.name()
+                );
+                blocks.end..blocks.end
+            }
+        };
+        pool.reclaim.pending.remove(&(blocks.start..free.end));
+        let nr = free.end.saturating_sub(free.start);
+        pool.reclaim.discarded = pool.reclaim.discarded.saturating_add(nr);
+        Some(free)
+    }
+
+    fn may_reclaim(&self) -> bool {
+        self.mode().may_change_metadata() && !self.is_suspended()
+    }
+
+    /// Tells user space if all has been given back.
+    pub(crate) fn finish_reclaim(&self, worker: &Worker) {
+        if worker.deletions == 0 && self.metadata.read().reclaim.pending.is_empty() {
+            dm::log::info!(
+                LOG_PREFIX,
+                "{}: space of deleted thin devices was discarded",
+                self.name()
+            );
+            self.event();
+        }
+    }
+}
