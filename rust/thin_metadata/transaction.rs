@@ -50,7 +50,11 @@ impl<B: BlockManager> Metadata<B> {
     pub fn prepare_commit(&mut self) -> Result<bool> {
         match self.state {
             State::Prepared { .. } => return Ok(true),
-            State::Open if !self.dirty => return Ok(false),
+            State::Open if !self.dirty => {
+                // All that a commit would do: no block was handed out yet.
+                self.data_sm.look_again()?;
+                return Ok(false);
+            }
             _ => self.check_change()?,
         }
         self.change(|md| {

@@ -147,7 +147,8 @@ impl DiskSpaceMap {
 
     /// Finds a free block that is `usable` and gives it a reference count of one.
     ///
-    /// One that is not usable is not looked at again before the next commit.
+    /// One that is not usable is not looked at again before the next commit or
+    /// [`look_again`](Self::look_again).
     pub fn new_block<'b, T: Transaction<'b>>(
         &mut self,
         tx: &mut T,
@@ -197,6 +198,11 @@ impl DiskSpaceMap {
             };
         }
         Ok((!run.is_empty()).then_some(run))
+    }
+
+    /// Looks again at blocks that were not usable, in a transaction that has changed nothing yet.
+    pub fn look_again(&mut self) -> Result {
+        self.candidates.restart(self.counts.nr_blocks())
     }
 
     /// Adds `extra` free blocks, which can be handed out at once.

@@ -255,6 +255,28 @@ fn snapshots_of_snapshots_share_until_written_to() {
 }
 
 #[test]
+fn blocks_that_were_not_usable_come_back_with_a_commit() {
+    let mut md = pool(64, 3);
+    let mut asked = Vec::new();
+    let mut refuse = |block| {
+        asked.push(block);
+        false
+    };
+    assert_eq!(md.alloc_data_block(&mut refuse), Err(Error::NoDataSpace));
+    assert_eq!(md.alloc_data_block(&mut |_| true), Err(Error::NoDataSpace));
+    assert_eq!(asked, [0, 1, 2]);
+
+    // There is nothing to commit.
+    assert!(!md.needs_commit());
+    md.commit().unwrap();
+    assert_eq!(md.alloc_data_block(&mut |block| block == 1), Ok(1));
+    assert_eq!(md.alloc_data_block(&mut |_| false), Err(Error::NoDataSpace));
+    md.commit().unwrap();
+    assert_eq!(md.alloc_data_block(&mut |_| true), Ok(2));
+    assert_eq!(md.alloc_data_block(&mut |_| true), Ok(0));
+}
+
+#[test]
 fn a_freed_block_is_not_taken_before_the_next_commit() {
     let mut md = pool(256, 4);
     md.create_thin(id(1)).unwrap();

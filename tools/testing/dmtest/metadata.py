@@ -17,6 +17,11 @@ def check(path):
     _tool("thin_check", path)
 
 
+def clear_needs_check(path):
+    """Checks the metadata and lets a pool write to them again."""
+    _tool("thin_check", "--clear-needs-check-flag", path)
+
+
 def dump(path, root=None):
     """The XML of thin_dump; with `root`, of the metadata snapshot there. Works on a live pool's device then."""
     xml = _tool("thin_dump", *([f"--metadata-snap={root}"] if root is not None else []), path)

@@ -42,6 +42,9 @@ class Pool:
     def __init__(self, metadata_disk, data_disk, block_sectors=128, low_water=0, features=(), name="pool"):
         self.metadata = metadata_disk
         self.data = data_disk
+        # What a test puts on top of the disks, if it does: the table names it then.
+        self.metadata_path = None
+        self.data_path = None
         self.block_sectors = block_sectors
         self.low_water = low_water
         self.features = list(features)
@@ -56,7 +59,7 @@ class Pool:
 
     def table(self, sectors=None):
         features = f" {len(self.features)} {' '.join(self.features)}" if self.features else ""
-        return (f"0 {sectors or self.data.sectors} thin-pool {self.metadata.path} {self.data.path} "
+        return (f"0 {sectors or self.data.sectors} thin-pool {self.metadata_path or self.metadata.path} {self.data_path or self.data.path} "
                 f"{self.block_sectors} {self.low_water}{features}")
 
     def start(self):
