@@ -44,9 +44,11 @@ impl JobDone for Node {
     type Ptr = KBox<Job<Self>>;
 
     fn done(job: Self::Ptr, outcome: Outcome) {
-        let preparing = Preparing::from_job(job);
+        let (preparing, pool) = Preparing::from_job(job);
+        let Some(pool) = pool else {
+            return;
+        };
         let mapping = preparing.mapping();
-        let pool = mapping.thin.pool.clone();
         // kcopyd gives up if the device turns out not to have the write-zeroes that it promises.
         let dev = &mapping.thin.pool_dev;
         let is_ok = outcome.is_ok()

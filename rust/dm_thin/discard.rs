@@ -117,10 +117,10 @@ impl Pool {
         };
 
         let is_hint = bio.op() == Op::Discard && !bio.is_fua();
-        let mut pass_down = match PassDown::new(self, &thin.pool_dev, Cause::Bio(bio)) {
+        let mut pass_down = match PassDown::new(&thin.pool_dev, Cause::Bio(bio)) {
             Ok(pass_down) => pass_down,
             Err(Cause::Bio(bio)) => return Err(Postponed(bio)),
-            Err(Cause::Deletion(_)) => return Ok(()),
+            Err(Cause::Deletion) => return Ok(()),
         };
         let passes = self.passes_discards_down();
         let mut any_shared = false;

@@ -23,6 +23,7 @@ mod control;
 mod copier;
 mod discard;
 mod features;
+mod hold;
 mod in_flight;
 mod mapping;
 mod message;

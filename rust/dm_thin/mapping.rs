@@ -28,6 +28,7 @@ use thin_metadata::{
 
 use crate::{
     cells::CellId,
+    hold::PoolHold,
     per_bio::ThinBio,
     thin::Thin, //
 };
@@ -55,6 +56,8 @@ pub(crate) struct Node {
     mapping: NewMapping,
     status: BlkStatus,
     overwritten: bool,
+    /// While kcopyd has it.
+    hold: Option<PoolHold>,
     next: Option<KBox<Job<Node>>>,
 }
 
@@ -78,6 +81,7 @@ impl Reserved {
                 mapping,
                 status: BlkStatus::OK,
                 overwritten: false,
+                hold: None,
                 next: None,
             }),
         ))
@@ -86,12 +90,16 @@ impl Reserved {
 
 impl Preparing {
     /// The mapping that kcopyd gives back.
-    pub(crate) fn from_job(job: KBox<Job<Node>>) -> Self {
-        Self(job)
+    ///
+    /// The hold that comes along must be kept until the thread has done with it.
+    pub(crate) fn from_job(mut job: KBox<Job<Node>>) -> (Self, Option<PoolHold>) {
+        let hold = job.hold.take();
+        (Self(job), hold)
     }
 
     /// What kcopyd takes.
-    pub(crate) fn into_job(self) -> KBox<Job<Node>> {
+    pub(crate) fn into_job(mut self) -> KBox<Job<Node>> {
+        self.0.hold = Some(self.0.mapping.thin.pool.hold());
         self.0
     }
 

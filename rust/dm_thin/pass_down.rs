@@ -25,7 +25,7 @@ use thin_metadata::DataBlock;
 
 use crate::{
     block_set::BlockSet,
-    in_flight::Epoch,
+    hold::PoolHold,
     per_bio::ThinBio,
     pool::Pool,
     worker::Worker, //
@@ -33,7 +33,8 @@ use crate::{
 
 /// Data blocks to be discarded together.
 pub(crate) struct PassDown {
-    pool: Arc<Pool>,
+    /// While the discards are on their way.
+    hold: Option<PoolHold>,
     /// Where the data blocks are.
     dev: Dev,
     ranges: KVVec<Range<DataBlock>>,
@@ -46,18 +47,18 @@ pub(crate) struct PassDown {
 pub(crate) enum Cause {
     /// The bio that asked for it, which ends with it.
     Bio(ThinBio),
-    /// The deletion of a thin device. The pool knows how many of these are on their way.
-    Deletion(Option<Epoch>),
+    /// The deletion of a thin device. The worker counts those that are on their way.
+    Deletion,
 }
 
 impl PassDown {
     /// Nothing to be discarded on `dev` yet. Gives `cause` back if there is no memory.
-    pub(crate) fn new(pool: &Arc<Pool>, dev: &Dev, cause: Cause) -> Result<KBox<Self>, Cause> {
+    pub(crate) fn new(dev: &Dev, cause: Cause) -> Result<KBox<Self>, Cause> {
         match KBox::new_uninit(GFP_KERNEL) {
             Ok(room) => Ok(KBox::write(
                 room,
                 Self {
-                    pool: pool.clone(),
+                    hold: None,
                     dev: dev.clone(),
                     ranges: KVVec::new(),
                     cause,
@@ -84,11 +85,6 @@ impl PassDown {
         let _ = self.ranges.push(blocks, GFP_KERNEL);
     }
 
-    /// Counts it among the deletions on their way.
-    pub(crate) fn set_epoch(&mut self, epoch: Epoch) {
-        self.cause = Cause::Deletion(Some(epoch));
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
@@ -102,14 +98,10 @@ impl PassDown {
 impl DiscardDone for PassDown {
     fn done(mut self: KBox<Self>, _: BlkStatus) {
         // Whether the device could discard does not matter: the blocks are free.
-        let pool = self.pool.clone();
-        if let Cause::Deletion(epoch) = &mut self.cause {
-            if let Some(epoch) = epoch.take() {
-                pool.deletions.leave(epoch);
-            }
+        if let Some(pool) = self.hold.take() {
+            pool.passed_down.list.lock().push(self);
+            pool.wake();
         }
-        pool.passed_down.list.lock().push(self);
-        pool.wake();
     }
 }
 
@@ -155,9 +147,10 @@ impl PassedDown {
 
 impl Pool {
     /// Discards what is in `one`.
-    pub(crate) fn pass_down(&self, worker: &mut Worker, mut one: KBox<PassDown>) {
+    pub(crate) fn pass_down(self: &Arc<Self>, worker: &mut Worker, mut one: KBox<PassDown>) {
         keep_from_use(&mut worker.busy, &mut one.ranges);
         let dev = one.dev.clone();
+        one.hold = Some(self.hold());
         match Discard::new(&dev, one) {
             Ok(mut discard) => dm::with_plug(|| {
                 let mut i = 0usize;
@@ -180,10 +173,7 @@ impl Pool {
         }
         match one.into_cause() {
             Cause::Bio(bio) => bio.end(BlkStatus::OK),
-            Cause::Deletion(epoch) => {
-                if let Some(epoch) = epoch {
-                    self.deletions.leave(epoch);
-                }
+            Cause::Deletion => {
                 worker.deletions = worker.deletions.saturating_sub(1);
                 self.finish_reclaim(worker);
             }

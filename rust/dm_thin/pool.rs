@@ -45,6 +45,7 @@ use crate::{
     block_size::BlockSize,
     control::Control,
     copier::Copier,
+    hold::Holds,
     in_flight::InFlight,
     mapping::{
         Prepared,
@@ -91,9 +92,7 @@ pub(crate) struct Pool {
     pub(crate) copier: Copier,
     #[pin]
     pub(crate) in_flight: InFlight,
-    /// The discards for deleted devices, each as a bio.
-    #[pin]
-    pub(crate) deletions: InFlight,
+    pub(crate) holds: Holds,
     #[pin]
     pub(crate) prepared: PreparedQueue,
     #[pin]
@@ -230,6 +229,7 @@ impl Pool {
         let queue =
             OwnedQueue::ordered(c"dm-thin").map_err(|e| (c"Error creating pool's workqueue", e))?;
         let no_memory = |_| (c"Error allocating memory for pool", ENOMEM);
+        let holds = Holds::new().map_err(|e| (c"Error allocating memory for pool", e))?;
         let mut owned_name = KVec::new();
         owned_name
             .extend_from_slice(name.as_bytes(), GFP_KERNEL)
@@ -245,7 +245,7 @@ impl Pool {
                 name: owned_name,
                 copier,
                 in_flight <- InFlight::new(),
-                deletions <- InFlight::new(),
+                holds,
                 prepared <- PreparedQueue::new(),
                 passed_down <- PassedDown::new(),
                 throttle <- Throttle::new(),
@@ -361,9 +361,9 @@ impl Pool {
         workqueue::cancel_delayed_sync::<_, WAKER>(self);
         workqueue::cancel_delayed_sync::<_, NO_SPACE_TIMEOUT>(self);
         self.queue.flush();
-        // With the lock, as nobody but the worker waits otherwise.
-        let _worker = self.worker.lock();
-        self.deletions.quiesce();
+        // Those who finish something now give the worker more to do.
+        self.holds.wait();
+        self.queue.flush();
     }
 
     /// Waits for the worker to have done all that there is to do now.

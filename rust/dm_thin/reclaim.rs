@@ -108,14 +108,13 @@ impl Pool {
             looked_at = looked_at.wrapping_add(1);
 
             // The waker will come back if there is no memory.
-            let Ok(mut one) = PassDown::new(self, &self.data_dev, Cause::Deletion(None)) else {
+            let Ok(mut one) = PassDown::new(&self.data_dev, Cause::Deletion) else {
                 return;
             };
             let Some(blocks) = self.next_to_reclaim() else {
                 return;
             };
             one.add_range(blocks);
-            one.set_epoch(self.deletions.enter());
             worker.deletions = worker.deletions.saturating_add(1);
             self.pass_down(worker, one);
         }
