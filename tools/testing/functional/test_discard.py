@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0
 """Discards of thin devices, and what becomes of them on the data device."""
 
+import os
 import random
+import subprocess
 
 import pytest
 
-from dmtest import load
+from dmtest import dm, load, metadata
 from dmtest.content import (
     Content,
     pattern,
@@ -277,3 +279,78 @@ def test_random(make_pool, compare, passdown):
         pool.stop()
 
     compare(scenario)
+
+
+@pytest.mark.named_addition
+def test_block_that_a_crash_would_share_again(make_pool, modules):
+    """A volume breaks sharing, its origin discards the block, and neither gets committed: the volume needs the block again.
+
+    C discards it on the data device, as nothing refers to it at that moment.
+    """
+    modules.need("dm-flakey")
+    pool = make_pool(data_size=64 * MIB, start=False)
+    table = f"0 {pool.metadata.sectors} linear {pool.metadata.path} 0"
+    below = dm.Device.create("below", table)
+    try:
+        pool.metadata_path = below.path
+        pool.start()
+        origin = Content(pool.new_thin(0, 8 * MIB))
+        origin.write(0, 4 * MIB)
+        snap = origin.snapshot(pool.new_snap(1, 0, 8 * MIB))
+        before = pool.data.contents()
+        below.reload(f"0 {pool.metadata.sectors} flakey {pool.metadata.path} 0 0 3600 1 error_writes")
+        for block in range(0, 64, 2):
+            snap.thin.write(block * BLOCK, pattern("not committed", BLOCK))
+        for block in range(0, 64, 2):
+            try:
+                origin.thin.discard(block * BLOCK, BLOCK)
+            except OSError:
+                pass
+        assert pool.data.contents()[:4 * MIB] == before[:4 * MIB]
+        for thin in list(pool.thins.values()):
+            thin.remove()
+        below.reload(table)
+        pool.stop()
+        metadata.clear_needs_check(below.path)
+        pool.start()
+        snap.on(pool.activate(1, 8 * MIB)).verify()
+        pool.stop()
+    finally:
+        pool.stop()
+        below.remove()
+
+
+@pytest.mark.parametrize("kind,options", [("ext4", "discard"), ("ext4", "defaults"), ("xfs", "discard"), ("xfs", "defaults")])
+def test_file_system(make_pool, mounted, kind, options):
+    """Files come and go; the file system's discards give their blocks back, and harm nothing that is left."""
+    pool = make_pool(data_size=GIB)
+    thin = pool.new_thin(0, 512 * MIB)
+    thin.write(0, pattern("old", 16 * MIB))
+    subprocess.run([f"mkfs.{kind}", "-q", thin.path], check=True)
+    empty = thin.mapped_blocks()
+    assert empty < 16 * MIB // BLOCK
+    folder = mounted(thin.path, options)
+    choice = random.Random(kind)
+    kept = {}
+    for number in range(120):
+        data = pattern((kind, number), choice.randint(1, 2 * MIB))
+        path = folder / f"file{number}"
+        path.write_bytes(data)
+        kept[path] = data
+        if number % 3:
+            gone = choice.choice(sorted(kept))
+            gone.unlink()
+            del kept[gone]
+        if number % 20 == 19:
+            os.sync()
+    os.sync()
+    subprocess.run(["fstrim", str(folder)], check=True)
+    size = sum(map(len, kept.values()))
+    assert thin.mapped_blocks() <= empty + 1.5 * size // BLOCK + 200
+    subprocess.run(["umount", str(folder)], check=True)
+    check = ["e2fsck", "-fn", thin.path] if kind == "ext4" else ["xfs_repair", "-n", thin.path]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = mounted(thin.path)
+    for path, data in kept.items():
+        assert (folder / path.name).read_bytes() == data
