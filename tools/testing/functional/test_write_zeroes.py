@@ -46,7 +46,7 @@ def test_whole_blocks_are_unmapped_or_zeroed(make_pool):
 
 
 @pytest.mark.parametrize("sectors", [128, 384])
-@pytest.mark.parametrize("how", ["punch_hole", "zero_out"])
+@pytest.mark.parametrize("how", [pytest.param("punch_hole", marks=pytest.mark.named_addition), "zero_out"])
 def test_random(make_pool, sectors, how):
     """With snapshots; what C does for want of write-zeroes must read the same."""
     choice = random.Random(how)
