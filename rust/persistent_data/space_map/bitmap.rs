@@ -115,8 +115,24 @@ impl Bitmap {
         self.words.iter().map(|w| Word(w.get()).nr_free()).sum()
     }
 
+    /// The first run of `entries` that are zero, in `other` as well, but no more than `max`, which is not zero.
+    pub(crate) fn find_free_run(
+        &self,
+        entries: Range<u32>,
+        other: Option<&Bitmap>,
+        max: u32,
+    ) -> Option<Range<u32>> {
+        let start = self.find_free(entries.clone(), other)?;
+        let limit = entries.end.min(start.saturating_add(max));
+        let mut end = start + 1;
+        while end < limit && self.find_free(end..end + 1, other).is_some() {
+            end += 1;
+        }
+        Some(start..end)
+    }
+
     /// The first of `entries` that is zero, in `other` as well.
-    pub(crate) fn find_free(&self, entries: Range<u32>, other: Option<&Bitmap>) -> Option<u32> {
+    fn find_free(&self, entries: Range<u32>, other: Option<&Bitmap>) -> Option<u32> {
         let mut entry = entries.start;
         while entry < entries.end {
             let word = entry / ENTRIES_PER_WORD;

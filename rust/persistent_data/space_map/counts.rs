@@ -368,15 +368,16 @@ impl<I: Index> Counts<I> {
         self.check(tx.bm(), block..block + 1)
     }
 
-    /// Looks in bitmap `i` for a block of `blocks` that is free, and free as well in the bitmap in block
-    /// `other`, if there is one.
+    /// Looks in bitmap `i` for a run of blocks of `blocks` that are free, and free as well in the bitmap in block
+    /// `other`, if there is one. Gives the first one, but no more than `max` blocks, which is not zero.
     pub(crate) fn find_free<'b, R: Reader<'b>>(
         reader: R,
         i: u64,
         index: &Entry,
         other: Option<&Entry>,
         blocks: &BlockRange,
-    ) -> Result<Option<BlockNr>> {
+        max: u32,
+    ) -> Result<Option<BlockRange>> {
         if index.nr_free == 0 || other.is_some_and(|o| o.nr_free == 0) {
             return Ok(None);
         }
@@ -390,13 +391,13 @@ impl<I: Index> Counts<I> {
 
         let guard = reader.read(index.bitmap, &bitmap::VALIDATOR)?;
         let found = match other.filter(|o| o.bitmap != index.bitmap) {
-            None => Bitmap::of(&guard).find_free(begin..end, None),
+            None => Bitmap::of(&guard).find_free_run(begin..end, None, max),
             Some(other) => {
                 let other = reader.read(other.bitmap, &bitmap::VALIDATOR)?;
-                Bitmap::of(&guard).find_free(begin..end, Some(Bitmap::of(&other)))
+                Bitmap::of(&guard).find_free_run(begin..end, Some(Bitmap::of(&other)), max)
             }
         };
-        Ok(found.map(|entry| base + u64::from(entry)))
+        Ok(found.map(|run| base + u64::from(run.start)..base + u64::from(run.end)))
     }
 
     /// Compares the counts of `blocks` with the checker's, if there is one.

@@ -182,20 +182,25 @@ impl DiskSpaceMap {
             let end = first_of_bitmap(i + 1).min(limit);
             let now = self.counts.index.load(reader, i)?;
             let before = self.committed.entry(reader, i)?;
-            let found =
-                Counts::<TreeIndex>::find_free(reader, i, &now, before.as_ref(), &(next..end))?;
-            next = match found {
-                Some(block) if run.is_empty() => {
-                    run = block..block + 1;
-                    run.end
-                }
-                Some(block) if block == run.end => {
-                    run.end += 1;
-                    run.end
-                }
-                _ if !run.is_empty() => break,
-                _ => end,
-            };
+            let in_bitmap = next..end;
+            let found = Counts::<TreeIndex>::find_free(
+                reader,
+                i,
+                &now,
+                before.as_ref(),
+                &in_bitmap,
+                u32::MAX,
+            )?;
+            match found {
+                Some(found) if run.is_empty() => run = found,
+                Some(found) if found.start == run.end => run.end = found.end,
+                _ => {}
+            }
+            // Only one that reaches the end of its bitmap may go on in the next.
+            if !run.is_empty() && run.end != end {
+                break;
+            }
+            next = end;
         }
         Ok((!run.is_empty()).then_some(run))
     }
@@ -234,8 +239,10 @@ impl DiskSpaceMap {
             let now = self.counts.index.load_to_change(tx, i)?;
             let before = self.committed.entry(tx.bm(), i)?;
             let in_bitmap = blocks.start..end;
-            match Counts::<TreeIndex>::find_free(tx.bm(), i, &now, before.as_ref(), &in_bitmap)? {
-                Some(block) => return Ok(block),
+            let found =
+                Counts::<TreeIndex>::find_free(tx.bm(), i, &now, before.as_ref(), &in_bitmap, 1)?;
+            match found {
+                Some(run) => return Ok(run.start),
                 None => self.candidates.skip_to(end),
             }
         }

@@ -199,8 +199,8 @@ impl Allocator {
                 .and_then(|i| self.committed.get(i))
                 .ok_or(Error::OutOfBounds(blocks.start))?;
             let in_bitmap = blocks.start..end_of_bitmap;
-            match MetadataCounts::find_free(bm, i, entry, None, &in_bitmap)? {
-                Some(block) => return Ok(block),
+            match MetadataCounts::find_free(bm, i, entry, None, &in_bitmap, 1)? {
+                Some(run) => return Ok(run.start),
                 None => self.candidates.skip_to(end_of_bitmap),
             }
         }
