@@ -35,7 +35,7 @@ use crate::{
 pub(crate) static NO_SPACE_TIMEOUT: UintParam = UintParam::new(60);
 
 dm::uint_param!(
-    no_space_timeout,
+    dm_thin_pool.no_space_timeout,
     &NO_SPACE_TIMEOUT,
     "Out of data space queue IO timeout in seconds"
 );
