@@ -134,28 +134,60 @@ def test_pool_that_needs_a_check(breakable):
     breakable(scenario)
 
 
+def test_read_only_pool(make_pool, make_disk, compare):
+    """As its table wants it; not for a device that has yet to be formatted."""
+
+    def scenario(trace, turn):
+        pool = make_pool()
+        pool.new_thin(0, SIZE).write(0, pattern("zero", 8 * BLOCK))
+        pool.create_thin(1)
+        pool.features = ["read_only"]
+        pool.restart()
+        pool.activate(0, SIZE)
+        look(trace, pool)
+        trace.dmsetup("create", "extra", "--table", f"0 2048 thin {pool.device.path} 1")
+        trace.dmsetup("remove", "extra")
+        pool.stop()
+        table = f"0 {pool.data.sectors} thin-pool {make_disk(16 * MIB).path} {pool.data.path} 128 0 1 read_only"
+        trace.dmsetup("create", "empty", "--table", table)
+
+    compare(scenario)
+
+
+def test_full_pool(make_pool, compare):
+    """error_if_no_space: nothing waits, and deletion brings it back."""
+
+    def scenario(trace, turn):
+        pool = make_pool(data_size=8 * MIB, low_water=10, features=["error_if_no_space"])
+        pool.new_thin(0, SIZE).write(0, pattern("zero", 8 * MIB))
+        pool.create_thin(1)
+        trace.note("events", pool.device.event_nr())
+        look(trace, pool)
+        trace.dmsetup("create", "extra", "--table", f"0 2048 thin {pool.device.path} 1")
+        trace.attempt("write", lambda: disk.write("/dev/mapper/extra", 0, bytes(BLOCK)))
+        trace.dmsetup("remove", "extra")
+        pool.thins[0].remove()
+        pool.delete(0)
+        trace.dmsetup("status", pool.name)
+        trace.note("events", pool.device.event_nr())
+        pool.stop()
+
+    compare(scenario)
+
+
 def test_status_that_cannot_be_told(breakable):
     """Error, as the only word, where the line cannot be made up; the pool goes on."""
 
     def scenario(trace, pool, under):
+        # Started anew, the pool has not read the volume's mappings yet.
         pool.thins[0].remove()
         pool.device.remove()
         pool.device = Device.create(pool.name, f"0 {pool.data.sectors} thin-pool {under.path} {pool.data.path} 128 0")
         thin = pool.activate(0, SIZE)
-        # What dm-bufio has read so far would do for an answer.
-        with open("/sys/module/dm_bufio/parameters/retain_bytes", "r+") as retained:
-            usual = retained.read()
-            retained.seek(0)
-            retained.write("0")
-        with open("/proc/sys/vm/drop_caches", "w") as caches:
-            caches.write("2")
         under.become("nothing")
-        try:
-            trace.note("volume", thin.status())
-        finally:
-            under.become("linear")
-            with open("/sys/module/dm_bufio/parameters/retain_bytes", "w") as retained:
-                retained.write(usual)
+        trace.note("volume", thin.status())
+        assert thin.status() == "Error"
+        under.become("linear")
         trace.note("volume afterwards", thin.status())
         trace.note("pool afterwards", pool.device.status())
 
