@@ -5,6 +5,7 @@ What a pool answers as a rule is in the other files; Documentation/compatibility
 """
 
 import os
+import re
 
 import pytest
 
@@ -285,6 +286,38 @@ def test_throttle_parameter():
             parameter.write(value)
         with open(path) as parameter:
             assert parameter.read().strip() == value
+
+
+# Larger discards at once, and WRITE_ZEROES, are ours alone.
+OWN_LIMITS = re.compile(r"(discard|write_zeroes).*max.*_bytes")
+
+
+@pytest.mark.parametrize("sectors", [128, 384])
+@pytest.mark.parametrize("features", [[], ["ignore_discard"], ["no_discard_passdown"], ["read_only"]], ids=" ".join)
+def test_limits_of_the_queues(make_pool, compare, features, sectors):
+    """All that the block layer tells of pool and volume."""
+
+    def scenario(trace, turn):
+        pool = make_pool(block_sectors=sectors)
+        pool.new_thin(0, SIZE)
+        pool.features = features
+        pool.restart()
+        thin = pool.activate(0, SIZE)
+        for name, device in (("pool", pool.device), ("volume", thin)):
+            folder = f"/sys/block/{os.path.basename(device.path)}/queue"
+            for limit in sorted(os.listdir(folder)):
+                try:
+                    with open(f"{folder}/{limit}") as file:
+                        value = file.read().strip()
+                except OSError as error:
+                    value = error.strerror
+                if OWN_LIMITS.search(limit):
+                    assert name == "pool" or not limit.startswith("discard") or (value == "0") == (features == ["ignore_discard"])
+                else:
+                    trace.note(f"{name}: {limit}", value)
+        pool.stop()
+
+    compare(scenario)
 
 
 def test_features_of_the_targets(make_pool, make_disk, compare):
