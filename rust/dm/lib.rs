@@ -66,6 +66,8 @@ pub mod log;
 mod md;
 mod mempool;
 mod message;
+#[doc(hidden)]
+pub mod modinfo;
 mod noio;
 mod output;
 pub mod params;

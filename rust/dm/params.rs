@@ -53,7 +53,10 @@ impl Record {
     pub const fn new(name: &'static CStr, value: &'static UintParam) -> Self {
         Self(bindings::kernel_param {
             name: as_char_ptr_in_const_context(name),
+            #[cfg(MODULE)]
             mod_: (&raw const bindings::__this_module).cast_mut(),
+            #[cfg(not(MODULE))]
+            mod_: core::ptr::null_mut(),
             ops: &raw const bindings::param_ops_uint,
             perm: 0o644,
             level: -1,
@@ -67,71 +70,41 @@ impl Record {
 
 /// Declares a module parameter of type `unsigned int`, readable by all and writable by root.
 ///
-/// `$value` is an expression for a `&'static UintParam`, which keeps the default until the
-/// parameter is set. Name, value and description:
+/// Module and name as on the kernel's command line, a description, and an expression for a
+/// `&'static UintParam`, which keeps the default until the parameter is set:
 ///
 /// ```ignore
 /// static TIMEOUT: UintParam = UintParam::new(60);
-/// dm::uint_param!(timeout, &TIMEOUT, "Timeout in seconds");
+/// dm::uint_param!(my_module.timeout, &TIMEOUT, "Timeout in seconds");
 /// ```
 #[macro_export]
 macro_rules! uint_param {
-    ($name:ident, $value:expr, $description:literal) => {
+    ($module:ident.$name:ident, $value:expr, $description:literal) => {
         const _: () = {
+            // For a module the name alone, as the kernel knows already which one is being loaded.
+            #[cfg(MODULE)]
+            const NAME: &::kernel::str::CStr = ::kernel::c_str!(::core::stringify!($name));
+            #[cfg(not(MODULE))]
+            const NAME: &::kernel::str::CStr = ::kernel::c_str!(::core::concat!(
+                ::core::stringify!($module),
+                ".",
+                ::core::stringify!($name)
+            ));
+
             #[link_section = "__param"]
             #[used]
-            static RECORD: $crate::params::Record =
-                $crate::params::Record::new(::kernel::c_str!(::core::stringify!($name)), $value);
-
-            #[link_section = ".modinfo"]
-            #[used]
-            static TYPE: [u8; $crate::params::TYPE.len() + ::core::stringify!($name).len() + 6] =
-                $crate::params::join(&[
-                    $crate::params::TYPE,
-                    ::core::stringify!($name).as_bytes(),
-                    b":uint\0",
-                ]);
-
-            #[link_section = ".modinfo"]
-            #[used]
-            static DESCRIPTION: [u8; $crate::params::PARM.len()
-                + ::core::stringify!($name).len()
-                + 1
-                + $description.len()
-                + 1] = $crate::params::join(&[
-                $crate::params::PARM,
-                ::core::stringify!($name).as_bytes(),
-                b":",
-                $description.as_bytes(),
-                b"\0",
-            ]);
+            static RECORD: $crate::params::Record = $crate::params::Record::new(NAME, $value);
         };
+
+        $crate::modinfo!($module, "parmtype=", ::core::stringify!($name), ":uint");
+        $crate::modinfo!(
+            $module,
+            "parm=",
+            ::core::stringify!($name),
+            ":",
+            $description
+        );
     };
-}
-
-/// What `modinfo` expects before a parameter's type.
-#[doc(hidden)]
-pub const TYPE: &[u8] = b"parmtype=";
-/// What `modinfo` expects before a parameter's description.
-#[doc(hidden)]
-pub const PARM: &[u8] = b"parm=";
-
-/// Joins byte strings, whose lengths must add up to `N`.
-#[doc(hidden)]
-pub const fn join<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
-    let mut out = [0; N];
-    let (mut i, mut n) = (0, 0);
-    while i < parts.len() {
-        let mut j = 0;
-        while j < parts[i].len() {
-            out[n] = parts[i][j];
-            n += 1;
-            j += 1;
-        }
-        i += 1;
-    }
-    assert!(n == N);
-    out
 }
 
 #[cfg(dm_thin_kunit)]
@@ -142,10 +115,5 @@ mod tests {
     #[test]
     fn has_its_default() {
         assert_eq!(UintParam::new(60).get(), 60);
-    }
-
-    #[test]
-    fn joins() {
-        assert!(join::<5>(&[b"ab", b"", b"cde"]) == *b"abcde");
     }
 }

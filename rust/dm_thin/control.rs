@@ -35,7 +35,7 @@ use crate::{
 pub(crate) static NO_SPACE_TIMEOUT: UintParam = UintParam::new(60);
 
 dm::uint_param!(
-    no_space_timeout,
+    dm_thin_pool.no_space_timeout,
     &NO_SPACE_TIMEOUT,
     "Out of data space queue IO timeout in seconds"
 );
@@ -45,7 +45,7 @@ dm::uint_param!(
 static DISCARD_ON_DELETE: UintParam = UintParam::new(0);
 
 dm::uint_param!(
-    discard_on_delete,
+    dm_thin_pool.discard_on_delete,
     &DISCARD_ON_DELETE,
     "Discard the blocks of deleted thin devices in all pools (0 = only where the table says so)"
 );

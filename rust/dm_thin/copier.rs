@@ -29,7 +29,7 @@ use crate::{
 static THROTTLE: Throttle = Throttle::new(100);
 
 dm::uint_param!(
-    snapshot_copy_throttle,
+    dm_thin_pool.snapshot_copy_throttle,
     THROTTLE.param(),
     "A percentage of time allocated for copy on write"
 );

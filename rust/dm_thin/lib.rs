@@ -62,6 +62,9 @@ module! {
     license: "GPL",
 }
 
+// The C module has none. DKMS replaces a module only by one of another version.
+dm::modinfo!(dm_thin_pool, "version=", "0.1.0");
+
 #[pin_data]
 struct DmThin {
     #[pin]

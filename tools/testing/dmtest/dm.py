@@ -9,7 +9,7 @@ import time
 from . import ioctl
 from .ioctl import DmError
 
-__all__ = ["Device", "DmError", "dmsetup", "remove_all"]
+__all__ = ["Device", "DmError", "dmsetup", "environment", "remove_all"]
 
 
 class Device:
@@ -30,6 +30,13 @@ class Device:
         except BaseException:
             device.remove()
             raise
+        return device
+
+    @classmethod
+    def existing(cls, name):
+        """The device of that name, which someone else has made."""
+        device = cls(name)
+        device.minor = ioctl.call(ioctl.DEV_STATUS, name).minor
         return device
 
     @property
@@ -102,10 +109,14 @@ class Device:
             time.sleep(0.02)
 
 
+def environment():
+    """What programs that use device-mapper need to be told: here is no udev."""
+    return dict(os.environ, DM_DISABLE_UDEV="1")
+
+
 def dmsetup(*args, input=None):
     """Runs dmsetup; returns the finished process with its output as text."""
-    environment = dict(os.environ, DM_DISABLE_UDEV="1")
-    return subprocess.run(["dmsetup", *args], input=input, env=environment, capture_output=True, text=True)
+    return subprocess.run(["dmsetup", *args], input=input, env=environment(), capture_output=True, text=True)
 
 
 def remove_all():

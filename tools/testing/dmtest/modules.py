@@ -12,7 +12,10 @@ LOADED = "/sys/module/dm_thin_pool"
 
 
 class Modules:
-    """`folder` maps names of the kernel's modules to their files, `implementations` "c" and "rust" to dm-thin-pool's."""
+    """`folder` maps names of the kernel's modules to their files, `implementations` "c" and "rust" to dm-thin-pool's.
+
+    An implementation without a file is part of the kernel.
+    """
 
     def __init__(self, folder, implementations):
         self._files = folder
@@ -24,6 +27,9 @@ class Modules:
     def load(self, implementation):
         """Makes `implementation` the loaded one."""
         file = self.file(implementation)
+        if file is None:
+            assert os.path.exists(LOADED) and not os.path.exists(f"{LOADED}/initstate"), f"{NAME} is not built in"
+            return
         if os.path.exists(LOADED):
             if self.is_loaded(file):
                 return
@@ -31,12 +37,12 @@ class Modules:
         self.insert(file)
         assert self.is_loaded(file), f"the loaded {NAME} is not {file}"
 
-    def insert(self, file):
-        """Loads a module file after those that it depends on."""
+    def insert(self, file, *parameters):
+        """Loads a module file after those that it depends on. Parameters are given as to insmod."""
         depends = _run("modinfo", "-F", "depends", file).strip()
         for name in filter(None, depends.split(",")):
             self.need(name)
-        _run("insmod", file)
+        _run("insmod", file, *parameters)
 
     def need(self, name):
         """Loads one of the kernel's own modules unless it is there already, or built in."""

@@ -4,8 +4,9 @@
 import errno
 import hashlib
 import re
+import subprocess
 
-from .dm import dmsetup
+from .dm import environment
 
 # Numbers that say which device it was, not what was wrong with it.
 DEVICE = re.compile(r"\b\d+:\d+\b|(/dev/)?\b(loop|dm-)\d+\b|\bpool\d+")
@@ -37,16 +38,20 @@ class Trace:
         self.note(label, "ok")
         return True
 
-    def dmsetup(self, *arguments):
-        """Runs dmsetup and notes its exit code and all it prints; returns whether it succeeded."""
+    def program(self, *command):
+        """Runs a program and notes its exit code and all it prints; returns the finished process."""
         self._log.lines()
-        done = dmsetup(*arguments)
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True)
         self.note(
-            f"dmsetup {normalised(' '.join(arguments))[:300]}",
+            normalised(" ".join(command))[:300],
             f"exit code {done.returncode}\n{normalised(done.stdout)}\n{normalised(done.stderr)}",
         )
         self._reasons()
-        return done.returncode == 0
+        return done
+
+    def dmsetup(self, *arguments):
+        """Runs dmsetup likewise; returns whether it succeeded."""
+        return self.program("dmsetup", *arguments).returncode == 0
 
     def _reasons(self):
         for line in self._log.lines():

@@ -36,8 +36,8 @@ def modules(pytestconfig):
 
 @pytest.fixture(scope="session")
 def both(run):
-    """The two implementations that are compared: C first. With the C module alone, C twice."""
-    return ("c", "rust") if "rust" in run["implementations"] else ("c", "c")
+    """The two implementations that are compared: C first. Where there is but one, that one twice."""
+    return ("c", "rust") if "rust" in run["implementations"] else (run["impl"], run["impl"])
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,23 @@ def test_parameters():
     assert mode == 0o644
 
 
+def test_parameters_given_at_load(modules, run):
+    """To insmod; or on the kernel's command line, of which the run then needs some."""
+    if run["impl"] == "built-in":
+        given = [word.removeprefix("dm_thin_pool.") for word in run["append"] if word.startswith("dm_thin_pool.")]
+    else:
+        given = ["no_space_timeout=33", "snapshot_copy_throttle=44"]
+        modules.unload()
+        modules.insert(modules.file(run["impl"]), *given)
+    values = dict(word.split("=") for word in given)
+    assert set(values) == {"no_space_timeout", "snapshot_copy_throttle"}
+    for name, value in values.items():
+        with open(f"/sys/module/dm_thin_pool/parameters/{name}") as parameter:
+            assert parameter.read().strip() == value
+    if run["impl"] != "built-in":
+        modules.unload()
+
+
 def test_module_in_use_is_not_unloaded(pool):
     done = subprocess.run(["rmmod", "dm-thin-pool"], capture_output=True, text=True)
     assert done.returncode != 0

@@ -29,10 +29,12 @@ def kunit(results, config):
     from dmtest import kmsg
     from dmtest.modules import Modules
 
-    log = kmsg.Log()
-    modules = Modules(config["modules"], config["implementations"])
-    modules.insert(modules.file("rust"))
-    modules.unload()
+    built_in = config["impl"] == "built-in"
+    log = kmsg.Log(start=built_in)
+    if not built_in:
+        modules = Modules(config["modules"], config["implementations"])
+        modules.insert(modules.file("rust"))
+        modules.unload()
     with open(os.path.join(results, "kunit.log"), "w") as report:
         report.write("\n".join(log.lines()) + "\n")
     return 0

@@ -62,8 +62,8 @@ def smoke(options):
 
 def kunit(options):
     config = configuration(options, "kunit")
-    if "rust" not in config["implementations"]:
-        raise Missing("kunit needs --module")
+    if "c" == options.impl:
+        raise Missing("kunit needs --module or --impl built-in")
     vm = Uml(options.kernel, os.path.join(options.results, "kunit"))
     vm.start(config, ["kunit.enable=1", "kunit.autorun=1"])
     wait(vm, options.test_timeout or 120)
@@ -123,7 +123,11 @@ def configuration(options, job):
     options.kernel = os.path.abspath(options.kernel)
     modules = kernel_modules(options.kernel)
     implementations = {}
-    if NAME in modules:
+    if options.impl == "built-in":
+        if NAME in modules or not built_in(options.kernel):
+            raise Missing(f"{NAME} is not built into {options.kernel}")
+        implementations["built-in"] = None
+    elif NAME in modules:
         implementations["c"] = modules.pop(NAME)
     elif job == "functional" or not options.module:
         raise Missing(f"no {NAME}.ko in {options.kernel}")
@@ -137,7 +141,7 @@ def configuration(options, job):
     os.makedirs(options.results)
     return {
         "job": job, "modules": modules, "implementations": implementations, "impl": options.impl,
-        "expression": options.expression, "mark": "", "tests": [],
+        "expression": options.expression, "mark": "", "tests": [], "append": options.append,
     }
 
 
@@ -150,6 +154,12 @@ def kernel_modules(folder):
         raise Missing(f"{folder} is not the folder of a built kernel") from None
     files = [os.path.join(folder, name.removesuffix(".o") + ".ko") for name in objects]
     return {os.path.basename(file).removesuffix(".ko"): file for file in files if os.path.exists(file)}
+
+
+def built_in(folder):
+    """Whether dm-thin-pool is part of the kernel."""
+    with open(os.path.join(folder, "modules.builtin")) as file:
+        return any(os.path.basename(line.strip()) == f"{NAME}.ko" for line in file)
 
 
 def need_programs():

@@ -33,7 +33,7 @@ class Vm:
         with open(self.console, "wb") as console:
             # A session of its own, so that every process of the VM can be ended at once.
             self._process = subprocess.Popen(
-                self._command(list(arguments)), stdin=subprocess.DEVNULL, stdout=console,
+                self._command([*config["append"], *arguments]), stdin=subprocess.DEVNULL, stdout=console,
                 stderr=subprocess.STDOUT, start_new_session=True, env=self._environment(),
             )
 
