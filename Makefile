@@ -61,7 +61,7 @@ help:
 	@echo 'Test kernels (as root on Debian 12 or 13; the rest installs itself):'
 	@echo '  demo             - Show pools, volumes and snapshots at work in a VM'
 	@echo '  test             - Run all tests; SUITES="..." runs only some of:'
-	@echo '                     scripts lint cargo kunit functional smoke graft'
+	@echo '                     scripts lint cargo kunit functional smoke lvm2 graft'
 	@echo '  setup            - Only get the tools and build the test kernels'
 	@echo '  clippy           - Check all Rust code with clippy; warnings are errors'
 	@echo ''

@@ -5,6 +5,7 @@ Both have the same module and target names, so only one can be loaded at a time.
 """
 
 import os
+import shutil
 import subprocess
 
 NAME = "dm-thin-pool"
@@ -53,6 +54,41 @@ class Modules:
     def unload(self):
         if os.path.exists(LOADED):
             _run("rmmod", NAME)
+
+    def install(self, implementation):
+        """Lets modprobe, and so the kernel and lvm2, find `implementation` where its installation puts it. None is loaded then."""
+        self.unload()
+        root = f"/run/modules/{implementation}"
+        release = os.uname().release
+        folder = f"{root}/lib/modules/{release}"
+        shutil.rmtree(root, ignore_errors=True)
+        for name in ("kernel", "updates"):
+            os.makedirs(os.path.join(folder, name))
+        for file in [*self._files.values(), self._implementations["c"]]:
+            os.symlink(file, os.path.join(folder, "kernel", os.path.basename(file)))
+        if implementation != "c":
+            os.symlink(self.file(implementation), os.path.join(folder, "updates", f"{NAME}.ko"))
+        for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
+            open(os.path.join(folder, name), "w").close()
+        _run("depmod", "-b", root, release)
+        # The root file system is read-only, so modprobe is told to look elsewhere: by its environment, and for
+        # the kernel, which has none of its own, by a script.
+        os.environ["MODPROBE_OPTIONS"] = f"-d {root}"
+        script = "/run/modules/modprobe"
+        with open(script, "w") as file:
+            file.write(f'#!/bin/sh\nexec /sbin/modprobe -d {root} "$@"\n')
+        os.chmod(script, 0o755)
+        self._set_modprobe(script)
+
+    def uninstall(self):
+        """Undoes install()."""
+        os.environ.pop("MODPROBE_OPTIONS", None)
+        self._set_modprobe("/sbin/modprobe")
+
+    @staticmethod
+    def _set_modprobe(path):
+        with open("/proc/sys/kernel/modprobe", "w") as file:
+            file.write(path)
 
     @staticmethod
     def is_loaded(file):

@@ -15,6 +15,7 @@ FIELDS = {
     "transaction_id": (48, "<Q"),
     "held_root": (56, "<Q"),
     "data_space_map_root": (64, "<Q"),
+    "data_bitmap_root": (80, "<Q"),
     "metadata_space_map_root": (192, "<Q"),
     "data_mapping_root": (320, "<Q"),
     "device_details_root": (328, "<Q"),

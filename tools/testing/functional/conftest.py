@@ -149,4 +149,5 @@ def mounted(tmp_path):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "named_addition: the C module has no such thing")
+    config.addinivalue_line("markers", "lvm2: lvm2 on top; runs on x86_64 as well")
     config.addinivalue_line("markers", "smoke: belongs to the short selection that runs on x86_64")

@@ -17,7 +17,7 @@ from .vm import (
 
 FUNCTIONAL = os.path.join(ROOT, "functional")
 NAME = "dm-thin-pool"
-PROGRAMS = ["dmsetup", "thin_check", "thin_dump", "thin_delta", "thin_ls", "fio", "mkfs.ext4", "mkfs.xfs", "modinfo"]
+PROGRAMS = ["dmsetup", "thin_check", "thin_dump", "thin_delta", "thin_ls", "fio", "mkfs.ext4", "mkfs.xfs", "modinfo", "lvm", "dmeventd"]
 
 
 class Missing(Exception):
@@ -25,7 +25,7 @@ class Missing(Exception):
 
 
 def run(options):
-    return {"functional": functional, "smoke": smoke, "kunit": kunit, "demo": demo}[options.suite](options)
+    return {"functional": functional, "smoke": marked, "lvm2": marked, "kunit": kunit, "demo": demo}[options.suite](options)
 
 
 def functional(options):
@@ -43,12 +43,13 @@ def functional(options):
     return suite.run(results, suite.files(FUNCTIONAL, options.tests), options.jobs, make)
 
 
-def smoke(options):
+def marked(options):
+    """The tests with the suite's mark, on x86_64."""
     need_programs()
     if not options.vng:
         raise Missing("vng (virtme-ng) is not installed; name it with --vng")
-    config = dict(configuration(options, "functional"), mark="smoke")
-    results = suite.Results("smoke")
+    config = dict(configuration(options, "functional"), mark=options.suite)
+    results = suite.Results(options.suite)
 
     def make(share):
         return suite.Run(

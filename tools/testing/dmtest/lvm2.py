@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0
+"""lvm2 on a volume group of its own, with a configuration of its own and without udev."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+from . import disk
+from .disk import MIB
+
+FOLDER = "/run/lvm2"
+
+CONFIGURATION = """
+devices {{
+	scan = [ "/dev" ]
+	filter = [ {devices}, "r|.*|" ]
+	use_devicesfile = 0
+	obtain_device_list_from_udev = 0
+	external_device_info_source = "none"
+	hints = "none"
+}}
+activation {{
+	udev_sync = 0
+	udev_rules = 0
+	verify_udev_operations = 1
+	monitoring = {monitoring}
+	thin_pool_autoextend_threshold = {threshold}
+	thin_pool_autoextend_percent = {percent}
+}}
+dmeventd {{
+	thin_command = "lvm lvextend --use-policies"
+}}
+global {{
+	locking_dir = "/run/lock/lvm"
+	use_lvmpolld = 0
+	event_activation = 0
+	thin_check_executable = "{thin_check}"
+}}
+backup {{
+	backup = 0
+	archive = 0
+}}
+"""
+
+# What logs its calls and does what it is asked for.
+THIN_CHECK = """#!/bin/sh
+echo "$@" >>{log}
+exec /usr/sbin/thin_check "$@"
+"""
+
+
+class Lvm2:
+    """The volume group `vg` on `disks`. lvm2 loads the module by itself when it needs it."""
+
+    def __init__(self, trace, disks):
+        self.trace = trace
+        self.disks = disks
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        os.makedirs(FOLDER)
+        os.makedirs("/run/lock/lvm", exist_ok=True)
+        self.checks = os.path.join(FOLDER, "thin_check.log")
+        self._script("thin_check", THIN_CHECK.format(log=self.checks))
+        self.configure()
+        self.run("pvcreate", "-q", *[one.path for one in disks])
+        self.run("vgcreate", "-q", "-s", "1m", "vg", *[one.path for one in disks])
+
+    def _script(self, name, text):
+        path = os.path.join(FOLDER, name)
+        with open(path, "w") as file:
+            file.write(text)
+        os.chmod(path, 0o755)
+
+    def configure(self, monitoring=0, threshold=100, percent=20):
+        devices = ", ".join(f'"a|^{one.path}$|"' for one in self.disks)
+        with open(os.path.join(FOLDER, "lvm.conf"), "w") as file:
+            file.write(CONFIGURATION.format(
+                devices=devices, monitoring=monitoring, threshold=threshold, percent=percent,
+                thin_check=os.path.join(FOLDER, "thin_check"),
+            ))
+
+    def call(self, *words):
+        environment = dict(os.environ, LVM_SYSTEM_DIR=FOLDER, LVM_SUPPRESS_FD_WARNINGS="1")
+        return subprocess.run(["lvm", *words], env=environment, capture_output=True, text=True)
+
+    def run(self, *words):
+        """Runs a command, which must succeed; returns what it printed."""
+        done = self.call(*words)
+        assert done.returncode == 0, f"lvm {' '.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        self.trace.note(self._plain(f"lvm {' '.join(words)}"), self._plain(done.stdout))
+        return done.stdout
+
+    def refused(self, *words):
+        """Runs a command, which must fail; returns what it complained about."""
+        done = self.call(*words)
+        assert done.returncode != 0, f"lvm {' '.join(words)} did not fail\n{done.stdout}{done.stderr}"
+        self.trace.note(self._plain(f"lvm {' '.join(words)}"), f"{done.returncode} {self._plain(done.stderr)}")
+        return done.stderr
+
+    def _plain(self, text):
+        for number, one in enumerate(self.disks):
+            text = re.sub(rf"{one.path}\b", f"<disk {number}>", text)
+        return re.sub(r"\b\d+:\d+\b", "<device>", text)
+
+    def lvs(self, name, *columns):
+        """Columns of a volume as text; a single one, or a list."""
+        report = json.loads(self.run("lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "-a", "-o", ",".join(columns), f"vg/{name}"))
+        [row] = report["report"][0]["lv"]
+        values = [row[column] for column in columns]
+        return values[0] if len(values) == 1 else values
+
+    def path(self, name):
+        return f"/dev/mapper/vg-{name}"
+
+    def write(self, name, offset, data):
+        disk.write(self.path(name), offset, data)
+
+    def read(self, name, offset, length):
+        return disk.read(self.path(name), offset, length)
+
+    def place(self, name):
+        """The disk that the first extents of a volume are on, and the offset there in bytes."""
+        device, extents = self.run("lvs", "-a", "--noheadings", "-o", "seg_pe_ranges", f"vg/{name}").split()[0].rsplit(":", 1)
+        start = self.run("pvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "pe_start", device).strip()
+        [found] = [one for one in self.disks if one.path == device]
+        return found, int(start) + int(extents.split("-")[0]) * MIB
+
+    def close(self):
+        """Ends dmeventd and removes the volume group."""
+        stop_dmeventd()
+        self.call("vgremove", "-ff", "vg")
+        shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+def dmeventd():
+    """The process id of dmeventd, or None."""
+    try:
+        with open("/run/dmeventd.pid") as file:
+            number = int(file.read())
+        os.kill(number, 0)
+        return number
+    except (FileNotFoundError, ValueError, ProcessLookupError):
+        return None
+
+
+def stop_dmeventd(patience=10):
+    number = dmeventd()
+    if number is None:
+        return
+    os.kill(number, signal.SIGKILL)
+    end = time.monotonic() + patience
+    while dmeventd() is not None and time.monotonic() < end:
+        time.sleep(0.05)
+    for name in ("dmeventd.pid", "dmeventd-server", "dmeventd-client"):
+        if os.path.exists(f"/run/{name}"):
+            os.unlink(f"/run/{name}")
