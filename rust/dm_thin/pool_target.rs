@@ -271,7 +271,8 @@ impl Target for PoolTarget {
     const FEATURES: TargetFeatures = TargetFeatures::SINGLETON
         .or(TargetFeatures::ALWAYS_WRITEABLE)
         .or(TargetFeatures::IMMUTABLE)
-        .or(TargetFeatures::PASSES_CRYPTO);
+        .or(TargetFeatures::PASSES_CRYPTO)
+        .or(TargetFeatures::NOWAIT);
     type Module = DmThin;
     type PerBio = ();
 
