@@ -51,6 +51,8 @@ use crate::{
     LOG_PREFIX, //
 };
 
+const ORIGIN_IS_POOL: &CStr = c"Error setting origin device";
+
 /// A table of a thin device.
 pub(crate) struct ThinTarget {
     thin: Arc<Thin>,
@@ -128,7 +130,7 @@ impl Target for ThinTarget {
         };
         let origin = match args.get(2) {
             Some(path) if path == pool_path => {
-                return Err(ctr.error(c"Error setting origin device", EINVAL));
+                return Err(ctr.error(ORIGIN_IS_POOL, EINVAL));
             }
             Some(path) => {
                 let dev = ctr
@@ -143,6 +145,10 @@ impl Target for ThinTarget {
         let pool_dev = ctr
             .get_device(pool_path, mode)
             .map_err(|e| ctr.error(c"Error opening pool device", e))?;
+        if matches!(&origin, Some(origin) if origin.dev.is_same(&pool_dev)) {
+            // By another name: what the data device holds is no content of a volume.
+            return Err(ctr.error(ORIGIN_IS_POOL, EINVAL));
+        }
         let id = parse_u64(id)
             .ok()
             .and_then(|id| DeviceId::try_from(id).ok())
