@@ -128,7 +128,10 @@ def play(trace, pool, origin, seed, steps):
 @pytest.mark.parametrize("block_sectors", [128, 384])
 def test_random_scenario(make_pool, make_origin, compare, block_sectors, sectors):
     def scenario(trace, turn):
-        pool = make_pool(data_size=64 * MIB, block_sectors=block_sectors)
+        pool = make_pool(data_size=64 * MIB, block_sectors=block_sectors, start=False)
+        # What lies on the data device already must not be seen.
+        pool.data.overwrite(0, b"\xa5" * pool.data.size)
+        pool.start()
         play(trace, pool, make_origin(sectors), f"{block_sectors} {sectors}", 60)
 
     compare(scenario)
