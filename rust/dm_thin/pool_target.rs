@@ -355,8 +355,7 @@ impl Target for PoolTarget {
 
     fn presuspend(&self) {
         self.pool.set_suspended(true);
-        self.pool
-            .for_each_thin(|thin| thin.ti.internal_suspend_noflush());
+        self.pool.suspend_thins();
     }
 
     fn presuspend_undo(&self) {

@@ -16,7 +16,10 @@ from dmtest import (
     load,
     metadata,
 )
-from dmtest.content import pattern
+from dmtest.content import (
+    Content,
+    pattern,
+)
 from dmtest.disk import (
     KIB,
     MIB,
@@ -435,3 +438,32 @@ def test_write_zeroes_that_the_data_device_refuses(make_pool, make_origin):
     content.verify()
     content.zero(0, 4 * BLOCK + 8 * SECTOR, "zero_out")
     content.verify()
+
+
+@pytest.mark.named_addition
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_suspend_with_a_volume_of_the_same_pool(make_pool, make_origin, reloaded):
+    """Volumes are suspended before their external origins; otherwise the C module, too, waits for ever."""
+    pool = make_pool(data_size=64 * MIB)
+    bottom = layered(pool, 0, make_origin())
+    middle = Layered(pool.new_thin(1, SIZE, bottom.thin.path), bytes(bottom.data))
+    top = Layered(pool.new_thin(2, SIZE, middle.thin.path), bytes(middle.data))
+    plain = Content(pool.new_thin(3, SIZE))
+    plain.write(0, SIZE)
+    above = Layered(pool.new_thin(4, SIZE, plain.thin.path), bytes(plain.data))
+    if reloaded:
+        plain.thin.reload(plain.thin.table_text())
+    jobs = [
+        load.Background(each.thin, "--bs=4k", "--time_based", "--runtime=3", rw="randread", depth=8, verify=False)
+        for each in (top, above)
+    ]
+    while all(job.running() for job in jobs):
+        pool.device.suspend()
+        pool.device.resume()
+    for job in jobs:
+        job.finish()
+    for each in (top, above):
+        each.scatter("some", 10)
+        each.verify()
+    for thin_id in (4, 2, 1):
+        pool.thins[thin_id].remove()
