@@ -126,9 +126,9 @@ class Pool:
         self.create_thin(thin_id)
         return self.activate(thin_id, size, origin)
 
-    def new_snap(self, thin_id, origin_id, size):
+    def new_snap(self, thin_id, origin_id, size, origin=None):
         self.create_snap(thin_id, origin_id)
-        return self.activate(thin_id, size)
+        return self.activate(thin_id, size, origin)
 
     def dump(self):
         """The mappings as they are now: suspends the pool, copies its metadata and dumps the copy."""

@@ -140,6 +140,31 @@ def test_random_scenario(make_pool, make_origin, compare, block_sectors, sectors
     compare(scenario)
 
 
+def test_turns(make_pool, make_origin, modules, both):
+    """A volume and its snapshot on an external origin, continued by one module where the other stopped."""
+    pool = make_pool(start=False)
+    origin = make_origin(5003)
+    content = snap = None
+    for turn in range(6):
+        modules.load(both[turn % 2])
+        pool.start()
+        if content is None:
+            content = layered(pool, 0, origin)
+            content.scatter("first", 10)
+            snap = content.snapshot(pool.new_snap(1, 0, SIZE, origin.path), origin.holds)
+        else:
+            content, snap = (
+                each.on(pool.activate(number, SIZE, origin.path), origin.holds) for number, each in enumerate((content, snap))
+            )
+        for each in (content, snap):
+            each.verify()
+            each.scatter(turn, 8)
+            each.verify()
+        pool.stop()
+        modules.unload()
+        pool.check()
+
+
 @pytest.mark.smoke
 def test_reads_provision_nothing(make_pool, make_origin):
     pool = make_pool()
