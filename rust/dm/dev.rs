@@ -187,6 +187,12 @@ impl Dev {
         unsafe { bindings::dm_rs_helper_bdev_max_discard_sectors(self.bdev()) }
     }
 
+    /// Whether it takes bios that must not wait.
+    pub fn has_nowait(&self) -> bool {
+        // SAFETY: The device is open.
+        unsafe { bindings::dm_rs_helper_bdev_nowait(self.bdev()) }
+    }
+
     /// Whether it writes zeroes without being given them; it may find out later that it cannot.
     pub fn has_write_zeroes(&self) -> bool {
         self.limits().max_write_zeroes_sectors() != 0

@@ -2,6 +2,8 @@
 
 //! Filling new data blocks.
 
+use core::ops::Range;
+
 use dm::{
     kcopyd::{
         Client,
@@ -12,14 +14,15 @@ use dm::{
         Region,
         Throttle, //
     },
-    BlkStatus, //
+    BlkStatus,
+    Sector, //
 };
 use kernel::prelude::*;
-use thin_metadata::DataBlock;
 
 use crate::{
     block_size::BlockSize,
     mapping::{
+        NewMapping,
         Node,
         Preparing, //
     }, //
@@ -52,10 +55,9 @@ impl JobDone for Node {
         // kcopyd gives up if the device turns out not to have the write-zeroes that it promises.
         let dev = &mapping.thin.pool_dev;
         let is_ok = outcome.is_ok()
-            || mapping.zeroes && dev.has_write_zeroes() && {
-                let sector = pool.block_size.to_sectors(mapping.data);
-                dev.zero_out(sector, pool.block_size.sectors().into())
-                    .is_ok()
+            || !mapping.zeroes.is_empty() && dev.has_write_zeroes() && {
+                let (sector, len) = pool.copier.zeroed(mapping);
+                dev.zero_out(sector, len).is_ok()
             };
         let prepared = preparing.finish(match is_ok {
             true => BlkStatus::OK,
@@ -73,31 +75,29 @@ impl Copier {
         })
     }
 
-    /// Copies data block `from` to the new one. The mapping goes to the pool's worker when that is done.
-    pub(crate) fn copy_block(&self, from: DataBlock, to: Preparing) {
+    /// Copies `len` sectors to the beginning of the new data block. The mapping goes to the pool's worker when that
+    /// is done.
+    pub(crate) fn copy(&self, from: Region<'_>, len: Sector, to: Preparing) {
         let dev = to.mapping().thin.pool_dev.clone();
         let sector = self.block_size.to_sectors(to.mapping().data);
-        self.client.copy::<Node>(
-            to.into_job(),
-            Region {
-                dev: &dev,
-                sector: self.block_size.to_sectors(from),
-            },
-            Region { dev: &dev, sector },
-            u64::from(self.block_size.sectors()),
-            Flags::NONE,
-        );
+        let to_region = Region { dev: &dev, sector };
+        self.client
+            .copy::<Node>(to.into_job(), from, to_region, len, Flags::NONE);
     }
 
-    /// Zeroes the new data block. The mapping goes to the pool's worker when that is done.
-    pub(crate) fn zero_block(&self, to: Preparing) {
+    /// Zeroes what is to be zeroed of the new data block. The mapping goes to the pool's worker when that is done.
+    pub(crate) fn zero(&self, to: Preparing) {
         let dev = to.mapping().thin.pool_dev.clone();
-        let sector = self.block_size.to_sectors(to.mapping().data);
-        self.client.zero::<Node>(
-            to.into_job(),
-            Region { dev: &dev, sector },
-            u64::from(self.block_size.sectors()),
-            Flags::NONE,
-        );
+        let (sector, len) = self.zeroed(to.mapping());
+        let to_region = Region { dev: &dev, sector };
+        self.client
+            .zero::<Node>(to.into_job(), to_region, len, Flags::NONE);
+    }
+
+    /// The sectors of the data device that are zeroed for a mapping: the first one and how many.
+    fn zeroed(&self, mapping: &NewMapping) -> (Sector, Sector) {
+        let Range { start, end } = mapping.zeroes;
+        let block = self.block_size.to_sectors(mapping.data);
+        (block.saturating_add(start), end.saturating_sub(start))
     }
 }

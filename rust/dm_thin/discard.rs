@@ -70,8 +70,8 @@ impl Pool {
     }
 
     /// Whether the blocks of the write-zeroes `bio` may be unmapped in order to zero them.
-    fn zeroes_by_unmapping(&self, _thin: &Thin, bio: &ThinBio) -> bool {
-        !bio.is_nounmap() && self.mode().may_change_metadata()
+    fn zeroes_by_unmapping(&self, thin: &Thin, bio: &ThinBio) -> bool {
+        thin.has_zeroes_unmapped() && !bio.is_nounmap() && self.mode().may_change_metadata()
     }
 
     /// How many sectors of `bio` can be dealt with at once: those of one block, or whole blocks that get

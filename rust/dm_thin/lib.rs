@@ -12,6 +12,7 @@
 //!   which [`process`]es the bios of all devices one after the other. A block whose mapping is about to
 //!   change has a cell in [`cells`]; a new [`mapping`] is made ready by the [`copier`], or by a bio that covers
 //!   it. [`in_flight`] keeps freed blocks from being used again too soon.
+//! - What is not mapped reads as zeroes, or comes from an external [`origin`].
 //! - [`discard`] unmaps blocks, [`pass_down`] discards them on the data device, and [`reclaim`] does so for those
 //!   of deleted devices.
 
@@ -28,6 +29,7 @@ mod in_flight;
 mod mapping;
 mod message;
 mod mode;
+mod origin;
 mod pass_down;
 mod per_bio;
 mod pool;

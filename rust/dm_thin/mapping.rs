@@ -7,11 +7,15 @@
 //! the worker, which inserts it into the metadata and lets the bios in the cell go on. Each step consumes
 //! the one before.
 
-use core::mem::MaybeUninit;
+use core::{
+    mem::MaybeUninit,
+    ops::Range, //
+};
 
 use dm::{
     kcopyd::Job,
-    BlkStatus, //
+    BlkStatus,
+    Sector, //
 };
 use kernel::{
     prelude::*,
@@ -43,8 +47,11 @@ pub(crate) struct NewMapping {
     pub(crate) data: DataBlock,
     /// The virtual block's cell.
     pub(crate) cell: CellId,
-    /// Whether the data block is zeroed, as the write does not cover it.
-    pub(crate) zeroes: bool,
+    /// The part of the data block that is to be zeroed, or is being zeroed, as the write does not cover it.
+    pub(crate) zeroes: Range<Sector>,
+    /// How much of the data block is copied from the external origin; nothing is copied before that is zeroed
+    /// which is to be zeroed.
+    pub(crate) from_origin: Sector,
     /// Whether the virtual block is mapped already, to a block that others share.
     pub(crate) breaks_sharing: bool,
     /// The bio that caused all this; elsewhere while it overwrites the data block.
@@ -132,6 +139,19 @@ impl Preparing {
 pub(crate) struct Prepared(KBox<Job<Node>>);
 
 impl Prepared {
+    /// Goes on with the next step if only the first one of two was done: what is to be zeroed has been, but the
+    /// copy from the external origin is missing.
+    pub(crate) fn next_step(mut self) -> Result<Preparing, Self> {
+        let Node {
+            mapping, status, ..
+        } = &mut **self.0;
+        if !status.is_ok() || mapping.from_origin == 0 || mapping.zeroes.is_empty() {
+            return Err(self);
+        }
+        mapping.zeroes = 0..0;
+        Ok(Preparing(self.0))
+    }
+
     /// The mapping, how its preparation ended, and whether the bio that caused it has written its data.
     pub(crate) fn into_parts(self) -> (NewMapping, BlkStatus, bool) {
         let node = KBox::into_inner(self.0).into_inner();

@@ -332,6 +332,33 @@ impl Pool {
         }
     }
 
+    /// Suspends all active thin devices.
+    ///
+    /// The external origin of one may be another one. Bios that wait there because it is suspended keep the device
+    /// above from being suspended. So those that have external origins come first, and the latest of these
+    /// before older ones, as an origin is there before the device on top of it.
+    pub(crate) fn suspend_thins(&self) {
+        for has_origin in [true, false] {
+            let mut before = None;
+            while let Some(thin) = self.previous_thin(before) {
+                if thin.origin.is_some() == has_origin {
+                    thin.ti.internal_suspend_noflush();
+                }
+                before = Some(thin.serial);
+            }
+        }
+    }
+
+    /// The active thin device before the one with serial number `before`, or the last one.
+    fn previous_thin(&self, before: Option<u64>) -> Option<Arc<Thin>> {
+        let thins = self.thins.lock();
+        let end = match before {
+            Some(before) => thins.active.partition_point(|thin| thin.serial < before),
+            None => thins.active.len(),
+        };
+        thins.active.get(end.checked_sub(1)?).cloned()
+    }
+
     /// Has the worker look for something to do; from any context.
     pub(crate) fn wake(self: &Arc<Self>) {
         // If it is to run anyway, that is soon enough.

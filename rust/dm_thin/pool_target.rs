@@ -271,7 +271,8 @@ impl Target for PoolTarget {
     const FEATURES: TargetFeatures = TargetFeatures::SINGLETON
         .or(TargetFeatures::ALWAYS_WRITEABLE)
         .or(TargetFeatures::IMMUTABLE)
-        .or(TargetFeatures::PASSES_CRYPTO);
+        .or(TargetFeatures::PASSES_CRYPTO)
+        .or(TargetFeatures::NOWAIT);
     type Module = DmThin;
     type PerBio = ();
 
@@ -354,8 +355,7 @@ impl Target for PoolTarget {
 
     fn presuspend(&self) {
         self.pool.set_suspended(true);
-        self.pool
-            .for_each_thin(|thin| thin.ti.internal_suspend_noflush());
+        self.pool.suspend_thins();
     }
 
     fn presuspend_undo(&self) {

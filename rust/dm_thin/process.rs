@@ -6,22 +6,26 @@
 //!
 //! | | not mapped | mapped, shared | mapped |
 //! | --- | --- | --- | --- |
-//! | read | zeroes | remapped | remapped |
+//! | read | zeroes, or from the external origin | remapped | remapped |
 //! | write | a new block is provisioned | sharing is broken | remapped |
-//! | write zeroes to a part | nothing | sharing is broken | remapped |
-//! | discard, write zeroes to whole blocks | nothing | unmapped: see [`discard`](crate::discard) | unmapped |
+//! | write zeroes to a part | nothing (1) | sharing is broken | remapped |
+//! | discard, write zeroes to whole blocks (1) | nothing | unmapped: see [`discard`](crate::discard) | unmapped |
 //! | flush | goes to the data device, or waits for a commit that flushes it | | |
 //!
-//! A new block is zeroed, or the shared one copied to it, unless the write covers all of it. Sharing is broken
-//! like this: the write's block gets a cell, so later writes to it wait; the data is copied to the new block
-//! while others go on reading the old one; the new mapping is inserted, which takes this device's reference
+//! (1): With an external origin, zeroes are written like other data.
+//!
+//! A new block is zeroed, or the shared one or what the external [`origin`](crate::origin) has copied to it, unless
+//! the write covers all of it. Sharing is broken like this: the write's block gets a cell, so later writes to
+//! it wait; the data is copied to the new block while others go on reading the old one; the new mapping is inserted, which takes this device's reference
 //! from the old block; the bios in the cell go on. No commit is needed for that: after a crash the old mapping
 //! leads to the old block, which nobody has written to, since a block that was freed is not used again before
 //! the commit that makes it free, and not before the reads have ended that were sent to it earlier.
 
 use dm::{
+    kcopyd::Region,
     BlkStatus,
-    Op, //
+    Op,
+    Sector, //
 };
 use kernel::{
     prelude::*,
@@ -106,7 +110,7 @@ impl Pool {
     ) -> Result<(), Postponed> {
         let block = self.block_size.block_of(bio.sector());
         let blocks = block..block.saturating_add(1);
-        let Some(mut bio) = worker.cells.wait(thin.id, &blocks, bio) else {
+        let Some(bio) = worker.cells.wait(thin.id, &blocks, bio) else {
             return Ok(());
         };
 
@@ -124,11 +128,12 @@ impl Pool {
                 Ok(())
             }
             Ok(None) if bio.is_read() => {
-                bio.zero_fill();
-                bio.end(BlkStatus::OK);
+                if let Some(bio) = thin.read_unmapped(bio) {
+                    bio.submit();
+                }
                 Ok(())
             }
-            Ok(None) if bio.op() == Op::WriteZeroes => {
+            Ok(None) if bio.op() == Op::WriteZeroes && thin.has_zeroes_unmapped() => {
                 self.end_after_needed_commit(worker, thin, bio);
                 Ok(())
             }
@@ -190,24 +195,45 @@ impl Pool {
         };
 
         let overwrites = u64::from(bio.len_bytes()) == self.block_size.bytes();
-        let zeroes = old.is_none() && !overwrites && self.zeroes_new_blocks();
+        let sectors = Sector::from(self.block_size.sectors());
+        let from_origin = match (&old, &thin.origin) {
+            (None, Some(origin)) => {
+                let begin = self.block_size.to_sectors(block);
+                origin.overlap(begin..begin.saturating_add(sectors))
+            }
+            _ => 0,
+        };
+        let zeroing = self.zeroes_new_blocks();
+        let zeroes = match old.is_none() && !overwrites && zeroing {
+            true => from_origin..sectors,
+            false => 0..0,
+        };
+        let is_zeroed = !zeroes.is_empty();
         let preparing = room.fill(NewMapping {
             thin: thin.clone(),
             block,
             data,
             cell,
             zeroes,
+            from_origin,
             breaks_sharing: old.is_some(),
             holder: Some(bio),
         });
         match old {
             Some(_) if overwrites => self.overwrite(preparing),
-            Some(old) => self.copier.copy_block(old.block, preparing),
-            None if !self.zeroes_new_blocks() => {
+            Some(old) => {
+                let from = Region {
+                    dev: &thin.pool_dev,
+                    sector: self.block_size.to_sectors(old.block),
+                };
+                self.copier.copy(from, sectors, preparing);
+            }
+            None if from_origin == 0 && !zeroing => {
                 self.complete_mapping(worker, preparing.finish(BlkStatus::OK));
             }
             None if overwrites => self.overwrite(preparing),
-            None => self.copier.zero_block(preparing),
+            None if is_zeroed => self.copier.zero(preparing),
+            None => self.copy_from_origin(preparing),
         }
         Ok(())
     }

@@ -24,6 +24,7 @@ use thin_metadata::{
 };
 
 use crate::{
+    origin::Origin,
     per_bio::{
         ThinBio,
         ThinBios, //
@@ -50,6 +51,7 @@ pub(crate) struct Thin {
     pub(crate) pool: Arc<Pool>,
     /// The pool's mapped device, whose I/O goes on to the data device.
     pub(crate) pool_dev: Dev,
+    pub(crate) origin: Option<Origin>,
     pub(crate) ti: Ti,
     /// Set while the device is suspended without flushing: bios are given back to be queued above us.
     requeue: AtomicFlag,
@@ -64,6 +66,7 @@ impl Thin {
         handle: ThinHandle,
         pool: Arc<Pool>,
         pool_dev: Dev,
+        origin: Option<Origin>,
         ti: Ti,
     ) -> impl PinInit<Self> {
         pin_init!(Self {
@@ -72,6 +75,7 @@ impl Thin {
             handle,
             pool,
             pool_dev,
+            origin,
             ti,
             requeue: AtomicFlag::new(false),
             deferred <- new_spinlock_irq!(Deferred::default(), "dm_thin::Thin::deferred"),

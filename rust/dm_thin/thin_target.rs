@@ -40,6 +40,7 @@ use thin_metadata::{
 
 use crate::{
     mode::Mode,
+    origin::Origin,
     per_bio::{
         PerBio,
         ThinBio, //
@@ -50,6 +51,8 @@ use crate::{
     LOG_PREFIX, //
 };
 
+const ORIGIN_IS_POOL: &CStr = c"Error setting origin device";
+
 /// A table of a thin device.
 pub(crate) struct ThinTarget {
     thin: Arc<Thin>,
@@ -57,8 +60,11 @@ pub(crate) struct ThinTarget {
 }
 
 impl ThinTarget {
-    /// Leaves a bio to the worker, when that keeps up.
+    /// Leaves a bio to the worker, when that keeps up, unless it must not wait.
     fn defer(&self, bio: ThinBio) -> Map<PerBio> {
+        if bio.is_nowait() {
+            return Self::end(bio, BlkStatus::AGAIN);
+        }
         self.pool.throttle.pass(|| self.thin.defer(bio));
         Map::Submitted
     }
@@ -114,24 +120,35 @@ impl ThinTarget {
 impl Target for ThinTarget {
     const NAME: &'static CStr = c"thin";
     const VERSION: [u32; 3] = crate::VERSION;
-    const FEATURES: Features = Features::PASSES_CRYPTO;
+    const FEATURES: Features = Features::PASSES_CRYPTO.or(Features::NOWAIT);
     type Module = DmThin;
     type PerBio = PerBio;
 
     fn ctr(ctr: &mut Ctr<'_>, args: Args<'_>) -> Result<Pin<KBox<Self>>> {
-        let (pool_path, id) = match (args.len(), args.get(0), args.get(1)) {
-            (2, Some(pool), Some(id)) => (pool, id),
-            (3, _, _) => {
-                let reason = c"External origins are not supported";
-                return Err(ctr.error(reason, EOPNOTSUPP));
+        let (2..=3, Some(pool_path), Some(id)) = (args.len(), args.get(0), args.get(1)) else {
+            return Err(ctr.error(c"Invalid argument count", EINVAL));
+        };
+        let origin = match args.get(2) {
+            Some(path) if path == pool_path => {
+                return Err(ctr.error(ORIGIN_IS_POOL, EINVAL));
             }
-            _ => return Err(ctr.error(c"Invalid argument count", EINVAL)),
+            Some(path) => {
+                let dev = ctr
+                    .get_device(path, dm::Mode::READ)
+                    .map_err(|e| ctr.error(c"Error opening origin device", e))?;
+                Some(Origin::new(dev))
+            }
+            None => None,
         };
 
         let mode = ctr.mode();
         let pool_dev = ctr
             .get_device(pool_path, mode)
             .map_err(|e| ctr.error(c"Error opening pool device", e))?;
+        if matches!(&origin, Some(origin) if origin.dev.is_same(&pool_dev)) {
+            // By another name: what the data device holds is no content of a volume.
+            return Err(ctr.error(ORIGIN_IS_POOL, EINVAL));
+        }
         let id = parse_u64(id)
             .ok()
             .and_then(|id| DeviceId::try_from(id).ok())
@@ -167,7 +184,14 @@ impl Target for ThinTarget {
         let ti = ctr.handle().clone();
         let thin = pool
             .add_thin(|serial| {
-                let thin = Thin::new(serial, handle.clone(), (*pool).clone(), pool_dev, ti);
+                let thin = Thin::new(
+                    serial,
+                    handle.clone(),
+                    (*pool).clone(),
+                    pool_dev,
+                    origin,
+                    ti,
+                );
                 Arc::pin_init(thin, GFP_KERNEL)
             })
             .map_err(|e| {
@@ -197,10 +221,15 @@ impl Target for ThinTarget {
         // Before the look-up: see `InFlight`.
         let epoch = self.pool.in_flight.enter();
         let block = self.pool.block_size.block_of(bio.sector());
-        let found = {
-            let pool = self.pool.metadata.read();
-            pool.metadata.find_block(&self.thin.handle, block, false)
+        let pool = match bio.is_nowait() {
+            true => self.pool.metadata.try_read(),
+            false => Some(self.pool.metadata.read()),
         };
+        let found = match &pool {
+            Some(pool) => pool.metadata.find_block(&self.thin.handle, block, false),
+            None => Err(thin_metadata::Error::WouldBlock),
+        };
+        drop(pool);
         match found {
             Ok(Some(Mapping { block, shared })) if !shared || bio.is_read() => {
                 bio.data_mut().epoch = Some(epoch);
@@ -209,10 +238,12 @@ impl Target for ThinTarget {
             }
             Ok(None) if bio.is_read() => {
                 self.pool.in_flight.leave(epoch);
-                bio.zero_fill();
-                Self::end(bio, BlkStatus::OK)
+                match self.thin.read_unmapped(bio) {
+                    Some(bio) => Map::Remapped(bio),
+                    None => Map::Submitted,
+                }
             }
-            Ok(None) if bio.op() == Op::WriteZeroes => {
+            Ok(None) if bio.op() == Op::WriteZeroes && self.thin.has_zeroes_unmapped() => {
                 self.pool.in_flight.leave(epoch);
                 Self::end(bio, BlkStatus::OK)
             }
@@ -253,6 +284,13 @@ impl Target for ThinTarget {
         self.set_requeues(false);
     }
 
+    fn preresume(&self) -> Result {
+        if let Some(origin) = &self.thin.origin {
+            origin.update_size();
+        }
+        Ok(())
+    }
+
     fn status(&self, kind: StatusKind, _flags: StatusFlags, out: &mut Output<'_>) -> fmt::Result {
         if self.pool.mode() == Mode::Fail {
             return write!(out, "Fail");
@@ -260,7 +298,11 @@ impl Target for ThinTarget {
         match kind {
             StatusKind::Info => self.write_status(out),
             StatusKind::Table => {
-                write!(out, "{} {}", self.thin.pool_dev.number(), self.thin.id)
+                write!(out, "{} {}", self.thin.pool_dev.number(), self.thin.id)?;
+                match &self.thin.origin {
+                    Some(origin) => write!(out, " {}", origin.dev.number()),
+                    None => Ok(()),
+                }
             }
             StatusKind::Ima => Ok(()),
         }

@@ -109,6 +109,10 @@ impl Pool {
 
     /// Inserts a mapping whose data block is ready, and lets the bios go on that waited for it.
     pub(crate) fn complete_mapping(self: &Arc<Self>, worker: &mut Worker, prepared: Prepared) {
+        let prepared = match prepared.next_step() {
+            Ok(preparing) => return self.copy_from_origin(preparing),
+            Err(prepared) => prepared,
+        };
         let (new, mut status, overwritten) = prepared.into_parts();
         let (thin, data) = (new.thin.clone(), new.data);
 

@@ -58,6 +58,11 @@ __rust_helper bool dm_rs_helper_bdev_read_only(struct block_device *bdev)
 	return bdev_read_only(bdev);
 }
 
+__rust_helper bool dm_rs_helper_bdev_nowait(struct block_device *bdev)
+{
+	return bdev_nowait(bdev);
+}
+
 __rust_helper struct queue_limits *dm_rs_helper_bdev_limits(struct block_device *bdev)
 {
 	return bdev_limits(bdev);

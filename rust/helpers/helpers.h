@@ -17,6 +17,7 @@ bool dm_rs_helper_current_is_worker(void);
 void dm_rs_helper_get_file(struct file *file);
 sector_t dm_rs_helper_bdev_nr_sectors(struct block_device *bdev);
 bool dm_rs_helper_bdev_read_only(struct block_device *bdev);
+bool dm_rs_helper_bdev_nowait(struct block_device *bdev);
 struct queue_limits *dm_rs_helper_bdev_limits(struct block_device *bdev);
 unsigned int dm_rs_helper_bdev_max_discard_sectors(struct block_device *bdev);
 void dm_rs_helper_destroy_work_on_stack(struct work_struct *work);

@@ -140,20 +140,23 @@ def opened(path, flags=os.O_RDWR | os.O_DIRECT):
         os.close(descriptor)
 
 
-def read(path, offset, length):
-    """Reads from a block device past all caches."""
+def read(path, offset, length, how=0):
+    """Reads from a block device past all caches; `how` are flags such as os.RWF_NOWAIT."""
     with opened(path, os.O_RDONLY | os.O_DIRECT) as descriptor, mmap.mmap(-1, length) as buffer:
-        done = os.preadv(descriptor, [buffer], offset)
+        done = os.preadv(descriptor, [buffer], offset, how)
         if done != length:
             raise OSError(f"{path}: read {done} of {length} bytes at {offset}")
         return buffer[:]
 
 
-def write(path, offset, data, flags=0):
-    """Writes to a block device past all caches; `flags` may add os.O_DSYNC, which makes it FUA or FLUSH."""
+def write(path, offset, data, flags=0, how=0):
+    """Writes to a block device past all caches.
+
+    `flags` may add os.O_DSYNC, which makes it FUA or FLUSH; `how` are flags such as os.RWF_NOWAIT.
+    """
     with opened(path, os.O_WRONLY | os.O_DIRECT | flags) as descriptor, mmap.mmap(-1, len(data)) as buffer:
         buffer[:] = data
-        done = os.pwritev(descriptor, [buffer], offset)
+        done = os.pwritev(descriptor, [buffer], offset, how)
         if done != len(data):
             raise OSError(f"{path}: wrote {done} of {len(data)} bytes at {offset}")
 

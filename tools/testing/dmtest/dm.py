@@ -43,6 +43,11 @@ class Device:
     def path(self):
         return f"/dev/dm-{self.minor}"
 
+    @property
+    def number(self):
+        status = os.stat(self.path)
+        return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+
     def load(self, table, readonly=False):
         count, data = ioctl.pack_table(table)
         ioctl.call(ioctl.TABLE_LOAD, self.name, ioctl.READONLY if readonly else 0, count, data)

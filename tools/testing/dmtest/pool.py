@@ -116,19 +116,19 @@ class Pool:
     def release_metadata_snap(self):
         self.message("release_metadata_snap")
 
-    def activate(self, thin_id, size):
-        """Activates the volume `thin_id` with `size` bytes."""
-        thin = Thin.open(self, thin_id, size)
+    def activate(self, thin_id, size, origin=None):
+        """Activates the volume `thin_id` with `size` bytes; `origin` is the path of its external origin."""
+        thin = Thin.open(self, thin_id, size, origin=origin)
         self.thins[thin_id] = thin
         return thin
 
-    def new_thin(self, thin_id, size):
+    def new_thin(self, thin_id, size, origin=None):
         self.create_thin(thin_id)
-        return self.activate(thin_id, size)
+        return self.activate(thin_id, size, origin)
 
-    def new_snap(self, thin_id, origin_id, size):
+    def new_snap(self, thin_id, origin_id, size, origin=None):
         self.create_snap(thin_id, origin_id)
-        return self.activate(thin_id, size)
+        return self.activate(thin_id, size, origin)
 
     def dump(self):
         """The mappings as they are now: suspends the pool, copies its metadata and dumps the copy."""
@@ -146,16 +146,21 @@ class Thin(Device):
     pool = None
 
     @classmethod
-    def open(cls, pool, thin_id, size, name=None):
-        sectors = size // SECTOR
-        thin = cls.create(name or f"{pool.name}-thin{thin_id}", f"0 {sectors} thin {pool.device.path} {thin_id}")
+    def open(cls, pool, thin_id, size, name=None, origin=None):
+        table = cls._table(pool, thin_id, size // SECTOR, origin)
+        thin = cls.create(name or f"{pool.name}-thin{thin_id}", table)
         thin.pool = pool
         thin.id = thin_id
         thin.size = size
+        thin.origin = origin
         return thin
 
+    @staticmethod
+    def _table(pool, thin_id, sectors, origin):
+        return f"0 {sectors} thin {pool.device.path} {thin_id}" + (f" {origin}" if origin else "")
+
     def table_text(self, sectors=None):
-        return f"0 {sectors or self.size // SECTOR} thin {self.pool.device.path} {self.id}"
+        return self._table(self.pool, self.id, sectors or self.size // SECTOR, self.origin)
 
     def remove(self, patience=5.0):
         super().remove(patience)

@@ -335,13 +335,37 @@ def test_thin_table(bench, tables):
     bench(scenario)
 
 
-def test_origin_that_cannot_be(bench):
-    """External origins may be refused altogether, so that only the refusal counts."""
+# {n} is the pool, too, by its number.
+ORIGIN_TABLES = {
+    "is none": [f"{{p}} 5 {origin}" for origin in ("/dev/nowhere", "/dev/null", "249:1000", "8x", "''")],
+    "is the pool": ["{p} 5 {p}", "/dev/nowhere 5 /dev/nowhere", "{n} 5 {n}"],
+    "is another volume": ["{p} 5 {t}"],
+    "is in order, but something else is not": [
+        "/dev/nowhere 5 {m}", "{m} 5 {l}", "{l} 5 {m}", "{p} zero {m}", "{p} 77 {m}", "{p} 16777216 {m}", "{p} 5 {m} {l}",
+    ],
+    "is not in order, nor is something else": ["/dev/nowhere 5 /dev/null", "{p} zero /dev/nowhere", "{p} 77 {p}"],
+    "is in order": ["{p} 5 {m}", "{p} 5 {l}", "{p} 0 {m}"],
+}
+
+
+@pytest.mark.parametrize("tables", ORIGIN_TABLES.values(), ids=ORIGIN_TABLES)
+def test_external_origin(bench, tables):
     def scenario(trace, pool, spare):
-        for origin in (pool.device.path, "/dev/nowhere", "/dev/null"):
-            with pytest.raises(DmError):
-                Device.create("bad", f"0 8192 thin {pool.device.path} 5 {origin}")
-            trace.note("refused", "origin")
+        linear = Device.create("linear", f"0 8192 linear {spare[1].path} 0")
+        for table in tables:
+            create(trace, "0 8192 thin " + table.format(
+                p=pool.device.path, n=pool.device.number, t=pool.thins[0].path, l=linear.path, m=spare[0].path,
+            ))
+        linear.remove()
+
+    bench(scenario)
+
+
+def test_volume_that_is_its_own_origin(bench):
+    def scenario(trace, pool, spare):
+        thin = pool.thins[0]
+        table = f"0 {thin.size // SECTOR} thin {pool.device.path} 0 {thin.path}"
+        assert not trace.dmsetup("load", thin.name, "--table", table)
 
     bench(scenario)
 
