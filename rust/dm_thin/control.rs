@@ -23,11 +23,17 @@ use kernel::{
 
 use crate::{
     features::Features,
-    mode::{
-        Mode,
-        Transition, //
-    },
+    mode::Mode,
     pool::Pool,
+    state::{
+        Access,
+        Actions,
+        Conditions,
+        Event,
+        State,
+        Timeout,
+        Waiting, //
+    },
     LOG_PREFIX, //
 };
 
@@ -80,7 +86,8 @@ impl Binding {
 }
 
 /// What is changed with the lock held.
-struct State {
+struct Locked {
+    state: State,
     /// The table that was resumed last, until it is destroyed.
     bound: Option<Arc<Binding>>,
     /// Whether the low-water mark was reported since the last resume.
@@ -104,28 +111,38 @@ pub(crate) struct Control {
     /// The length of the bound table in sectors, for those who must not wait for the lock; 0 if there is none.
     bound_len: Atomic<i64>,
     #[pin]
-    state: Mutex<State>,
+    locked: Mutex<Locked>,
 }
 
 impl Control {
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            mode: Atomic::new(Mode::Write as i32),
+            mode: Atomic::new(State::NEW.mode as i32),
             zero_new_blocks: AtomicFlag::new(true),
             discard_passdown: AtomicFlag::new(true),
-            error_if_no_space: AtomicFlag::new(false),
+            error_if_no_space: AtomicFlag::new(State::NEW.error_if_no_space),
             discard_on_delete: AtomicFlag::new(false),
-            out_of_data_space: AtomicFlag::new(false),
+            out_of_data_space: AtomicFlag::new(State::NEW.out_of_data_space),
             suspended: AtomicFlag::new(true),
             bound_len: Atomic::new(0),
-            state <- new_mutex!(
-                State {
+            locked <- new_mutex!(
+                Locked {
+                    state: State::NEW,
                     bound: None,
                     low_water_triggered: false,
                 },
                 "dm_thin::Control"
             ),
         })
+    }
+
+    /// Lets everybody see the state; for those who hold the lock.
+    fn publish(&self, state: &State) {
+        self.error_if_no_space
+            .store(state.error_if_no_space, Relaxed);
+        self.out_of_data_space
+            .store(state.out_of_data_space, Relaxed);
+        self.mode.store(state.mode as i32, Relaxed);
     }
 }
 
@@ -179,15 +196,12 @@ impl Pool {
         {
             let control = &self.control;
             let requested = &binding.requested;
-            control.state.lock().bound = Some(binding.clone());
+            control.locked.lock().bound = Some(binding.clone());
             let len = i64::try_from(binding.ti.len()).unwrap_or(0);
             control.bound_len.store(len, Relaxed);
             control
                 .zero_new_blocks
                 .store(requested.zero_new_blocks, Relaxed);
-            control
-                .error_if_no_space
-                .store(requested.error_if_no_space, Relaxed);
             control
                 .discard_on_delete
                 .store(requested.discard_on_delete, Relaxed);
@@ -195,14 +209,17 @@ impl Pool {
                 .discard_passdown
                 .store(binding.passdown.load(Relaxed), Relaxed);
         }
-        self.set_mode(Mode::from_i32(binding.mode.load(Relaxed)));
+        self.handle(Event::Bound {
+            mode: Mode::from_i32(binding.mode.load(Relaxed)),
+            error_if_no_space: binding.requested.error_if_no_space,
+        });
     }
 
     /// Forgets the table `ti` if it is the one that counts.
     pub(crate) fn unbind(&self, ti: &Ti) {
-        let mut state = self.control.state.lock();
-        if matches!(&state.bound, Some(binding) if binding.ti.is_same(ti)) {
-            state.bound = None;
+        let mut locked = self.control.locked.lock();
+        if matches!(&locked.bound, Some(binding) if binding.ti.is_same(ti)) {
+            locked.bound = None;
             self.control.bound_len.store(0, Relaxed);
         }
     }
@@ -214,7 +231,7 @@ impl Pool {
 
     /// The table that counts.
     fn bound(&self) -> Option<Arc<Binding>> {
-        self.control.state.lock().bound.clone()
+        self.control.locked.lock().bound.clone()
     }
 
     /// Tells user space that something happened.
@@ -234,17 +251,19 @@ impl Pool {
 
     /// Begins to watch the low-water mark anew.
     pub(crate) fn rearm_low_water_mark(&self) {
-        self.control.state.lock().low_water_triggered = false;
+        self.control.locked.lock().low_water_triggered = false;
     }
 
     /// Tells user space, once, that no more than the low-water mark of data blocks is free.
     pub(crate) fn check_low_water_mark(&self, free: u64) {
         let binding = {
-            let mut state = self.control.state.lock();
-            match &state.bound {
-                Some(binding) if free <= binding.low_water_blocks && !state.low_water_triggered => {
+            let mut locked = self.control.locked.lock();
+            match &locked.bound {
+                Some(binding)
+                    if free <= binding.low_water_blocks && !locked.low_water_triggered =>
+                {
                     let binding = binding.clone();
-                    state.low_water_triggered = true;
+                    locked.low_water_triggered = true;
                     binding
                 }
                 _ => return,
@@ -258,91 +277,71 @@ impl Pool {
         binding.ti.event();
     }
 
-    /// Changes the mode to `wanted`, as far as [`Mode::transition`] allows.
-    pub(crate) fn set_mode(self: &Arc<Self>, wanted: Mode) {
-        let binding = {
-            let control = &self.control;
-            let state = control.state.lock();
-            let old = self.mode();
-            let needs_check = self.metadata.read().metadata.needs_check();
-            let Transition { mode, needs_repair } = old.transition(wanted, needs_check);
-            if needs_repair {
+    /// Does what an event asks for.
+    ///
+    /// What it does with the lock held is in the order of the events. Bios end without: whoever adds one to those
+    /// that wait looks at the mode once more after that.
+    pub(crate) fn handle(self: &Arc<Self>, event: Event) {
+        let waiting = {
+            let mut locked = self.control.locked.lock();
+            // Until the new mode is published: whoever has the lock for writing sees access and mode that agree.
+            let pool = self.metadata.read();
+            let (state, actions) = locked.state.on(
+                event,
+                Conditions {
+                    needs_check: pool.metadata.needs_check(),
+                    no_space_timeout: NO_SPACE_TIMEOUT.get(),
+                },
+            );
+            let Actions {
+                complain,
+                access,
+                timeout,
+                announce,
+                waiting,
+            } = actions;
+
+            if complain {
                 dm::log::err!(
                     LOG_PREFIX,
                     "{}: unable to switch pool to write mode until repaired.",
                     self.name()
                 );
             }
-
-            match mode {
-                Mode::Write => {
-                    control.out_of_data_space.store(false, Relaxed);
-                    if let Some(binding) = &state.bound {
-                        let requested = &binding.requested;
-                        control
-                            .error_if_no_space
-                            .store(requested.error_if_no_space, Relaxed);
-                    }
-                }
-                Mode::OutOfDataSpace => control.out_of_data_space.store(true, Relaxed),
-                Mode::OutOfMetadataSpace | Mode::ReadOnly | Mode::Fail => {}
+            match access {
+                Access::Keep => {}
+                Access::Writable => pool.metadata.set_read_only(false),
+                Access::ReadOnly => pool.metadata.set_read_only(true),
             }
-            self.metadata
-                .read()
-                .metadata
-                .set_read_only(!mode.may_change_metadata());
-
-            control.mode.store(mode as i32, Relaxed);
-            if let Some(binding) = &state.bound {
+            match timeout {
+                Timeout::Keep => {}
+                Timeout::Start(seconds) => self.give_time_for_space(seconds),
+                Timeout::Cancel => self.take_time_for_space(),
+            }
+            locked.state = state;
+            self.control.publish(&state);
+            drop(pool);
+            if let Some(binding) = &locked.bound {
                 // A resume of the same table must not change the mode.
-                binding.mode.store(mode as i32, Relaxed);
+                binding.mode.store(state.mode as i32, Relaxed);
             }
-            match old == mode {
-                true => None,
-                false => Some((state.bound.clone(), mode)),
+            if announce {
+                if let Some(binding) = &locked.bound {
+                    binding.ti.event();
+                }
+                dm::log::info!(
+                    LOG_PREFIX,
+                    "{}: switching pool to {} mode",
+                    self.name(),
+                    state.description()
+                );
             }
+            waiting
         };
-        match self.mode() {
-            Mode::Write => self.take_time_for_space(),
-            Mode::OutOfDataSpace => self.start_no_space_timeout(),
-            Mode::OutOfMetadataSpace | Mode::ReadOnly | Mode::Fail => {
-                self.end_retries(self.io_error());
-            }
+        match waiting {
+            Waiting::Keep => {}
+            Waiting::Retry => self.retry_bios(),
+            Waiting::Fail(status) => self.end_retries(status),
         }
-        if let Some((binding, mode)) = binding {
-            self.notify_of_mode(binding.as_deref(), mode);
-        }
-    }
-
-    fn notify_of_mode(&self, binding: Option<&Binding>, mode: Mode) {
-        if let Some(binding) = binding {
-            binding.ti.event();
-        }
-        dm::log::info!(
-            LOG_PREFIX,
-            "{}: switching pool to {} mode",
-            self.name(),
-            mode.description(self.errors_if_no_space())
-        );
-    }
-
-    fn start_no_space_timeout(self: &Arc<Self>) {
-        let seconds = NO_SPACE_TIMEOUT.get();
-        if !self.errors_if_no_space() && seconds != 0 {
-            self.give_time_for_space(seconds);
-        }
-    }
-
-    /// User space has had its time to add space: writes fail from now on.
-    pub(crate) fn no_space_timeout(self: &Arc<Self>) {
-        {
-            let _state = self.control.state.lock();
-            if self.mode() != Mode::OutOfDataSpace || self.errors_if_no_space() {
-                return;
-            }
-            self.control.error_if_no_space.store(true, Relaxed);
-        }
-        self.notify_of_mode(self.bound().as_deref(), Mode::OutOfDataSpace);
-        self.end_retries(BlkStatus::NOSPC);
     }
 }

@@ -175,7 +175,7 @@ impl Pool {
             let removed = pool.metadata.remove_range(&thin.handle, first, end, freed);
             if let Err(e) = removed {
                 drop(pool);
-                self.metadata_operation_failed("remove_range", e);
+                self.metadata_operation_failed("dm_thin_remove_range", e);
                 return Err(e);
             }
             begin = end;

@@ -7,7 +7,8 @@
 //!
 //! - [`thin_target`] and [`pool_target`] are what device-mapper calls; [`message`] are the pool's messages.
 //! - [`registry`] knows all pools. [`pool`] is one: its metadata, [`control`] of its [`mode`], its
-//!   [`features`].
+//!   [`features`]. What the mode becomes when something happens is for [`state`] to tell. [`reserve`] frees space
+//!   where there is none left for metadata.
 //! - A bio is remapped on the spot if its block is mapped. Everything else is for the pool's [`worker`],
 //!   which [`process`]es the bios of all devices one after the other. A block whose mapping is about to
 //!   change has a cell in [`cells`]; a new [`mapping`] is made ready by the [`copier`], or by a bio that covers
@@ -37,6 +38,8 @@ mod pool_target;
 mod process;
 mod reclaim;
 mod registry;
+mod reserve;
+mod state;
 mod thin;
 mod thin_target;
 mod throttle;

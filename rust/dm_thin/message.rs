@@ -20,6 +20,7 @@ use kernel::{
 use thin_metadata::DeviceId;
 
 use crate::{
+    mode::Mode,
     pool::{
         Pool,
         PoolMetadata, //
@@ -31,6 +32,9 @@ use crate::{
 /// Asks how many data blocks of deleted thin devices are still to be discarded, and how many were since the pool
 /// was made. The C implementation has no such thing.
 const DISCARD_PROGRESS: &CStr = c"discard_progress";
+
+/// The message that works also while the pool is out of metadata space.
+const DELETE: &CStr = c"delete";
 
 /// A message, with its arguments understood.
 enum Command {
@@ -44,7 +48,8 @@ enum Command {
 
 /// Does what a message says, and commits; or answers it.
 ///
-/// Errors: [`EOPNOTSUPP`] if the metadata cannot be changed in the pool's mode; [`EINVAL`] for unknown messages,
+/// Errors: [`EOPNOTSUPP`] if the metadata cannot be changed in the pool's mode, except by a deletion where metadata
+/// space is all that lacks; [`EINVAL`] for unknown messages,
 /// wrong arguments, another transaction id, and a release without a metadata snapshot; [`EEXIST`] and
 /// [`ENODATA`] for ids that are in use or not; [`EBUSY`] for the deletion of an active device and a second
 /// metadata snapshot; and what the metadata device gives.
@@ -58,49 +63,66 @@ pub(crate) fn handle(pool: &Arc<Pool>, msg: &mut Message<'_>) -> Result {
         let Progress { pending, discarded } = pool.metadata.read().reclaim.progress();
         return write!(msg.reply(), "{pending} {discarded}").map_err(|_| EINVAL);
     }
-    if !pool.mode().may_change_metadata() {
-        dm::log::err!(
-            LOG_PREFIX,
-            "{}: unable to service pool target messages in READ_ONLY or FAIL mode",
-            pool.name()
-        );
-        return Err(EOPNOTSUPP);
+    let asks_for_delete = args.get(0).is_some_and(|word| same_word(word, DELETE));
+    match pool.mode() {
+        Mode::Write | Mode::OutOfDataSpace => {}
+        Mode::OutOfMetadataSpace if asks_for_delete => {}
+        Mode::OutOfMetadataSpace | Mode::ReadOnly | Mode::Fail => {
+            dm::log::err!(
+                LOG_PREFIX,
+                "{}: unable to service pool target messages in READ_ONLY or FAIL mode",
+                pool.name()
+            );
+            return Err(EOPNOTSUPP);
+        }
     }
     let command = Command::parse(pool, args)?;
-
-    // With an empty transaction behind it, a message that fails half-way can be undone without loss of anything
-    // else. A metadata snapshot is to show what was true before the message, too.
-    let _ = pool.commit();
-    let result = {
-        let mut locked = pool.metadata.write_noio();
-        let was_clean = !locked.metadata.needs_commit();
-        let result = command.run(pool, &mut locked);
-        match result {
-            Err(_) if locked.metadata.needs_abort() && was_clean => {
-                locked.reclaim.aborted();
-                locked.metadata.abort().and(result)
+    let result = match command {
+        Command::Delete(id) if pool.mode() == Mode::OutOfMetadataSpace => {
+            match pool.delete_from_reserve(id) {
+                // Another deletion has made an end of that mode.
+                Err(thin_metadata::Error::ReadOnly) if pool.mode() == Mode::Write => {
+                    run(pool, &command)
+                }
+                result => result,
             }
-            result => result,
+        }
+        _ => run(pool, &command),
+    };
+    result.map_err(|e| {
+        dm::log::warn!(LOG_PREFIX, "{}: {command} failed: {e}", pool.name());
+        e.into()
+    })
+}
+
+/// Runs a command, and commits.
+fn run(pool: &Arc<Pool>, command: &Command) -> thin_metadata::Result {
+    if matches!(command, Command::ReserveMetadataSnap) {
+        // It is to show what was true before. A failure shows in the mode.
+        let _ = pool.commit();
+    }
+    let (result, op, failed) = {
+        let mut locked = pool.metadata.write_noio();
+        // With an empty transaction behind it, a message that fails half-way can be undone without loss of
+        // anything else.
+        match locked.commit(|| pool.flush_data()) {
+            Err(e) => (Err(e), "dm_pool_commit_metadata", true),
+            Ok(()) => {
+                let mut result = command.run(pool, &mut locked);
+                if result.is_err() && locked.metadata.needs_abort() {
+                    result = locked.abort().and(result);
+                }
+                (result, "message", locked.metadata.is_failed())
+            }
         }
     };
     match result {
-        Ok(()) => {
-            // A failure has changed the pool's mode, which is all that can be done about it.
-            let _ = pool.commit();
-            Ok(())
-        }
-        Err(e) => {
-            dm::log::warn!(LOG_PREFIX, "{}: {command} failed: {e}", pool.name());
-            let needs_abort = {
-                let locked = pool.metadata.read();
-                locked.metadata.needs_abort() || locked.metadata.is_failed()
-            };
-            if needs_abort {
-                pool.metadata_operation_failed("message", e);
-            }
-            Err(e.into())
-        }
+        // A failure has changed the pool's mode, which is all that can be done about it.
+        Ok(()) => drop(pool.commit()),
+        Err(e) if failed => pool.metadata_operation_failed(op, e),
+        Err(_) => {}
     }
+    result
 }
 
 impl Command {
@@ -135,7 +157,7 @@ impl Command {
                 id: id(&mut args)?,
                 origin: id(&mut args)?,
             })
-        } else if same_word(word, c"delete") {
+        } else if same_word(word, DELETE) {
             words(2)?;
             Ok(Self::Delete(id(&mut args)?))
         } else if same_word(word, c"set_transaction_id") {
@@ -159,18 +181,9 @@ impl Command {
     }
 
     fn run(&self, pool: &Pool, locked: &mut PoolMetadata) -> thin_metadata::Result {
-        let PoolMetadata {
-            metadata, reclaim, ..
-        } = locked;
+        let metadata = &mut locked.metadata;
         match *self {
-            Self::Delete(id) => {
-                let discards = pool.discards_on_delete();
-                metadata.delete_thin(id, &mut |freed| {
-                    if discards {
-                        reclaim.note(freed.block);
-                    }
-                })
-            }
+            Self::Delete(id) => pool.delete(locked, id),
             Self::CreateThin(id) => metadata.create_thin(id),
             Self::CreateSnap { id, origin } => metadata.create_snap(id, origin),
             Self::SetTransactionId { current, new } => metadata.set_transaction_id(current, new),

@@ -10,7 +10,7 @@ pub(crate) enum Mode {
     Write,
     /// Metadata may change, but no data block may be allocated.
     OutOfDataSpace,
-    /// As [`ReadOnly`](Self::ReadOnly), until the metadata device has grown; reported as read-only.
+    /// As [`ReadOnly`](Self::ReadOnly), until there are more free metadata blocks; reported as read-only.
     OutOfMetadataSpace,
     /// Metadata may not change.
     ReadOnly,
@@ -18,17 +18,8 @@ pub(crate) enum Mode {
     Fail,
 }
 
-/// What becomes of a wish to change the mode.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Transition {
-    /// The mode to be in from now on.
-    pub(crate) mode: Mode,
-    /// The wish was for write mode, but the metadata must be checked first.
-    pub(crate) needs_repair: bool,
-}
-
 impl Mode {
-    const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 5] = [
         Self::Write,
         Self::OutOfDataSpace,
         Self::OutOfMetadataSpace,
@@ -44,28 +35,9 @@ impl Mode {
             .unwrap_or(Self::Fail)
     }
 
-    /// The mode that a pool in mode `self` gets into when `wanted` is asked for.
-    ///
-    /// A failed pool stays failed, and metadata that needs a check is not written to.
-    pub(crate) fn transition(self, wanted: Self, needs_check: bool) -> Transition {
-        let needs_repair = wanted == Self::Write && needs_check;
-        let mode = match (self, needs_repair) {
-            (Self::Fail, _) => Self::Fail,
-            (Self::Write, true) => Self::ReadOnly,
-            (old, true) => old,
-            (_, false) => wanted,
-        };
-        Transition { mode, needs_repair }
-    }
-
     /// Whether messages and commits may change the metadata.
     pub(crate) fn may_change_metadata(self) -> bool {
         self < Self::OutOfMetadataSpace
-    }
-
-    /// Whether the metadata device must not be written to, and the pool is not (yet) lost.
-    pub(crate) fn is_read_only(self) -> bool {
-        matches!(self, Self::OutOfMetadataSpace | Self::ReadOnly)
     }
 
     /// The mode's word in the status line. A failed pool has no such word.
@@ -95,49 +67,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_pool_stays_failed() {
-        for wanted in Mode::ALL {
-            for needs_check in [false, true] {
-                assert_eq!(Mode::Fail.transition(wanted, needs_check).mode, Mode::Fail);
-            }
-        }
-    }
-
-    #[test]
-    fn unchecked_metadata_is_never_written_to() {
-        for old in Mode::ALL {
-            let t = old.transition(Mode::Write, true);
-            assert!(t.needs_repair);
-            assert!(t.mode != Mode::Write);
-        }
-    }
-
-    #[test]
-    fn all_else_is_granted() {
-        for old in [
-            Mode::Write,
-            Mode::OutOfDataSpace,
-            Mode::OutOfMetadataSpace,
-            Mode::ReadOnly,
-        ] {
-            for wanted in Mode::ALL {
-                for needs_check in [false, true] {
-                    if wanted == Mode::Write && needs_check {
-                        continue;
-                    }
-                    let t = old.transition(wanted, needs_check);
-                    assert_eq!(t.mode, wanted);
-                    assert!(!t.needs_repair);
-                }
-            }
-        }
-    }
-
-    #[test]
     fn numbers() {
         for mode in Mode::ALL {
             assert_eq!(Mode::from_i32(mode as i32), mode);
         }
         assert_eq!(Mode::from_i32(200), Mode::Fail);
+    }
+
+    #[test]
+    fn words_that_others_know() {
+        let words = Mode::ALL.map(Mode::status_word);
+        assert_eq!(words, ["rw", "out_of_data_space", "ro", "ro", "rw"]);
+    }
+
+    #[test]
+    fn metadata_change_in_the_two_best_modes() {
+        let may = Mode::ALL.map(Mode::may_change_metadata);
+        assert_eq!(may, [true, true, false, false, false]);
     }
 }

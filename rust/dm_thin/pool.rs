@@ -54,6 +54,7 @@ use crate::{
     mode::Mode,
     pass_down::PassedDown,
     reclaim::Reclaim,
+    state::Event,
     thin::Thin,
     throttle::Throttle,
     worker::Worker,
@@ -73,6 +74,26 @@ pub(crate) struct PoolMetadata {
     blocks_in_use: bool,
     /// Whether a transaction was aborted. Nothing is written after that before the metadata are repaired.
     aborted: bool,
+}
+
+impl PoolMetadata {
+    /// Makes all changes permanent. `flush_data` flushes the data device when it is time for that.
+    pub(crate) fn commit(
+        &mut self,
+        flush_data: impl FnOnce() -> thin_metadata::Result,
+    ) -> thin_metadata::Result {
+        self.metadata.commit_with(flush_data)?;
+        self.blocks_in_use |= core::mem::take(&mut self.blocks_freed);
+        self.reclaim.committed();
+        Ok(())
+    }
+
+    /// Gives up all changes since the last commit.
+    pub(crate) fn abort(&mut self) -> thin_metadata::Result {
+        self.blocks_freed = false;
+        self.reclaim.aborted();
+        self.metadata.abort()
+    }
 }
 
 /// A pool.
@@ -162,7 +183,7 @@ impl WorkItem<NO_SPACE_TIMEOUT> for Pool {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        this.no_space_timeout();
+        this.handle(Event::TimeoutExpired);
     }
 }
 
@@ -440,8 +461,8 @@ impl Pool {
         match block {
             Ok(_) => {}
             Err(thin_metadata::Error::NoDataSpace) if !busy.is_empty() => {}
-            Err(thin_metadata::Error::NoDataSpace) => self.set_mode(Mode::OutOfDataSpace),
-            Err(e) => self.metadata_operation_failed("alloc_data_block", e),
+            Err(thin_metadata::Error::NoDataSpace) => self.handle(Event::DataSpaceExhausted),
+            Err(e) => self.metadata_operation_failed("dm_pool_alloc_data_block", e),
         }
         block
     }
@@ -482,53 +503,58 @@ impl Pool {
             return Err(thin_metadata::Error::ReadOnly);
         }
 
-        let (result, threshold_crossed) = {
+        let (result, low) = {
             let mut pool = self.metadata.write_noio();
-            let result = pool.metadata.commit_with(|| self.flush_data());
-            if result.is_ok() && pool.blocks_freed {
-                pool.blocks_freed = false;
-                pool.blocks_in_use = true;
-            }
-            if result.is_ok() {
-                pool.reclaim.committed();
-            }
+            let result = pool.commit(|| self.flush_data());
             (result, pool.metadata.threshold_crossed())
         };
-        if threshold_crossed {
-            dm::log::warn!(
-                LOG_PREFIX,
-                "{}: reached low water mark for metadata device: sending event.",
-                self.name()
-            );
-            self.event();
+        if low {
+            self.report_low_metadata();
         }
         match result {
             Ok(()) => {
                 self.check_metadata_space();
                 self.check_data_space();
             }
-            Err(e) => self.metadata_operation_failed("commit", e),
+            Err(e) => self.metadata_operation_failed("dm_pool_commit_metadata", e),
         }
         result
     }
 
-    fn check_metadata_space(self: &Arc<Self>) {
-        let free = self.metadata.read().metadata.free_metadata_blocks();
-        if matches!(free, Ok(free) if free > 0) || self.mode().is_read_only() {
-            return;
-        }
-        dm::log::err!(LOG_PREFIX, "{}: No free metadata blocks", self.name());
-        self.set_mode(Mode::OutOfMetadataSpace);
+    /// Tells user space that the number of free metadata blocks has fallen to the threshold.
+    pub(crate) fn report_low_metadata(&self) {
+        dm::log::warn!(
+            LOG_PREFIX,
+            "{}: reached low water mark for metadata device: sending event.",
+            self.name()
+        );
+        self.event();
     }
 
-    fn check_data_space(self: &Arc<Self>) {
+    /// Looks at the metadata blocks that are free after a commit.
+    pub(crate) fn check_metadata_space(self: &Arc<Self>) {
+        let reason = match self.metadata.read().metadata.free_metadata_blocks() {
+            Ok(0) => "No free metadata blocks",
+            Ok(_) if self.mode() == Mode::OutOfMetadataSpace => {
+                return self.handle(Event::MetadataSpaceFreed);
+            }
+            Ok(_) => return,
+            Err(_) => "Could not get free metadata blocks",
+        };
+        if !matches!(self.mode(), Mode::OutOfMetadataSpace | Mode::ReadOnly) {
+            dm::log::err!(LOG_PREFIX, "{reason}");
+            self.handle(Event::MetadataSpaceExhausted);
+        }
+    }
+
+    /// Looks at the data blocks that are free after a commit.
+    pub(crate) fn check_data_space(self: &Arc<Self>) {
         if self.mode() != Mode::OutOfDataSpace {
             return;
         }
         let free = self.metadata.read().metadata.free_data_blocks();
         if matches!(free, Ok(free) if free > 0) {
-            self.set_mode(Mode::Write);
-            self.retry_bios();
+            self.handle(Event::DataSpaceFreed);
         }
     }
 
@@ -551,11 +577,13 @@ impl Pool {
         }
         dm::log::err_limited!(
             LOG_PREFIX,
-            "{}: metadata operation '{op}' failed: {e}",
-            self.name()
+            "{}: metadata operation '{op}' failed: error = -{}",
+            self.name(),
+            e.errno()
         );
+        dm::log::err_limited!(LOG_PREFIX, "{}: the reason: {e}", self.name());
         self.abort_transaction();
-        self.set_mode(Mode::ReadOnly);
+        self.handle(Event::OperationFailed);
     }
 
     fn abort_transaction(self: &Arc<Self>) {
@@ -564,32 +592,34 @@ impl Pool {
             "{}: aborting current metadata transaction",
             self.name()
         );
-        let (aborted, noted) = {
+        let (low, aborted, noted) = {
             let mut pool = self.metadata.write_noio();
             if pool.aborted {
                 // Somebody else was quicker.
                 return;
             }
             pool.aborted = true;
-            pool.blocks_freed = false;
-            pool.reclaim.aborted();
-            (pool.metadata.abort(), pool.metadata.set_needs_check())
+            let low = pool.metadata.threshold_crossed();
+            (low, pool.abort(), pool.metadata.set_needs_check())
         };
-        if let Err(e) = aborted {
-            dm::log::err!(
-                LOG_PREFIX,
-                "{}: failed to abort metadata transaction: {e}",
-                self.name()
-            );
-            self.set_mode(Mode::Fail);
+        if low {
+            self.report_low_metadata();
         }
-        if let Err(e) = noted {
+        if aborted.is_err() {
             dm::log::err!(
                 LOG_PREFIX,
-                "{}: failed to set 'needs_check' flag in metadata: {e}",
+                "{}: failed to abort metadata transaction",
                 self.name()
             );
-            self.set_mode(Mode::Fail);
+            self.handle(Event::RollbackFailed);
+        }
+        if noted.is_err() {
+            dm::log::err!(
+                LOG_PREFIX,
+                "{}: failed to set 'needs_check' flag in metadata",
+                self.name()
+            );
+            self.handle(Event::RollbackFailed);
         }
     }
 }

@@ -53,6 +53,7 @@ use crate::{
     mode::Mode,
     pool::PoolParams,
     registry::PoolRef,
+    state::Event,
     DmThin,
     LOG_PREFIX, //
 };
@@ -82,7 +83,7 @@ impl PoolTarget {
         if dev.sectors() > METADATA_MAX_SECTORS_WARNING {
             dm::log::warn!(
                 LOG_PREFIX,
-                "Metadata device {} is larger than {METADATA_MAX_SECTORS_WARNING} sectors: \
+                "Metadata device {} is larger than {METADATA_MAX_SECTORS} sectors: \
                  excess space will not be used.",
                 dev.name()
             );
@@ -109,13 +110,22 @@ impl PoolTarget {
             );
             return Ok(false);
         }
-        if old != 0 {
-            dm::log::info!(
+        if self.pool.mode() == Mode::ReadOnly {
+            dm::log::err!(
                 LOG_PREFIX,
-                "{name}: growing the {device} from {old} to {new} blocks"
+                "{name}: unable to grow the {device} of a read-only pool."
             );
+            return Ok(false);
         }
         Ok(true)
+    }
+
+    fn log_growth(&self, device: &str, old: u64, new: u64) {
+        dm::log::info!(
+            LOG_PREFIX,
+            "{}: growing the {device} from {old} to {new} blocks",
+            self.pool.name()
+        );
     }
 
     /// Grows the data space map to the table's length. Whether there is something to commit.
@@ -126,8 +136,11 @@ impl PoolTarget {
         if !self.grows("pool target", "data device", old, new)? {
             return Ok(false);
         }
+        if old != 0 {
+            self.log_growth("data device", old, new);
+        }
         let resized = pool.metadata.write_noio().metadata.resize_data(new);
-        self.resized("resize_data", resized)
+        self.resized("dm_pool_resize_data_dev", resized)
     }
 
     /// Grows the metadata space map to the metadata device's size. Whether there is something to commit.
@@ -139,11 +152,10 @@ impl PoolTarget {
             return Ok(false);
         }
         Self::warn_if_too_big(&self.metadata_dev);
-        if pool.mode() == Mode::OutOfMetadataSpace {
-            pool.set_mode(Mode::Write);
-        }
+        self.log_growth("metadata device", old, new);
+        pool.handle(Event::MetadataSpaceFreed);
         let resized = pool.metadata.write_noio().metadata.resize_metadata(new);
-        self.resized("resize_metadata", resized)
+        self.resized("dm_pool_resize_metadata_dev", resized)
     }
 
     fn resized(&self, op: &str, result: thin_metadata::Result) -> Result<bool> {

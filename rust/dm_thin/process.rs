@@ -304,10 +304,14 @@ impl Pool {
             Some(status) => bio.end(status),
             None => {
                 thin.retry_later(bio);
-                if self.mode() == Mode::Write {
-                    // Space was found just now, and nobody may have seen the bio yet.
-                    thin.retry();
-                    self.wake();
+                // The mode may have changed just now, before anybody could see the bio.
+                match self.unserviceable_status() {
+                    Some(status) => thin.take_retries().end(status),
+                    None if self.mode() == Mode::Write => {
+                        thin.retry();
+                        self.wake();
+                    }
+                    None => {}
                 }
             }
         }

@@ -121,7 +121,7 @@ impl Pool {
         }
         if status.is_ok() {
             if let Err(e) = self.insert(&new) {
-                self.metadata_operation_failed("insert_block", e);
+                self.metadata_operation_failed("dm_thin_insert_block", e);
                 status = self.io_error();
             }
         } else if self.mode().may_change_metadata() {
@@ -132,7 +132,7 @@ impl Pool {
                 .metadata
                 .dec_data_range(data, data.saturating_add(1));
             if let Err(e) = freed {
-                self.metadata_operation_failed("dec_data_range", e);
+                self.metadata_operation_failed("dm_pool_dec_data_range", e);
             }
         }
 

@@ -45,6 +45,13 @@ impl<B: BlockManager> Metadata<B> {
         Ok(self.tm.nr_free().saturating_sub(self.reserve))
     }
 
+    /// Whether the metadata blocks that are kept back suffice for a change that frees more than it takes: at
+    /// least half of them are free.
+    pub fn may_use_reserve(&self) -> Result<bool> {
+        self.check_not_failed()?;
+        Ok(self.tm.nr_free() >= self.reserve.div_ceil(2))
+    }
+
     /// Grows the data device to `new` blocks.
     ///
     /// Gives [`Error::Shrink`] if it is larger.
