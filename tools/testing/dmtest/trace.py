@@ -8,6 +8,13 @@ import subprocess
 
 from .dm import environment
 
+# The lines of the kernel's log that tell about a pool's mode, its space and its metadata as a whole.
+POOL_LINE = re.compile(
+    r"device-mapper: thin: .*(switching pool to|reached low water mark|No free metadata blocks|metadata operation"
+    r"|aborting current metadata|failed to abort|failed to set 'needs_check'|unable to switch pool|unable to grow"
+    r"|growing the|too small|Disabling discard passdown|unable to service pool)"
+)
+
 # Numbers that say which device it was, not what was wrong with it.
 DEVICE = re.compile(r"\b\d+:\d+\b|(/dev/)?\b(loop|dm-)\d+\b|\bpool\d+")
 
@@ -21,6 +28,7 @@ class Trace:
 
     def __init__(self, log):
         self._log = log
+        self._log.lines()
         self.entries = []
 
     def note(self, label, value):
@@ -62,15 +70,21 @@ class Trace:
         """Notes the lines of the kernel's log since the last look at it that contain the text."""
         self.note(f"log of '{text}'", [normalised(line) for line in self._log.lines() if text in line])
 
-    def pool(self, pool):
-        """Notes the status and table lines of the pool and its active volumes."""
+    def log(self):
+        """Notes the lines of the kernel's log that came since it was last looked at and tell what pools do."""
+        for line in self._log.lines():
+            if POOL_LINE.search(line):
+                self.note("log", normalised(line))
+
+    def pool(self, pool, volumes=True):
+        """Notes the status and table lines of the pool and, unless told not to, of its active volumes."""
         words = pool.device.status().split()
         if len(words) > 3 and words[3] != "-":
             # Where the metadata snapshot lies depends on when the pool last committed by itself.
             words[3] = "<root>"
         self.note("pool status", " ".join(words))
         self.note("pool table", normalised(pool.device.table()))
-        for thin_id, thin in sorted(pool.thins.items()):
+        for thin_id, thin in sorted(pool.thins.items()) if volumes else []:
             self.note(f"thin {thin_id} status", thin.status())
             self.note(f"thin {thin_id} table", normalised(thin.table()))
 

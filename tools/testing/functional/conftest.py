@@ -16,11 +16,14 @@ from dmtest.disk import (
     Disk,
     MIB,
 )
+from dmtest.faulty import Faulty
 from dmtest.pool import Pool
 from dmtest.trace import (
     Trace,
     differences,
 )
+
+NO_SPACE_TIMEOUT = "/sys/module/dm_thin_pool/parameters/no_space_timeout"
 
 
 @pytest.fixture(scope="session")
@@ -81,15 +84,33 @@ def make_disk(kernel):
 
 
 @pytest.fixture
-def make_pool(make_disk):
-    """Makes pools on new disks and starts them, unless told not to."""
+def make_faulty(make_disk, modules):
+    """Makes disks of the given size in bytes that can be told to fail."""
+    made = []
+
+    def make(size):
+        for name in ("dm-flakey", "dm-dust", "dm-delay"):
+            modules.need(name)
+        made.append(Faulty(make_disk(size)))
+        return made[-1]
+
+    make.made = made
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def make_pool(make_disk, make_faulty):
+    """Makes pools on new disks, or on those given, and starts them, unless told not to."""
     pools = []
 
-    def make(metadata_size=16 * MIB, data_size=512 * MIB, start=True, data_discards=True, **options):
+    def make(metadata_size=16 * MIB, data_size=512 * MIB, start=True, data_discards=True, metadata=None, data=None,
+             **options):
         number = len(pools)
         made = Pool(
-            make_disk(metadata_size, f"metadata{number}"),
-            make_disk(data_size, f"data{number}", data_discards),
+            metadata or make_disk(metadata_size, f"metadata{number}"),
+            data or make_disk(data_size, f"data{number}", data_discards),
             name=f"pool{number}",
             **options,
         )
@@ -97,9 +118,11 @@ def make_pool(make_disk):
         return made.start() if start else made
 
     yield make
+    for made in make_faulty.made:
+        made.heal()
     for made in pools:
         made.stop()
-    assert not ioctl.names(), "devices were left"
+    assert set(ioctl.names()) == {made.name for made in make_faulty.made}, "devices were left"
     for made in pools:
         made.check()
 
@@ -127,6 +150,18 @@ def compare(both, modules, kernel):
             pytest.fail(found, pytrace=False)
 
     return run
+
+
+@pytest.fixture
+def no_space_timeout():
+    """Sets the module's parameter of this name; the usual value returns afterwards."""
+    def set_to(seconds):
+        with open(NO_SPACE_TIMEOUT, "w") as parameter:
+            parameter.write(str(seconds))
+
+    yield set_to
+    if os.path.exists(NO_SPACE_TIMEOUT):
+        set_to(60)
 
 
 @pytest.fixture
