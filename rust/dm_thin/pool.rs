@@ -533,7 +533,8 @@ impl Pool {
 
     /// Looks at the metadata blocks that are free after a commit.
     pub(crate) fn check_metadata_space(self: &Arc<Self>) {
-        let reason = match self.metadata.read().metadata.free_metadata_blocks() {
+        let free = self.metadata.read().metadata.free_metadata_blocks();
+        let reason = match free {
             Ok(0) => "No free metadata blocks",
             Ok(_) if self.mode() == Mode::OutOfMetadataSpace => {
                 return self.handle(Event::MetadataSpaceFreed);

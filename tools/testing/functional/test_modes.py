@@ -206,6 +206,28 @@ def test_read_only_and_back(make_pool, compare):
 
 
 @pytest.mark.named_addition
+@pytest.mark.parametrize("features", [["read_only"], [], ["error_if_no_space"]])
+def test_flush_needs_no_block(make_pool, features):
+    """Nothing was lost, so a flush succeeds. The C module treats it as a write to the first block."""
+    pool = make_pool(data_size=FULL, features=[] if features == ["read_only"] else features)
+    content = fill(pool)
+    empty = pool.new_thin(1, FULL)
+    too_much = Background(lambda: empty.write(MIB, pattern("x", BLOCK)))
+    wait_for(pool, "out_of_data_space")
+    if features == ["read_only"]:
+        pool.features = features
+        pool.device.reload(pool.table())
+        assert too_much.outcome() == "EIO"
+    empty.flush()
+    content.thin.flush()
+    if not features:
+        assert too_much.waits()
+        pool.data.grow(2 * FULL)
+        pool.device.reload(pool.table())
+        assert too_much.outcome() == "ok"
+
+
+@pytest.mark.named_addition
 def test_growing_a_read_only_pool_is_put_off(make_pool, kernel):
     """The C module fails its metadata there, and needs a restart. A pool is none the worse for it here."""
     pool = make_pool(data_size=FULL, metadata_size=2 * MIB)
