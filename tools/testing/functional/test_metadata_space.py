@@ -18,7 +18,7 @@ from dmtest.disk import (
 
 BLOCK = 64 * KIB
 BLOCKS = 3000
-SIZE = 4096 * BLOCK
+SIZE = 16384 * BLOCK
 VOLUMES = 60
 
 
@@ -32,13 +32,14 @@ class Full:
     Volume 0 has all of the blocks. Volumes 1 to `last` have trees of their own, those after it share volume 0's.
     """
 
-    def __init__(self, pool, hold=False):
+    def __init__(self, pool, hold=False, blocks=BLOCKS):
         self.pool = pool
+        self.blocks = blocks
         self.written = 0
         self.errors = set()
         pool.create_thin(0)
         origin = pool.activate(0, SIZE)
-        for block in range(BLOCKS):
+        for block in range(blocks):
             origin.write(block * BLOCK, pattern(block, 512))
         origin.remove()
         for thin_id in range(1, VOLUMES + 1):
@@ -61,7 +62,7 @@ class Full:
         for self.last in range(1, VOLUMES + 1):
             thin = self.pool.activate(self.last, SIZE)
             # A leaf has about 126 entries.
-            for index in range(0, BLOCKS, 100):
+            for index in range(0, self.blocks, 100):
                 if not self.write(thin, index):
                     return
             thin.remove()
@@ -70,8 +71,9 @@ class Full:
 
 @pytest.fixture
 def full(make_pool):
-    def make(hold=False):
-        return Full(make_pool(metadata_size=2 * MIB, data_size=1024 * MIB, features=["skip_block_zeroing"]), hold)
+    def make(**options):
+        pool = make_pool(metadata_size=2 * MIB, data_size=1024 * MIB, features=["skip_block_zeroing"])
+        return Full(pool, **options)
     return make
 
 
@@ -263,6 +265,35 @@ def test_deletions_beside_a_metadata_snapshot(full):
     assert mode(pool) == "rw"
     pool.release_metadata_snap()
     pool.create_thin(99)
+    pool.stop()
+
+
+@pytest.mark.named_addition
+def test_deletion_too_large_for_the_reserve(full, kernel):
+    """Counts of many references that change need copies of more blocks than there are. Nothing comes of it."""
+    full = full(blocks=13000)
+    pool = full.pool
+    events = pool.device.event_nr()
+    before = pool.status()
+    kernel.lines()
+    for _ in range(3):
+        with pytest.raises(OSError) as error:
+            pool.delete(1)
+        assert error.value.errno == errno.ENOSPC
+        status = pool.status()
+        assert status == before and status.mode == "ro" and not status.needs_check
+    assert pool.device.event_nr() == events
+    assert not any("switching pool" in line or "aborting" in line for line in kernel.lines())
+    for thin in list(pool.thins.values()):
+        thin.flush()
+        assert thin.read(7 * BLOCK, 512) == pattern(7, 512)
+
+    pool.metadata.grow(4 * MIB)
+    pool.device.suspend()
+    pool.device.resume()
+    assert mode(pool) == "rw"
+    pool.delete(1)
+    assert pool.status().metadata_blocks[0] < 512
     pool.stop()
 
 
