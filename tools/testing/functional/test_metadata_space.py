@@ -18,7 +18,7 @@ from dmtest.disk import (
 
 BLOCK = 64 * KIB
 BLOCKS = 3000
-SIZE = 16384 * BLOCK
+SIZE = 24000 * BLOCK
 VOLUMES = 60
 
 
@@ -72,7 +72,7 @@ class Full:
 @pytest.fixture
 def full(make_pool):
     def make(**options):
-        pool = make_pool(metadata_size=2 * MIB, data_size=1024 * MIB, features=["skip_block_zeroing"])
+        pool = make_pool(metadata_size=2 * MIB, data_size=1536 * MIB, features=["skip_block_zeroing"])
         return Full(pool, **options)
     return make
 
@@ -80,7 +80,7 @@ def full(make_pool):
 def test_running_out_and_growing(make_pool, compare):
     """What fails, what the log says, and that growth brings the pool back."""
     def scenario(trace, turn):
-        pool = make_pool(metadata_size=2 * MIB, data_size=1024 * MIB, features=["skip_block_zeroing"])
+        pool = make_pool(metadata_size=2 * MIB, data_size=1536 * MIB, features=["skip_block_zeroing"])
         trace.note("threshold", pool.status().metadata_low_water)
         events = pool.device.event_nr()
         pool.status()
@@ -131,7 +131,7 @@ def test_running_out_and_growing(make_pool, compare):
 
 def test_restart_without_metadata_space(make_pool, compare):
     def scenario(trace, turn):
-        pool = make_pool(metadata_size=2 * MIB, data_size=1024 * MIB, features=["skip_block_zeroing"])
+        pool = make_pool(metadata_size=2 * MIB, data_size=1536 * MIB, features=["skip_block_zeroing"])
         full = Full(pool)
         trace.note("errors", full.errors)
         pool.restart()
@@ -153,7 +153,7 @@ def test_restart_without_metadata_space(make_pool, compare):
 def test_threshold_event(make_pool, compare):
     """It is sent when no more than a quarter of the blocks is free, and once more when that was different meanwhile."""
     def scenario(trace, turn):
-        pool = make_pool(metadata_size=2 * MIB, data_size=1024 * MIB, features=["skip_block_zeroing"])
+        pool = make_pool(metadata_size=2 * MIB, data_size=1536 * MIB, features=["skip_block_zeroing"])
         threshold = pool.status().metadata_low_water
         trace.note("threshold", threshold)
         pool.create_thin(0)
@@ -271,7 +271,7 @@ def test_deletions_beside_a_metadata_snapshot(full):
 @pytest.mark.named_addition
 def test_deletion_too_large_for_the_reserve(full, kernel):
     """Counts of many references that change need copies of more blocks than there are. Nothing comes of it."""
-    full = full(blocks=13000)
+    full = full(blocks=22000)
     pool = full.pool
     events = pool.device.event_nr()
     before = pool.status()
@@ -300,7 +300,7 @@ def test_deletion_too_large_for_the_reserve(full, kernel):
 @pytest.mark.named_addition
 def test_failing_deletion_without_metadata_space(make_pool, make_faulty):
     """An error of the device is what it always is: rolled back, noted, read-only."""
-    pool = make_pool(metadata=make_faulty(2 * MIB), data_size=1024 * MIB, features=["skip_block_zeroing"])
+    pool = make_pool(metadata=make_faulty(2 * MIB), data_size=1536 * MIB, features=["skip_block_zeroing"])
     Full(pool)
     pool.metadata.fail_writes()
     with pytest.raises(OSError) as error:
