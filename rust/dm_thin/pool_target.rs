@@ -456,3 +456,18 @@ impl Drop for PoolTarget {
         self.pool.unbind(&self.binding.ti);
     }
 }
+
+#[cfg(dm_thin_kunit)]
+#[kernel::macros::kunit_tests(dm_thin_pool_target)]
+mod tests {
+    use super::*;
+    use crate::thin_target::ThinTarget;
+
+    /// Nothing but inline encryption hardware shows this one.
+    #[test]
+    fn inline_encryption_passes() {
+        let has = |features: TargetFeatures| features.or(TargetFeatures::PASSES_CRYPTO) == features;
+        assert!(has(PoolTarget::FEATURES));
+        assert!(has(ThinTarget::FEATURES));
+    }
+}

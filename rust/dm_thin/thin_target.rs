@@ -280,6 +280,11 @@ impl Target for ThinTarget {
         self.set_requeues(true);
     }
 
+    fn presuspend_undo(&self) {
+        // Whether it was without a flush is forgotten by now.
+        self.thin.set_requeues(false);
+    }
+
     fn postsuspend(&self) {
         self.set_requeues(false);
     }

@@ -692,3 +692,31 @@ fn metadata_that_are_full_need_an_abort_and_go_on_then() {
     model.check_committed(&mut md);
     md.close_thin(&thin);
 }
+
+#[test]
+fn half_of_the_reserve_may_be_used() {
+    let mut md = pool(100, 20_000);
+    md.create_thin(id(1)).unwrap();
+    md.commit().unwrap();
+    let thin = md.open_thin(id(1)).unwrap();
+
+    // What is free within a transaction only gets less.
+    let (mut seen_full, mut seen_refused) = (false, false);
+    for n in 0..20_000 {
+        let free = md.free_metadata_blocks().unwrap();
+        let may = md.may_use_reserve().unwrap();
+        assert!(may || free == 0);
+        assert!(may || seen_full);
+        assert!(!(may && seen_refused));
+        seen_full |= free == 0;
+        seen_refused |= !may;
+        if provision(&mut md, &thin, n * 7919 % 20_000).is_err() {
+            break;
+        }
+    }
+    assert!(seen_full && seen_refused && md.needs_abort());
+
+    md.abort().unwrap();
+    assert_eq!(md.may_use_reserve(), Ok(true));
+    md.close_thin(&thin);
+}

@@ -9,7 +9,7 @@ _numbers = itertools.count()
 
 
 class Faulty:
-    """Looks like the disk below to a pool. Needs the kernel's modules dm-flakey, dm-dust and dm-delay for some faults."""
+    """Looks like the disk below to a pool. Needs the kernel's modules dm-flakey and dm-delay for some faults."""
 
     def __init__(self, disk):
         self.disk = disk
@@ -64,13 +64,6 @@ class Faulty:
     def delay(self, milliseconds):
         """Everything works, later."""
         self._become(f"delay {self.disk.path} 0 {milliseconds}")
-
-    def spoil(self, sectors):
-        """Reads of the given sectors fail until they are written to."""
-        self._become(f"dust {self.disk.path} 0 512")
-        for sector in sectors:
-            self.device.message(f"addbadblock {sector}")
-        self.device.message("enable")
 
     def close(self):
         if self.device:

@@ -70,11 +70,14 @@ class Trace:
         """Notes the lines of the kernel's log since the last look at it that contain the text."""
         self.note(f"log of '{text}'", [normalised(line) for line in self._log.lines() if text in line])
 
-    def log(self):
-        """Notes the lines of the kernel's log that came since it was last looked at and tell what pools do."""
-        for line in self._log.lines():
-            if POOL_LINE.search(line):
-                self.note("log", normalised(line))
+    def log(self, once=False):
+        """Notes the lines of the kernel's log that came since it was last looked at and tell what pools do.
+
+        With `once`, a line that comes again and again is noted the first time only.
+        """
+        lines = [normalised(line) for line in self._log.lines() if POOL_LINE.search(line)]
+        for line in dict.fromkeys(lines) if once else lines:
+            self.note("log", line)
 
     def pool(self, pool, volumes=True):
         """Notes the status and table lines of the pool and, unless told not to, of its active volumes."""

@@ -89,7 +89,7 @@ def make_faulty(make_disk, modules):
     made = []
 
     def make(size):
-        for name in ("dm-flakey", "dm-dust", "dm-delay"):
+        for name in ("dm-flakey", "dm-delay"):
             modules.need(name)
         made.append(Faulty(make_disk(size)))
         return made[-1]

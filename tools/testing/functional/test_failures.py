@@ -80,6 +80,7 @@ def test_metadata_write_error(make_pool, make_faulty, compare):
         pool.device.resume()
         look_after_rollback(trace, pool, "a resume")
         pool.data.grow(64 * MIB)
+        pool.metadata.grow(8 * MIB)
         pool.device.reload(pool.table())
         look_after_rollback(trace, pool, "a reload with more space")
         pool.restart()

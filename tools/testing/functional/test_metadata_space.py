@@ -85,11 +85,12 @@ def test_running_out_and_growing(make_pool, compare):
         events = pool.device.event_nr()
         pool.status()
         full = Full(pool)
-        trace.log()
+        # Copies that a commit makes superfluous can let the mark be reached more than once.
+        trace.log(once=True)
         trace.note("errors", full.errors)
         status = pool.status()
         trace.note("mode", (status.mode, status.needs_check, status.metadata_blocks))
-        trace.note("events", pool.device.event_nr() - events)
+        trace.note("enough events", pool.device.event_nr() - events >= 2)
         thin = next(iter(pool.thins.values()))
         trace.note("what is mapped is read", any(thin.read(0, 4 * KIB)))
         trace.attempt("flush", thin.flush)
@@ -135,7 +136,7 @@ def test_restart_without_metadata_space(make_pool, compare):
         full = Full(pool)
         trace.note("errors", full.errors)
         pool.restart()
-        trace.log()
+        trace.log(once=True)
         # The first message finds a pool in write mode.
         trace.attempt("create_thin 77", lambda: pool.create_thin(77))
         trace.note("mode", pool.status().mode)
@@ -177,8 +178,8 @@ def test_threshold_event(make_pool, compare):
             # The reserve of 51 blocks counts as used, but not for the threshold. A volume takes about 26 blocks.
             assert abs(512 + 51 - used - threshold) <= 80, used
             trace.note("volumes", thin_id)
-            trace.note("events", pool.device.event_nr() - events)
-            trace.log()
+            trace.note("an event", pool.device.event_nr() > events)
+            trace.log(once=True)
             for deleted in range(1, thin_id + 1):
                 pool.delete(deleted)
             trace.note("mode", pool.status().mode)

@@ -157,6 +157,24 @@ def test_deletion_lets_waiting_writes_go_on(make_pool, compare):
     compare(scenario)
 
 
+def test_discard_lets_waiting_writes_go_on(make_pool, compare):
+    def scenario(trace, turn):
+        pool = make_pool(data_size=FULL)
+        content = fill(pool)
+        waiting = Background(lambda: content.write(FULL, 4 * BLOCK))
+        wait_for(pool, "out_of_data_space")
+        content.discard(MIB, 2 * BLOCK)
+        # Two blocks are not enough.
+        trace.note("waits", waiting.waits(2))
+        content.discard(2 * MIB, 2 * BLOCK)
+        trace.note("the write", waiting.outcome())
+        content.verify()
+        trace.note("data", pool.status().data_blocks)
+        pool.stop()
+
+    compare(scenario)
+
+
 def test_read_only_and_back(make_pool, compare):
     def scenario(trace, turn):
         pool = make_pool(data_size=FULL)

@@ -12,10 +12,7 @@ from dmtest import (
     dm,
     ioctl,
 )
-from dmtest.background import (
-    Background,
-    wait_until,
-)
+from dmtest.background import Background
 from dmtest.content import (
     Content,
     pattern,
@@ -224,6 +221,28 @@ def test_interrupted_suspend_is_undone(make_pool, make_faulty, compare):
         pool.stop()
 
     compare(scenario)
+
+
+@pytest.mark.named_addition
+def test_interrupted_suspend_of_a_volume_is_undone(make_pool, make_faulty):
+    """The C module's volume goes on to give back all I/O after that, and nobody takes it: it fails."""
+    pool = make_pool(data=make_faulty(32 * MIB))
+    content = Content(pool.new_thin(0, SIZE))
+    content.write(0, MIB)
+    pool.data.delay(3000)
+    reading = Background(lambda: content.thin.read(0, 4 * KIB))
+    time.sleep(0.3)
+    suspending = subprocess.Popen(["dmsetup", "suspend", "--noflush", content.thin.name], stderr=subprocess.DEVNULL)
+    time.sleep(0.7)
+    assert suspending.poll() is None
+    suspending.send_signal(signal.SIGKILL)
+    suspending.wait()
+    assert flags(content.thin) == (False, False)
+    assert reading.outcome() == "ok"
+    pool.data.heal()
+    content.write(2 * MIB, BLOCK)
+    content.thin.flush()
+    content.verify()
 
 
 def test_reload_with_other_features(make_pool, compare):
