@@ -17,7 +17,8 @@ use kernel::{
         },
         new_mutex,
         Arc,
-        Mutex, //
+        Mutex,
+        MutexGuard, //
     }, //
 };
 
@@ -193,26 +194,26 @@ impl Pool {
 
     /// Takes the table `binding` as the one that counts.
     pub(crate) fn bind(self: &Arc<Self>, binding: &Arc<Binding>) {
-        {
-            let control = &self.control;
-            let requested = &binding.requested;
-            control.locked.lock().bound = Some(binding.clone());
-            let len = i64::try_from(binding.ti.len()).unwrap_or(0);
-            control.bound_len.store(len, Relaxed);
-            control
-                .zero_new_blocks
-                .store(requested.zero_new_blocks, Relaxed);
-            control
-                .discard_on_delete
-                .store(requested.discard_on_delete, Relaxed);
-            control
-                .discard_passdown
-                .store(binding.passdown.load(Relaxed), Relaxed);
-        }
-        self.handle(Event::Bound {
+        let control = &self.control;
+        let requested = &binding.requested;
+        let mut locked = control.locked.lock();
+        locked.bound = Some(binding.clone());
+        let len = i64::try_from(binding.ti.len()).unwrap_or(0);
+        control.bound_len.store(len, Relaxed);
+        control
+            .zero_new_blocks
+            .store(requested.zero_new_blocks, Relaxed);
+        control
+            .discard_on_delete
+            .store(requested.discard_on_delete, Relaxed);
+        control
+            .discard_passdown
+            .store(binding.passdown.load(Relaxed), Relaxed);
+        let event = Event::Bound {
             mode: Mode::from_i32(binding.mode.load(Relaxed)),
-            error_if_no_space: binding.requested.error_if_no_space,
-        });
+            error_if_no_space: requested.error_if_no_space,
+        };
+        self.handle_locked(locked, event);
     }
 
     /// Forgets the table `ti` if it is the one that counts.
@@ -278,66 +279,69 @@ impl Pool {
     }
 
     /// Does what an event asks for.
+    pub(crate) fn handle(self: &Arc<Self>, event: Event) {
+        self.handle_locked(self.control.locked.lock(), event);
+    }
+
+    /// Does what an event asks for.
     ///
     /// What it does with the lock held is in the order of the events. Bios end without: whoever adds one to those
     /// that wait looks at the mode once more after that.
-    pub(crate) fn handle(self: &Arc<Self>, event: Event) {
-        let waiting = {
-            let mut locked = self.control.locked.lock();
-            // Until the new mode is published: whoever has the lock for writing sees access and mode that agree.
-            let pool = self.metadata.read();
-            let (state, actions) = locked.state.on(
-                event,
-                Conditions {
-                    needs_check: pool.metadata.needs_check(),
-                    no_space_timeout: NO_SPACE_TIMEOUT.get(),
-                },
-            );
-            let Actions {
-                complain,
-                access,
-                timeout,
-                announce,
-                waiting,
-            } = actions;
+    fn handle_locked(self: &Arc<Self>, mut locked: MutexGuard<'_, Locked>, event: Event) {
+        // Until the new mode is published: whoever has the lock for writing sees access and mode that agree.
+        let pool = self.metadata.read();
+        let (state, actions) = locked.state.on(
+            event,
+            Conditions {
+                needs_check: pool.metadata.needs_check(),
+                no_space_timeout: NO_SPACE_TIMEOUT.get(),
+            },
+        );
+        let Actions {
+            complain,
+            access,
+            timeout,
+            announce,
+            waiting,
+        } = actions;
 
-            if complain {
-                dm::log::err!(
-                    LOG_PREFIX,
-                    "{}: unable to switch pool to write mode until repaired.",
-                    self.name()
-                );
-            }
-            match access {
-                Access::Keep => {}
-                Access::Writable => pool.metadata.set_read_only(false),
-                Access::ReadOnly => pool.metadata.set_read_only(true),
-            }
-            match timeout {
-                Timeout::Keep => {}
-                Timeout::Start(seconds) => self.give_time_for_space(seconds),
-                Timeout::Cancel => self.take_time_for_space(),
-            }
-            locked.state = state;
-            self.control.publish(&state);
-            drop(pool);
+        if complain {
+            dm::log::err!(
+                LOG_PREFIX,
+                "{}: unable to switch pool to write mode until repaired.",
+                self.name()
+            );
+        }
+        match access {
+            Access::Keep => {}
+            Access::Writable => pool.metadata.set_read_only(false),
+            Access::ReadOnly => pool.metadata.set_read_only(true),
+        }
+        match timeout {
+            Timeout::Keep => {}
+            Timeout::Start(seconds) => self.give_time_for_space(seconds),
+            Timeout::Cancel => self.take_time_for_space(),
+        }
+        locked.state = state;
+        self.control.publish(&state);
+        drop(pool);
+        if let Some(binding) = &locked.bound {
+            // A resume of the same table must not change the mode.
+            binding.mode.store(state.mode as i32, Relaxed);
+        }
+        if announce {
             if let Some(binding) = &locked.bound {
-                // A resume of the same table must not change the mode.
-                binding.mode.store(state.mode as i32, Relaxed);
+                binding.ti.event();
             }
-            if announce {
-                if let Some(binding) = &locked.bound {
-                    binding.ti.event();
-                }
-                dm::log::info!(
-                    LOG_PREFIX,
-                    "{}: switching pool to {} mode",
-                    self.name(),
-                    state.description()
-                );
-            }
-            waiting
-        };
+            dm::log::info!(
+                LOG_PREFIX,
+                "{}: switching pool to {} mode",
+                self.name(),
+                state.description()
+            );
+        }
+        drop(locked);
+
         match waiting {
             Waiting::Keep => {}
             Waiting::Retry => self.retry_bios(),

@@ -43,7 +43,9 @@ impl Pool {
             }
             pool.metadata.set_read_only(false);
             let result = self.delete_and_commit(&mut pool, id);
-            let failed = pool.metadata.needs_abort() || pool.metadata.is_failed();
+            // What fails before anything is changed, or is undone, leaves nothing to commit.
+            let failed =
+                result.is_err() && (pool.metadata.needs_commit() || pool.metadata.is_failed());
             if !failed {
                 pool.metadata.set_read_only(true);
             }

@@ -299,11 +299,13 @@ def test_deletion_too_large_for_the_reserve(full, kernel):
 
 
 @pytest.mark.named_addition
-def test_failing_deletion_without_metadata_space(make_pool, make_faulty):
-    """An error of the device is what it always is: rolled back, noted, read-only."""
-    pool = make_pool(metadata=make_faulty(2 * MIB), data_size=1536 * MIB, features=["skip_block_zeroing"])
+@pytest.mark.parametrize("which", ["metadata", "data"])
+def test_failing_deletion_without_metadata_space(make_pool, make_faulty, which):
+    """An error of a device is what it always is: rolled back, noted, read-only."""
+    faulty = make_faulty(2 * MIB if which == "metadata" else 1536 * MIB)
+    pool = make_pool(**{"metadata_size": 2 * MIB, "data_size": 1536 * MIB, which: faulty}, features=["skip_block_zeroing"])
     Full(pool)
-    pool.metadata.fail_writes()
+    faulty.fail_writes()
     with pytest.raises(OSError) as error:
         pool.delete(1)
     assert error.value.errno == errno.EIO
@@ -312,6 +314,6 @@ def test_failing_deletion_without_metadata_space(make_pool, make_faulty):
     with pytest.raises(OSError) as error:
         pool.delete(1)
     assert error.value.errno == errno.EOPNOTSUPP
+    faulty.heal()
     pool.stop()
-    pool.metadata.heal()
     assert "1" in [row[0] for row in metadata.ls(pool.metadata.path)]

@@ -371,23 +371,3 @@ def test_growing_both_devices_online(make_pool, compare):
         pool.stop()
 
     compare(scenario)
-
-
-def test_tables_that_the_target_does_not_take(make_pool, make_disk, compare):
-    """A pool is the only target of its table, never changes into another one, and is not for read-only tables."""
-    def scenario(trace, turn):
-        pool = make_pool(data_size=32 * MIB)
-        spare = make_disk(32 * MIB)
-        linear = f"0 {spare.sectors} linear {spare.path} 0"
-        two = f"{pool.table()}\n{pool.data.sectors} 8 linear {spare.path} 0"
-        trace.attempt("another target", lambda: pool.device.load(linear))
-        trace.attempt("two targets", lambda: pool.device.load(two))
-        trace.attempt("a read-only table", lambda: pool.device.load(pool.table(), readonly=True))
-        trace.pool(pool)
-        thin = pool.new_thin(0, SIZE)
-        trace.attempt("a read-only table of a volume", lambda: thin.load(thin.table_text(), readonly=True))
-        trace.attempt("another target for a volume", lambda: thin.load(f"0 {SIZE // 512} linear {spare.path} 0"))
-        thin.clear()
-        pool.stop()
-
-    compare(scenario)
