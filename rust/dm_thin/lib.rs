@@ -42,6 +42,7 @@ mod reserve;
 mod state;
 mod thin;
 mod thin_target;
+mod thins;
 mod throttle;
 mod worker;
 

@@ -14,12 +14,13 @@
 //!
 //! (1): With an external origin, zeroes are written like other data.
 //!
-//! A new block is zeroed, or the shared one or what the external [`origin`](crate::origin) has copied to it, unless
-//! the write covers all of it. Sharing is broken like this: the write's block gets a cell, so later writes to
-//! it wait; the data is copied to the new block while others go on reading the old one; the new mapping is inserted, which takes this device's reference
-//! from the old block; the bios in the cell go on. No commit is needed for that: after a crash the old mapping
-//! leads to the old block, which nobody has written to, since a block that was freed is not used again before
-//! the commit that makes it free, and not before the reads have ended that were sent to it earlier.
+//! A new block is zeroed, or the shared one or what the external [`origin`](crate::origin) has is copied to it,
+//! unless the write covers all of it. Sharing is broken like this: the write's block gets a cell, so later
+//! writes to it wait; the data is copied to the new block while others go on reading the old one; the new
+//! mapping is inserted, which takes this device's reference from the old block; the bios in the cell go on. No
+//! commit is needed for that: after a crash the old mapping leads to the old block, which nobody has written to,
+//! since a block that was freed is not used again before the commit that makes it free, and not before the
+//! reads have ended that were sent to it earlier.
 
 use dm::{
     kcopyd::Region,
