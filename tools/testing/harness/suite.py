@@ -145,5 +145,7 @@ def files(folder, wanted):
         if missing:
             raise SystemExit(f"no such test file: {', '.join(missing)}")
         return wanted
-    slow = ["test_compare.py", "test_bad_input.py", "test_scale.py", "test_both_ways.py", "test_tables.py"]
+    slow = [f"test_{name}.py" for name in (
+        "external_origin", "lvm2", "bad_input", "discard", "suspend", "scale", "compare", "modes", "metadata_space", "tables",
+    )]
     return [name for name in slow if name in found] + [name for name in found if name not in slow]
