@@ -54,6 +54,7 @@ mod bindings {
 pub mod args;
 pub mod bio;
 mod bio_list;
+mod blk_status;
 mod block_io;
 pub mod bufio;
 mod ctr;
@@ -82,10 +83,10 @@ pub mod workqueue;
 pub use args::Args;
 pub use bio::{
     Bio,
-    BlkStatus,
     Op, //
 };
 pub use bio_list::BioList;
+pub use blk_status::BlkStatus;
 pub use block_io::{
     AsyncBio,
     BioDone,
