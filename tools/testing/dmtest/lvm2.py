@@ -9,7 +9,10 @@ import signal
 import subprocess
 import time
 
-from . import disk
+from . import (
+    disk,
+    metadata,
+)
 from .disk import MIB
 
 FOLDER = "/run/lvm2"
@@ -24,6 +27,8 @@ devices {{
 	hints = "none"
 }}
 activation {{
+	# Touching the 8 MiB that it reserves by default takes most of a command's time here.
+	reserved_memory = 256
 	udev_sync = 0
 	udev_rules = 0
 	verify_udev_operations = 1
@@ -45,6 +50,9 @@ backup {{
 	archive = 0
 }}
 """
+
+# Columns of lvs that tell who, where and when, and one that depends on when the pool commits by itself.
+VARYING = re.compile(r".*_uuid|lv_time.*|lv_host|lv_kernel_(major|minor)|metadata_percent")
 
 # What logs its calls and does what it is asked for.
 THIN_CHECK = """#!/bin/sh
@@ -88,9 +96,13 @@ class Lvm2:
 
     def run(self, *words):
         """Runs a command, which must succeed; returns what it printed."""
+        output = self._succeed(*words)
+        self.trace.note(self._plain(f"lvm {' '.join(words)}"), self._plain(output))
+        return output
+
+    def _succeed(self, *words):
         done = self.call(*words)
         assert done.returncode == 0, f"lvm {' '.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
-        self.trace.note(self._plain(f"lvm {' '.join(words)}"), self._plain(done.stdout))
         return done.stdout
 
     def refused(self, *words):
@@ -112,6 +124,14 @@ class Lvm2:
         values = [row[column] for column in columns]
         return values[0] if len(values) == 1 else values
 
+    def columns(self):
+        """Notes every column of every volume."""
+        report = json.loads(self._succeed("lvs", "-a", "--reportformat", "json", "--units", "b", "-o", "lv_all,seg_all", "vg"))
+        for row in report["report"][0]["lv"]:
+            for name, value in row.items():
+                if not VARYING.fullmatch(name):
+                    self.trace.note(f"{row['lv_name']} {name}", self._plain(value))
+
     def path(self, name):
         return f"/dev/mapper/vg-{name}"
 
@@ -127,6 +147,13 @@ class Lvm2:
         start = self.run("pvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "pe_start", device).strip()
         [found] = [one for one in self.disks if one.path == device]
         return found, int(start) + int(extents.split("-")[0]) * MIB
+
+    def check(self):
+        """Runs thin_check on the metadata of the pool `pool`, which no one may use any more."""
+        self._succeed("vgchange", "-an", "vg")
+        self._succeed("lvchange", "-y", "-ay", "vg/pool_tmeta")
+        metadata.check(self.path("pool_tmeta"))
+        self._succeed("lvchange", "-an", "vg/pool_tmeta")
 
     def close(self):
         """Ends dmeventd and removes the volume group."""

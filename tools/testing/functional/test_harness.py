@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
 """The tests' own tools: what they are for is to see faults."""
 
+import os
+import subprocess
+import sys
+import time
+
 import pytest
 
 from dmtest import (
@@ -15,6 +20,8 @@ from dmtest.disk import (
 )
 from dmtest.trace import differences
 from harness import ktap
+
+TESTING = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 REPORT = """KTAP version 1
 1..2
@@ -55,6 +62,28 @@ def test_ktap_that_breaks_off(missing):
 def test_ktap_of_a_suite_that_fails_by_itself():
     lines = [line.replace("not ok 2 wrong", "ok 2 wrong") for line in REPORT]
     assert outcomes(lines)["first"] == "failed"
+
+
+# Starts a shell as the runner starts a machine.
+RUNNER = """
+import subprocess, sys
+machine = ["sh", "-c", "echo $$; sleep 1000 & wait"]
+subprocess.Popen([sys.executable, sys.argv[1], *machine], stdin=subprocess.PIPE, start_new_session=True).wait()
+"""
+
+
+def test_no_machine_outlives_a_runner_that_is_killed():
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER, os.path.join(TESTING, "harness", "guard.py")], stdout=subprocess.PIPE)
+    machine = f"/proc/{int(runner.stdout.readline())}"
+    assert os.path.exists(machine)
+    runner.kill()
+    runner.wait()
+    # The machine's processes hold the other end, each of them.
+    assert runner.stdout.read() == b""
+    end = time.monotonic() + 30
+    while os.path.exists(machine) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not os.path.exists(machine)
 
 
 FAULTS = [

@@ -13,6 +13,7 @@ from dmtest import (
     dm,
     ioctl,
     lvm2,
+    metadata,
     superblock,
 )
 from dmtest.content import pattern
@@ -43,6 +44,7 @@ def play(run, both, modules, make_disk, kernel):
             running.append(lvm)
             scenario(lvm)
             assert modules.is_loaded(modules.file(implementation)), "lvm2 has used another module"
+            lvm.check()
             running.remove(lvm)
             lvm.close()
             assert not ioctl.names(), "lvm2 has left devices"
@@ -74,12 +76,13 @@ def wait_for(condition, patience=60):
         time.sleep(0.2)
 
 
-def test_module_is_found(run, modules, make_pool):
-    """By modprobe, and by the kernel when a table asks for the target."""
+def test_module_is_found(run, both, modules, make_pool):
+    """By modprobe, and by the kernel when a table asks for the target; once it is gone again, the kernel's own is."""
+    for implementation in (run["impl"], both[0]):
+        modules.install(implementation)
+        subprocess.run(["modprobe", "dm-thin-pool"], check=True)
+        assert modules.is_loaded(modules.file(implementation))
     modules.install(run["impl"])
-    subprocess.run(["modprobe", "dm-thin-pool"], check=True)
-    assert modules.is_loaded(modules.file(run["impl"]))
-    modules.unload()
     pool = make_pool()
     assert modules.is_loaded(modules.file(run["impl"]))
     pool.stop()
@@ -105,6 +108,7 @@ def test_snapshots_and_columns(play):
                     "zero", "lv_health_status", "lv_when_full", "chunk_size", "thin_count", "lv_active")
         # Not to be compared: how many metadata blocks there are depends on when the pool commits by itself.
         assert 10 < float(lvm.call("lvs", "--noheadings", "-o", "metadata_percent", "vg/pool").stdout) < 20
+        lvm.columns()
         lvm.run("lvremove", "-q", "-f", "vg/one", "vg/three")
         check(lvm, "two", range(0, 256, 4), "two")
         assert lvm.lvs("pool", "thin_count") == "1"
@@ -135,6 +139,66 @@ def test_merge(play):
     play(scenario)
 
 
+def test_changes(play):
+    """What can be changed of a pool and its volumes, most of it while they are in use."""
+    def scenario(lvm):
+        lvm.run("lvcreate", "-q", "-L", "32m", "-V", "64m", "-T", "vg/pool", "-n", "one")
+        fill(lvm, "one", range(256))
+        lvm.run("lvchange", "-q", "--errorwhenfull", "y", "vg/pool")
+        assert " error_if_no_space " in dm.dmsetup("status", "vg-pool-tpool").stdout
+        lvm.run("lvchange", "-q", "--zero", "n", "vg/pool")
+        assert " skip_block_zeroing " in dm.dmsetup("table", "vg-pool-tpool").stdout
+        lvm.refused("lvchange", "-q", "--discards", "ignore", "vg/pool")
+        lvm.run("lvrename", "-q", "vg/one", "vg/two")
+        lvm.run("lvchange", "-q", "-pr", "vg/two")
+        lvm.columns()
+        with pytest.raises(OSError):
+            lvm.write("two", 0, bytes(BLOCK))
+        lvm.run("lvchange", "-q", "-prw", "vg/two")
+        fill(lvm, "two", range(256, 512))
+        with pytest.raises(OSError):
+            lvm.write("two", 512 * BLOCK, bytes(BLOCK))
+        lvm.columns()
+        lvm.run("vgchange", "-q", "-an", "vg")
+        lvm.run("lvchange", "-q", "--discards", "ignore", "vg/pool")
+        lvm.run("vgchange", "-q", "-ay", "vg")
+        assert " ignore_discard " in dm.dmsetup("status", "vg-pool-tpool").stdout
+        check(lvm, "two", range(512))
+        lvm.columns()
+
+    play(scenario)
+
+
+def test_file_system(play, mounted):
+    """A snapshot of a mounted file system is one; what is freed comes back by fstrim, but not what the snapshot holds."""
+    def scenario(lvm):
+        lvm.run("lvcreate", "-q", "-L", "64m", "-V", "48m", "-T", "vg/pool", "-n", "one")
+        subprocess.run(["mkfs.ext4", "-q", lvm.path("one")], check=True)
+        folder = mounted(lvm.path("one"))
+
+        def used():
+            # What a transaction of the journal has freed can be trimmed after its end.
+            subprocess.run(["sync", "-f", str(folder)], check=True)
+            subprocess.run(["fstrim", str(folder)], check=True)
+            return float(lvm.call("lvs", "--noheadings", "-o", "data_percent", "vg/pool").stdout)
+
+        for name in ("kept", "freed"):
+            (folder / name).write_bytes(pattern(name, 8 * MIB))
+        full = used()
+        (folder / "freed").unlink()
+        trimmed = used()
+        assert trimmed < full - 10
+        lvm.run("lvcreate", "-q", "-s", "-kn", "-n", "snap", "vg/one")
+        (folder / "kept").unlink()
+        assert used() > trimmed - 2
+        snap = mounted(lvm.path("snap"))
+        assert (snap / "kept").read_bytes() == pattern("kept", 8 * MIB)
+        for one in (snap, folder):
+            subprocess.run(["umount", str(one)], check=True)
+
+    play(scenario)
+
+
 def test_resize(play):
     """Data, metadata and volumes, while they are in use."""
     def scenario(lvm):
@@ -147,6 +211,7 @@ def test_resize(play):
         check(lvm, "one", range(0, 1280, 7))
         assert lvm.lvs("pool", "lv_size", "data_percent") == [str(96 * MIB), "83.33"]
         assert lvm.lvs("pool_tmeta", "lv_size") == str(12 * MIB)
+        lvm.columns()
         lvm.run("lvreduce", "-q", "-f", "-L", "40m", "vg/one")
         check(lvm, "one", range(0, 640, 7))
 
@@ -189,6 +254,7 @@ def test_external_origin(play):
         lvm.run("lvcreate", "-q", "-s", "-kn", "-n", "second", "vg/clone")
         check(lvm, "second", range(100, 120), "new")
         check(lvm, "second", range(120, 320))
+        lvm.columns()
         lvm.run("vgchange", "-q", "-an", "vg")
         lvm.run("vgchange", "-q", "-ay", "vg")
         check(lvm, "clone", range(100, 120), "new")
@@ -252,6 +318,7 @@ def test_activation_checks_the_metadata(play):
         lvm.run("lvchange", "-q", "-ay", "vg/one")
         check(lvm, "one", range(0, 900, 3))
         assert lvm.lvs("pool", "lv_health_status") == ""
+        lvm.columns()
         fill(lvm, "one", range(1, 900, 3))
         check(lvm, "one", range(1, 900, 3))
 
@@ -308,15 +375,23 @@ def test_metadata_snapshot(play):
         lvm.run("lvcreate", "-q", "-L", "32m", "-V", "32m", "-T", "vg/pool", "-n", "one")
         fill(lvm, "one", range(64))
         assert dm.dmsetup("message", "vg-pool-tpool", "0", "reserve_metadata_snap").returncode == 0
-        root = dm.dmsetup("status", "vg-pool-tpool").stdout.split()[6]
+
+        def held():
+            root = dm.dmsetup("status", "vg-pool-tpool").stdout.split()[6]
+            return root, metadata.dump(lvm.path("pool_tmeta"), int(root))
+
+        before = held()
         lvm.run("lvcreate", "-q", "-s", "-n", "snap", "vg/one")
+        fill(lvm, "one", range(32), "new")
         lvm.run("lvextend", "-q", "-L", "64m", "vg/pool")
+        lvm.run("lvextend", "-q", "--poolmetadatasize", "+4m", "vg/pool")
         lvm.run("lvremove", "-q", "-f", "vg/snap")
-        assert dm.dmsetup("status", "vg-pool-tpool").stdout.split()[6] == root
+        assert held() == before
         lvm.run("vgchange", "-q", "-an", "vg")
         lvm.run("vgchange", "-q", "-ay", "vg")
-        assert dm.dmsetup("status", "vg-pool-tpool").stdout.split()[6] == root
+        assert held() == before
         assert dm.dmsetup("message", "vg-pool-tpool", "0", "release_metadata_snap").returncode == 0
-        check(lvm, "one", range(64))
+        check(lvm, "one", range(32), "new")
+        check(lvm, "one", range(32, 64))
 
     play(scenario)

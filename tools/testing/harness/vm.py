@@ -7,11 +7,13 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 INIT = os.path.join(ROOT, "guest", "init.sh")
+GUARD = os.path.join(ROOT, "harness", "guard.py")
 
 
 class Vm:
@@ -33,7 +35,7 @@ class Vm:
         with open(self.console, "wb") as console:
             # A session of its own, so that every process of the VM can be ended at once.
             self._process = subprocess.Popen(
-                self._command([*config["append"], *arguments]), stdin=subprocess.DEVNULL, stdout=console,
+                [sys.executable, GUARD, *self._command([*config["append"], *arguments])], stdin=subprocess.PIPE, stdout=console,
                 stderr=subprocess.STDOUT, start_new_session=True, env=self._environment(),
             )
 
@@ -53,6 +55,7 @@ class Vm:
         except ProcessLookupError:
             pass
         self._process.wait()
+        self._process.stdin.close()
 
     def status(self):
         """The exit code of the guest's work, or None when it did not get that far."""
