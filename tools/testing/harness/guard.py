@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Runs a command that must not outlive the runner: `guard.py COMMAND...`, in a process group of its own.
+"""Becomes a command that must not outlive the runner: `guard.py COMMAND...`, as the leader of a process group.
 
-Standard input is a pipe that the runner holds and never writes to. However the runner ends, also by SIGKILL, the
-pipe ends with it, and then the whole group is killed.
+Standard input is a pipe to which the runner holds the other end. However the runner ends, also by SIGKILL, that end
+is closed, and then a process that stays beside the command kills the whole group.
 """
 
 import os
 import signal
-import subprocess
 import sys
-import threading
 
 
 def watch():
@@ -18,9 +16,15 @@ def watch():
 
 
 def main():
-    threading.Thread(target=watch, daemon=True).start()
-    return subprocess.call(sys.argv[1:], stdin=subprocess.DEVNULL)
+    # User Mode Linux must be the group's leader, or it leaves the group, and have no children that it knows nothing of.
+    if os.fork() == 0:
+        if os.fork() == 0:
+            watch()
+        os._exit(0)
+    os.wait()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.execvp(sys.argv[1], sys.argv[1:])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
