@@ -2,6 +2,7 @@
 """The tests' own tools: what they are for is to see faults."""
 
 import os
+import select
 import subprocess
 import sys
 import time
@@ -64,21 +65,33 @@ def test_ktap_of_a_suite_that_fails_by_itself():
     assert outcomes(lines)["first"] == "failed"
 
 
-# Starts a shell as the runner starts a machine.
+# Like User Mode Linux: makes a session of its own where it can, and has another process.
+MACHINE = """
+import os, subprocess
+try:
+    os.setsid()
+except PermissionError:
+    pass
+print(os.getpid(), flush=True)
+subprocess.run(["sleep", "1000"])
+"""
+# Starts it as the runner does.
 RUNNER = """
 import subprocess, sys
-machine = ["sh", "-c", "echo $$; sleep 1000 & wait"]
+machine = [sys.executable, "-c", sys.argv[2]]
 subprocess.Popen([sys.executable, sys.argv[1], *machine], stdin=subprocess.PIPE, start_new_session=True).wait()
 """
 
 
 def test_no_machine_outlives_a_runner_that_is_killed():
-    runner = subprocess.Popen([sys.executable, "-c", RUNNER, os.path.join(TESTING, "harness", "guard.py")], stdout=subprocess.PIPE)
+    guard = os.path.join(TESTING, "harness", "guard.py")
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER, guard, MACHINE], stdout=subprocess.PIPE)
     machine = f"/proc/{int(runner.stdout.readline())}"
     assert os.path.exists(machine)
     runner.kill()
     runner.wait()
-    # The machine's processes hold the other end, each of them.
+    # Each of the machine's processes holds the other end of this pipe.
+    assert select.select([runner.stdout], [], [], 30)[0], "it runs on"
     assert runner.stdout.read() == b""
     end = time.monotonic() + 30
     while os.path.exists(machine) and time.monotonic() < end:
