@@ -130,6 +130,10 @@ impl Pool {
                 any_shared |= freed.maybe_shared;
             }
         });
+        // Now: they may be committed, and so free for use, before they are passed down.
+        if unmapped.is_ok() {
+            pass_down.keep_from_use(&mut worker.busy);
+        }
         match unmapped {
             Err(_) => {
                 if let Cause::Bio(bio) = pass_down.into_cause() {

@@ -2,8 +2,9 @@
 
 //! Discards of data blocks that nobody uses any more.
 //!
-//! They belong to blocks that are free in the metadata, and the worker keeps those blocks in its set `busy`, from
-//! which it allocates nothing, until the discards have ended.
+//! They belong to blocks that are free in the metadata. The worker keeps those blocks in its set `busy`, from which
+//! it allocates nothing, from the moment that they are meant to be discarded until the discards have ended: others
+//! may commit in between. No block is in two of these at a time.
 
 use core::ops::Range;
 
@@ -89,6 +90,24 @@ impl PassDown {
         self.ranges.is_empty()
     }
 
+    /// Adds the blocks to `busy`; leaves out those for which there is no memory.
+    pub(crate) fn keep_from_use(&mut self, busy: &mut BlockSet) {
+        self.ranges.retain(|blocks| {
+            let kept = busy.insert(blocks).is_ok();
+            if !kept {
+                busy.remove(blocks);
+            }
+            kept
+        });
+    }
+
+    /// Takes the blocks out of `busy`.
+    pub(crate) fn release(&self, busy: &mut BlockSet) {
+        for blocks in &self.ranges {
+            busy.remove(blocks);
+        }
+    }
+
     /// What caused it.
     pub(crate) fn into_cause(self: KBox<Self>) -> Cause {
         KBox::into_inner(self).cause
@@ -146,9 +165,8 @@ impl PassedDown {
 }
 
 impl Pool {
-    /// Discards what is in `one`.
+    /// Discards what is in `one`, which is kept from use already.
     pub(crate) fn pass_down(self: &Arc<Self>, worker: &mut Worker, mut one: KBox<PassDown>) {
-        keep_from_use(&mut worker.busy, &mut one.ranges);
         let dev = one.dev.clone();
         one.hold = Some(self.hold());
         match Discard::new(&dev, one) {
@@ -168,9 +186,7 @@ impl Pool {
 
     /// The discards have ended, or there were none.
     pub(crate) fn finish_pass_down(&self, worker: &mut Worker, one: KBox<PassDown>) {
-        for blocks in &one.ranges {
-            worker.busy.remove(blocks);
-        }
+        one.release(&mut worker.busy);
         match one.into_cause() {
             Cause::Bio(bio) => bio.end(BlkStatus::OK),
             Cause::Deletion => {
@@ -179,15 +195,4 @@ impl Pool {
             }
         }
     }
-}
-
-/// Adds `ranges` to `busy`; leaves out those for which there is no memory.
-fn keep_from_use(busy: &mut BlockSet, ranges: &mut KVVec<Range<DataBlock>>) {
-    ranges.retain(|blocks| {
-        let kept = busy.insert(blocks).is_ok();
-        if !kept {
-            busy.remove(blocks);
-        }
-        kept
-    });
 }

@@ -111,24 +111,25 @@ impl Pool {
             let Ok(mut one) = PassDown::new(&self.data_dev, Cause::Deletion) else {
                 return;
             };
-            let Some(blocks) = self.next_to_reclaim() else {
+            let Some(blocks) = self.next_to_reclaim(&worker.busy) else {
                 return;
             };
             one.add_range(blocks);
+            one.keep_from_use(&mut worker.busy);
             worker.deletions = worker.deletions.saturating_add(1);
             self.pass_down(worker, one);
         }
     }
 
-    /// Takes the next blocks to be discarded; none may be left of a range that is in use again.
-    fn next_to_reclaim(&self) -> Option<Range<DataBlock>> {
+    /// Takes the next blocks to be discarded; none may be left of a range that is in use again, or being discarded.
+    fn next_to_reclaim(&self, busy: &BlockSet) -> Option<Range<DataBlock>> {
         let max = self.block_size.block_of(MAX_SECTORS).max(1);
         let mut pool = self.metadata.write_noio();
         let pool = &mut *pool;
         let blocks = pool.reclaim.pending.next_run(0, max)?;
         let free = pool.metadata.find_free_range(blocks.start, blocks.end);
         let free = match free {
-            Ok(Some(free)) => free,
+            Ok(Some(free)) => without_busy(free, busy),
             Ok(None) => blocks.end..blocks.end,
             Err(e) => {
                 dm::log::err_limited!(
@@ -159,5 +160,36 @@ impl Pool {
             );
             self.event();
         }
+    }
+}
+
+/// The blocks of `free` before the first busy one, or nothing if that is the first of all, at the end of the busy ones.
+fn without_busy(free: Range<DataBlock>, busy: &BlockSet) -> Range<DataBlock> {
+    match busy.next_run(free.start, u64::MAX) {
+        Some(run) if run.start == free.start => {
+            let end = run.end.min(free.end);
+            end..end
+        }
+        Some(run) => free.start..run.start.min(free.end),
+        None => free,
+    }
+}
+
+#[cfg(dm_thin_kunit)]
+#[kernel::macros::kunit_tests(dm_thin_reclaim)]
+mod tests {
+    use super::*;
+    use kernel::prelude::*;
+
+    #[test]
+    fn busy_blocks_are_not_discarded_again() -> Result {
+        let mut busy = BlockSet::new();
+        assert_eq!(without_busy(3..9, &busy), 3..9);
+        busy.insert(&(5..7))?;
+        assert_eq!(without_busy(3..9, &busy), 3..5);
+        assert_eq!(without_busy(5..9, &busy), 7..7);
+        assert_eq!(without_busy(6..7, &busy), 7..7);
+        assert_eq!(without_busy(7..9, &busy), 7..9);
+        Ok(())
     }
 }

@@ -219,6 +219,7 @@ impl Pool {
         let mut pass_down = core::mem::take(&mut worker.pass_down_after_commit);
         if result.is_err() {
             while let Some(one) = pass_down.pop() {
+                one.release(&mut worker.busy);
                 if let Cause::Bio(bio) = one.into_cause() {
                     bio.end(BlkStatus::IOERR);
                 }

@@ -423,3 +423,27 @@ def test_file_system(make_pool, mounted, kind, options):
     folder = mounted(thin.path)
     for path, data in kept.items():
         assert (folder / path.name).read_bytes() == data
+
+
+def test_blocks_that_wait_for_a_commit_are_not_used(make_pool):
+    """A full pool: what a discard frees after sharing goes to others only when its own discard has ended."""
+    pool = make_pool(data_size=8 * MIB)
+    others = Content(pool.new_thin(2, 4 * MIB))
+    others.write(0, 4 * MIB)
+    for turn in range(8):
+        thin = pool.new_thin(10 + turn, 4 * MIB)
+        fill(thin, range(64))
+        # By time, the blocks may be shared from here on.
+        pool.create_snap(100, 10 + turn)
+        pool.delete(100)
+        taker = Content(pool.new_thin(50 + turn, 4 * MIB))
+        with ThreadPoolExecutor() as workers:
+            discarded = workers.submit(thin.discard, 0, 4 * MIB)
+            for block in range(64):
+                taker.write(block * BLOCK, BLOCK)
+            discarded.result()
+        taker.verify()
+        others.verify()
+        for number in (10 + turn, 50 + turn):
+            pool.thins[number].remove()
+            pool.delete(number)
