@@ -19,12 +19,13 @@
 //!
 //! - clean: ready for the disk;
 //! - stale: changed since it was made ready, and held by nobody;
-//! - held for reading: ready for the disk. The first reader of a stale block makes it ready;
-//! - held for writing: not ready. dm-bufio may write it like this, but then writes it once more, as
-//!   the guard marks it changed when dropped, after the lock is released. So whoever wants the
-//!   blocks on disk must have dropped the write guards first.
+//! - held for reading: clean, or stale. dm-bufio may write it when it is stale, but then writes it
+//!   once more, as the last guard marks it changed when dropped;
+//! - held for writing: not ready. If dm-bufio writes it like this it writes it once more, too, as
+//!   the guard marks it changed when dropped, after the lock is released.
 //!
-//! dm-bufio makes a stale block ready just before it writes it.
+//! dm-bufio makes a stale block that nobody holds ready just before it writes it. So whoever wants
+//! the blocks on disk lets that happen while nobody can hold any ([`Client::start_writing`]).
 //!
 //! C header: [`include/linux/dm-bufio.h`](srctree/include/linux/dm-bufio.h)
 
@@ -275,14 +276,29 @@ impl<T: Tag<N>, const N: usize> Client<T, N> {
     ///
     /// [`Target::map`]: crate::Target::map
     pub fn zeroed(&self, block: u64) -> Result<WriteGuard<'_, T, N>> {
+        // SAFETY: The data is valid for writing, of this size, and any bytes will do.
+        self.renewed(block, |data| unsafe { data.write_bytes(0, 1) })
+    }
+
+    /// As [`zeroed`](Self::zeroed), but a block of `content`.
+    pub fn filled(&self, block: u64, content: &[u8; N]) -> Result<WriteGuard<'_, T, N>> {
+        // SAFETY: The data is valid for writing, and of this size. Nobody but the writer has a reference to it, so
+        // `content` is elsewhere.
+        self.renewed(block, |data| unsafe {
+            data.copy_from_nonoverlapping(content, 1)
+        })
+    }
+
+    /// A block without a tag that `fill` fills, in place of what the device has. `fill` gets a pointer to data that are
+    /// ours alone, and must initialise them.
+    fn renewed(&self, block: u64, fill: impl FnOnce(*mut [u8; N])) -> Result<WriteGuard<'_, T, N>> {
         let held = self.buffer(block, bindings::dm_bufio_new)?.ok_or(ENOMEM)?;
         // SAFETY: The buffer is held for the time of the borrow.
         let aux = unsafe { held.buffer.aux::<'_>() };
         if !aux.lock.try_write() {
             return Err(EDEADLK);
         }
-        // SAFETY: We are the writer; the data is of this size, and any bytes will do.
-        unsafe { held.buffer.data().write_bytes(0, 1) };
+        fill(held.buffer.data());
         let mut guard = WriteGuard { held };
         guard.set_tag(None);
         Ok(guard)
@@ -299,13 +315,17 @@ impl<T: Tag<N>, const N: usize> Client<T, N> {
     }
 
     /// Writes what was changed and flushes the device. Also tells of errors of earlier writes.
+    ///
+    /// Blocks that were changed since [`start_writing`](Self::start_writing) must not be held.
     pub fn write_dirty_buffers(&self) -> Result {
         // SAFETY: The client is valid.
         to_result(unsafe { bindings::dm_bufio_write_dirty_buffers(self.ptr.as_ptr()) })
     }
 
     /// Starts to write what was changed.
-    pub fn write_dirty_buffers_async(&self) {
+    ///
+    /// As nobody can hold a block, all blocks are written ready for the disk.
+    pub fn start_writing(&mut self) {
         // SAFETY: The client is valid.
         unsafe { bindings::dm_bufio_write_dirty_buffers_async(self.ptr.as_ptr()) };
     }
@@ -358,8 +378,7 @@ impl<'a, T: Tag<N>, const N: usize> Held<'a, T, N> {
 
     fn read(self) -> Option<ReadGuard<'a, T, N>> {
         let aux = self.aux();
-        // SAFETY: The lock sees to it that nobody else uses data and tag.
-        let ok = aux.lock.try_read(|| unsafe { self.buffer.prepare(aux) });
+        let ok = aux.lock.try_read();
         ok.then(|| ReadGuard { held: self })
     }
 
@@ -416,14 +435,17 @@ impl<T: Tag<N>, const N: usize> Deref for ReadGuard<'_, T, N> {
 
     fn deref(&self) -> &[u8; N] {
         // SAFETY: The data is of this size and initialised. We are a reader, so there is no writer,
-        // and the block is ready, so it is not made so.
+        // and the block is not made ready.
         unsafe { &*self.held.buffer.data() }
     }
 }
 
 impl<T: Tag<N>, const N: usize> Drop for ReadGuard<'_, T, N> {
     fn drop(&mut self) {
-        self.held.aux().lock.unlock_read();
+        if self.held.aux().lock.unlock_read() {
+            // SAFETY: The buffer is ours, and was read or is new.
+            unsafe { bindings::dm_bufio_mark_buffer_dirty(self.held.buffer.0.as_ptr()) };
+        }
     }
 }
 

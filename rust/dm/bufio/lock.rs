@@ -15,17 +15,19 @@ use kernel::{
 
 /// The lock of a block.
 ///
-/// The word is a count of readers, or one of the flags.
+/// The word is a count of readers, maybe with [`STALE`] and [`REWRITE`], or [`WRITER`], or [`PREPARING`].
 pub(super) struct Lock(Atomic<u32>);
 
 /// Held for writing.
 const WRITER: u32 = 1 << 31;
 /// Being made ready; nobody keeps it for long.
 const PREPARING: u32 = 1 << 30;
-/// Changed since it was made ready. There is no reader.
+/// Changed since it was made ready.
 const STALE: u32 = 1 << 29;
-/// So many readers cannot be.
-const MAX_READERS: u32 = 1 << 28;
+/// Written while it was stale and had readers, so that it could not be made ready.
+const REWRITE: u32 = 1 << 28;
+/// The count of readers.
+const READERS: u32 = REWRITE - 1;
 
 /// Keeps the thread on its processor while it makes a block ready, so that others wait briefly.
 struct NoPreempt;
@@ -50,25 +52,15 @@ impl Lock {
         Self(Atomic::new(0))
     }
 
-    /// Becomes a reader; `prepare` makes the block ready if it is stale. Whether it worked.
-    pub(super) fn try_read(&self, prepare: impl FnOnce()) -> bool {
+    /// Becomes a reader. Whether it worked.
+    pub(super) fn try_read(&self) -> bool {
         let mut word = self.0.load(Relaxed);
         loop {
             if word & PREPARING != 0 {
                 cpu_relax();
                 word = self.0.load(Relaxed);
-            } else if word & WRITER != 0 || word & !STALE >= MAX_READERS {
+            } else if word & WRITER != 0 || word & READERS == READERS {
                 return false;
-            } else if word == STALE {
-                let _on = NoPreempt::enter();
-                match self.0.cmpxchg(word, PREPARING, Acquire) {
-                    Ok(_) => {
-                        prepare();
-                        self.0.store(1, Release);
-                        return true;
-                    }
-                    Err(now) => word = now,
-                }
             } else {
                 match self.0.cmpxchg(word, word + 1, Acquire) {
                     Ok(_) => return true,
@@ -78,8 +70,16 @@ impl Lock {
         }
     }
 
-    pub(super) fn unlock_read(&self) {
-        self.0.fetch_sub(1, Release);
+    /// Leaves the readers. Whether the block must be written again.
+    pub(super) fn unlock_read(&self) -> bool {
+        let before = self.0.fetch_sub(1, Release);
+        before & (READERS | REWRITE) == (1 | REWRITE) && self.take_rewrite()
+    }
+
+    /// Forgets that the block must be written again. If it has readers by now, it stays to be done by the last.
+    #[cold]
+    fn take_rewrite(&self) -> bool {
+        self.0.cmpxchg(STALE | REWRITE, STALE, Relaxed).is_ok()
     }
 
     /// Becomes the writer. Whether it worked.
@@ -89,7 +89,7 @@ impl Lock {
             if word & PREPARING != 0 {
                 cpu_relax();
                 word = self.0.load(Relaxed);
-            } else if word == 0 || word == STALE {
+            } else if word & !(STALE | REWRITE) == 0 {
                 match self.0.cmpxchg(word, WRITER, Acquire) {
                     Ok(_) => return true,
                     Err(now) => word = now,
@@ -105,25 +105,31 @@ impl Lock {
         self.0.store(STALE, Release);
     }
 
-    /// Makes the block ready if it is stale; leaves a writer alone.
+    /// The block is about to be written: makes it ready if it is stale and nobody holds it. If it has readers, the last
+    /// one will see to it that it is written again; a writer does so anyway.
     pub(super) fn prepare(&self, prepare: impl FnOnce()) {
         let mut word = self.0.load(Relaxed);
         loop {
-            if word & PREPARING != 0 {
+            let next = if word & PREPARING != 0 {
                 cpu_relax();
                 word = self.0.load(Acquire);
-            } else if word == STALE {
-                let _on = NoPreempt::enter();
-                match self.0.cmpxchg(word, PREPARING, Acquire) {
-                    Ok(_) => {
-                        prepare();
-                        self.0.store(0, Release);
-                        return;
-                    }
-                    Err(now) => word = now,
-                }
-            } else {
+                continue;
+            } else if word & WRITER != 0 || word & STALE == 0 {
                 return;
+            } else if word & READERS != 0 {
+                word | REWRITE
+            } else {
+                PREPARING
+            };
+            let _on = NoPreempt::enter();
+            match self.0.cmpxchg(word, next, Acquire) {
+                Ok(_) if next == PREPARING => {
+                    prepare();
+                    self.0.store(0, Release);
+                    return;
+                }
+                Ok(_) => return,
+                Err(now) => word = now,
             }
         }
     }
@@ -139,16 +145,16 @@ mod tests {
     fn many_readers_or_one_writer() {
         let never = || assert!(false);
         let lock = Lock::new();
-        assert!(lock.try_read(never));
-        assert!(lock.try_read(never));
+        assert!(lock.try_read());
+        assert!(lock.try_read());
         assert!(!lock.try_write());
         lock.prepare(never);
-        lock.unlock_read();
+        assert!(!lock.unlock_read());
         assert!(!lock.try_write());
-        lock.unlock_read();
+        assert!(!lock.unlock_read());
         assert!(lock.try_write());
         assert!(!lock.try_write());
-        assert!(!lock.try_read(never));
+        assert!(!lock.try_read());
         lock.prepare(never);
         lock.unlock_write();
     }
@@ -160,23 +166,46 @@ mod tests {
         let lock = Lock::new();
         assert!(lock.try_write());
         lock.unlock_write();
-        assert!(lock.try_read(prepare));
-        assert_eq!(prepared.get(), 1);
-        assert!(lock.try_read(prepare));
+        assert!(lock.try_read());
+        assert!(!lock.unlock_read());
+        lock.prepare(prepare);
         lock.prepare(prepare);
         assert_eq!(prepared.get(), 1);
-        lock.unlock_read();
-        lock.unlock_read();
         assert!(lock.try_write());
         lock.unlock_write();
-        lock.prepare(prepare);
+        assert!(lock.try_write());
+        lock.unlock_write();
         lock.prepare(prepare);
         assert_eq!(prepared.get(), 2);
+    }
+
+    #[test]
+    fn what_is_written_below_readers_is_written_again() {
+        let prepared = Cell::new(0);
+        let prepare = || prepared.set(prepared.get() + 1);
+        let lock = Lock::new();
         assert!(lock.try_write());
         lock.unlock_write();
+        assert!(lock.try_read());
+        assert!(lock.try_read());
+        lock.prepare(prepare);
+        assert_eq!(prepared.get(), 0);
+        assert!(!lock.unlock_read());
+        assert!(lock.unlock_read());
+        assert!(lock.try_read());
+        assert!(!lock.unlock_read());
+        lock.prepare(prepare);
+        assert_eq!(prepared.get(), 1);
+
+        // The writer marks it changed in any case.
+        assert!(lock.try_write());
+        lock.unlock_write();
+        assert!(lock.try_read());
+        lock.prepare(prepare);
+        assert!(lock.unlock_read());
         assert!(lock.try_write());
         lock.unlock_write();
         lock.prepare(prepare);
-        assert_eq!(prepared.get(), 3);
+        assert_eq!(prepared.get(), 2);
     }
 }
