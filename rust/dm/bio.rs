@@ -91,6 +91,12 @@ impl<P> Slot<P> {
         }
     }
 
+    /// Whether the bio has an open device to go to, and has not ended.
+    #[inline]
+    pub(crate) fn is_submittable(&self) -> bool {
+        self.stage == Stage::Mapped
+    }
+
     /// The bio ends. Whether the target is to be told: not if it dropped the bio when it was told
     /// of its end, having dropped it before.
     pub(crate) fn end(&mut self) -> bool {
@@ -116,8 +122,8 @@ impl<P> Slot<P> {
 /// return, or kept and ended or submitted later. One that is dropped ends with an I/O error, so
 /// none is ever lost; [`Target::end_io`] is told of this, too, unless it drops the bio again.
 ///
-/// A bio may only be sent to devices that its own target opened ([`Ctr::get_device`]), as these
-/// stay open long enough. Submitting one that was sent elsewhere, or nowhere, ends it with an I/O
+/// A bio may only be sent to devices that its own target opened ([`Ctr::get_device`]) or borrowed
+/// ([`Ctr::borrow_device`]), as these stay open long enough. Submitting one that was sent elsewhere, or nowhere, ends it with an I/O
 /// error.
 ///
 /// Once the bio came back from below ([`Target::end_io`]), its sector and length count for nothing
@@ -126,6 +132,7 @@ impl<P> Slot<P> {
 /// [`Target::map`]: crate::Target::map
 /// [`Target::end_io`]: crate::Target::end_io
 /// [`Ctr::get_device`]: crate::Ctr::get_device
+/// [`Ctr::borrow_device`]: crate::Ctr::borrow_device
 ///
 /// # Invariants
 ///
@@ -319,13 +326,15 @@ impl<P> Bio<P> {
         }
     }
 
-    /// Sends it to a device of its own target, when submitted.
+    /// Sends it to one of its target's devices, when submitted.
+    ///
+    /// Returns its per-bio data, for convenience.
     #[inline]
-    pub fn set_dev(&mut self, dev: &Dev) {
+    pub fn set_dev(&mut self, dev: &Dev) -> &mut P {
         let bio = self.ptr.as_ptr();
         let slot = self.slot_mut();
         if slot.stage == Stage::Ended {
-            return;
+            return &mut slot.data;
         }
         // SAFETY: The devices are part of the target, which is not destroyed while it has a bio.
         if unsafe { (*slot.devices).contains(dev) } {
@@ -335,12 +344,13 @@ impl<P> Bio<P> {
         } else {
             slot.stage = Stage::New;
         }
+        &mut slot.data
     }
 
     /// Whether it has an open device to go to, and has not ended.
     #[inline]
     pub(crate) fn is_submittable(&self) -> bool {
-        self.slot().stage == Stage::Mapped
+        self.slot().is_submittable()
     }
 
     /// Whether it has come to its end, so that its sector and length count for nothing.
@@ -350,10 +360,25 @@ impl<P> Bio<P> {
     }
 
     /// Sends it to `sector` of a device, when submitted.
+    ///
+    /// Returns its per-bio data, for convenience.
     #[inline]
-    pub fn remap(&mut self, dev: &Dev, sector: Sector) {
-        self.set_dev(dev);
+    pub fn remap(&mut self, dev: &Dev, sector: Sector) -> &mut P {
         self.set_sector(sector);
+        self.set_dev(dev)
+    }
+
+    /// Counts it in the I/O statistics of `dev`, on whose behalf it goes elsewhere.
+    #[inline]
+    pub fn count_for(&self, dev: &Dev) {
+        // SAFETY: The device is open.
+        unsafe {
+            bindings::dm_rs_helper_bdev_count_io(
+                dev.bdev(),
+                self.opf(),
+                self.len_bytes() >> SECTOR_SHIFT,
+            )
+        };
     }
 
     /// Fills the memory of a read with zeroes; does nothing for other bios.
@@ -418,7 +443,7 @@ impl<P> Bio<P> {
         }
         // SAFETY: By the type invariants the bio was ours, so it may be submitted. The core
         // expects this of all targets of this crate, as they set `accounts_remapped_io`. The
-        // device below is one of the target's own, so stays open until it is destroyed, for which
+        // device below is one of the target's, so stays open until it is destroyed, for which
         // the core waits for all bios.
         unsafe {
             bindings::dm_submit_bio_remap(self.into_raw().as_ptr(), core::ptr::null_mut());

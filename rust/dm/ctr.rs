@@ -124,7 +124,7 @@ impl<'a> Ctr<'a> {
     /// EINVAL if it is the mapped device itself; otherwise what opening gives, ENODEV or EBUSY for
     /// instance.
     pub fn get_device(&mut self, path: &CStr, mode: Mode) -> Result<Dev> {
-        self.devices.0.reserve(1, GFP_KERNEL)?;
+        self.devices.held.reserve(1, GFP_KERNEL)?;
         let mut dev = core::ptr::null_mut();
         // SAFETY: In the constructor the target is valid and its table under construction.
         to_result(unsafe {
@@ -140,9 +140,16 @@ impl<'a> Ctr<'a> {
             }
         };
         // There is room, so the device will be put with the target.
-        self.devices.0.push(held, GFP_KERNEL)?;
+        self.devices.held.push(held, GFP_KERNEL)?;
         // SAFETY: As above; nothing else can touch the table while it is under construction.
         unsafe { Dev::from_raw(dev) }
+    }
+
+    /// Allows to send bios also to `dev`, which another target has opened, for as long as the target lives.
+    ///
+    /// The device does not become part of the table.
+    pub fn borrow_device(&mut self, dev: &Dev) -> Result {
+        Ok(self.devices.borrowed.push(dev.clone(), GFP_KERNEL)?)
     }
 
     /// How many bios the target wants for each flush.
@@ -170,11 +177,16 @@ impl<'a> Ctr<'a> {
     }
 }
 
-/// The devices that a target got from the core, which stay open until it is destroyed.
+/// The devices of a target, which stay open until it is destroyed.
 ///
 /// The core keeps one record for each device of a table, which it replaces when the device is
 /// opened anew for more. So a record is not remembered, but looked up again by the device's number.
-pub(crate) struct Devices(KVec<Held>);
+pub(crate) struct Devices {
+    /// Those that it got from the core.
+    held: KVec<Held>,
+    /// Those of other targets.
+    borrowed: KVec<Dev>,
+}
 
 struct Held {
     number: DevT,
@@ -189,14 +201,23 @@ unsafe impl Sync for Held {}
 
 impl Devices {
     pub(crate) const fn new() -> Self {
-        Self(KVec::new())
+        Self {
+            held: KVec::new(),
+            borrowed: KVec::new(),
+        }
+    }
+
+    /// Whether the core has opened `dev` for the target.
+    #[inline]
+    pub(crate) fn holds(&self, dev: &Dev) -> bool {
+        let bdev = dev.bdev().cast_const();
+        self.held.iter().any(|d| d.bdev == bdev)
     }
 
     /// Whether `dev` is one of them.
     #[inline]
     pub(crate) fn contains(&self, dev: &Dev) -> bool {
-        let bdev = dev.bdev().cast_const();
-        self.0.iter().any(|d| d.bdev == bdev)
+        self.borrowed.iter().any(|d| d.is_same(dev)) || self.holds(dev)
     }
 
     /// Gives them back.
@@ -205,7 +226,7 @@ impl Devices {
     ///
     /// They must have been got for `ti`, and the call be made by its constructor or destructor.
     pub(crate) unsafe fn put(self, ti: *mut bindings::dm_target) {
-        for Held { number, .. } in &self.0 {
+        for Held { number, .. } in &self.held {
             let mut path = [const { MaybeUninit::uninit() }; 24];
             let _ = write!(crate::Output::over(&mut path), "{number}");
             let mut dev = core::ptr::null_mut();

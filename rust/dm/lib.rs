@@ -8,6 +8,8 @@
 //! metadata cache ([`bufio`]), copying ([`kcopyd`]), discards ([`Discard`]), work queues
 //! ([`workqueue`]), locks and memory pools.
 //!
+//! `own_bio` and `kthread` are only there for the load generator of the benchmark, that is with `--cfg dm_load`.
+//!
 //! # Contexts
 //!
 //! Unless a function says otherwise it may sleep. [`Target::end_io`], completions of [`Discard`]
@@ -61,6 +63,8 @@ mod ctr;
 mod dev;
 mod discard;
 pub mod kcopyd;
+#[cfg(dm_load)]
+pub mod kthread;
 mod limits;
 mod live;
 pub mod log;
@@ -71,10 +75,15 @@ mod message;
 pub mod modinfo;
 mod noio;
 mod output;
+#[cfg(dm_load)]
+pub mod own_bio;
 pub mod params;
+mod percpu;
 mod plug;
 mod registration;
 mod rwsem;
+mod shrinker;
+pub mod sparse_words;
 mod static_mutex;
 mod target;
 mod ti;
@@ -114,6 +123,7 @@ pub use mempool::{
 pub use message::Message;
 pub use noio::NoIo;
 pub use output::Output;
+pub use percpu::PerCpu;
 pub use plug::with_plug;
 pub use registration::Registration;
 pub use rwsem::{
@@ -122,6 +132,12 @@ pub use rwsem::{
     WriteGuard,
     WriteNoIoGuard, //
 };
+pub use shrinker::{
+    total_memory,
+    Shrink,
+    Shrinker, //
+};
+pub use sparse_words::SparseWords;
 pub use static_mutex::{
     StaticMutex,
     StaticMutexGuard, //

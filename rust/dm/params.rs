@@ -35,6 +35,12 @@ impl UintParam {
         unsafe { self.0.get().read_volatile() }
     }
 
+    /// Changes the value.
+    pub fn set(&self, value: u32) {
+        // SAFETY: Valid, and only accessed as a whole.
+        unsafe { self.0.get().write_volatile(value) };
+    }
+
     pub(crate) const fn as_ptr(&self) -> *mut c_uint {
         self.0.get()
     }

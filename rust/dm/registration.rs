@@ -212,12 +212,13 @@ impl<T: Target> Callbacks<T> {
     unsafe extern "C" fn map(ti: *mut bindings::dm_target, bio: *mut bindings::bio) -> c_int {
         // SAFETY: The bio is the core's for this target and ours, its slot is not initialised yet.
         // We have the only `Bio` of it.
-        let (instance, mut owned) = unsafe {
+        let (instance, slot, mut owned) = unsafe {
             let instance = Self::instance(ti);
-            Slot::of(bio).write(Slot::new(T::PerBio::default(), &instance.devices));
+            let slot = Slot::of(bio);
+            slot.write(Slot::new(T::PerBio::default(), &instance.devices));
             let sector = &raw mut (*bio).bi_iter.bi_sector;
             *sector = (*sector).wrapping_sub((*ti).begin);
-            (instance, Bio::from_raw(NonNull::new_unchecked(bio)))
+            (instance, slot, Bio::from_raw(NonNull::new_unchecked(bio)))
         };
 
         if T::HAS_ACCEPT && matches!(owned.op(), Op::Discard | Op::WriteZeroes) {
@@ -239,9 +240,15 @@ impl<T: Target> Callbacks<T> {
         let (kept, action, status) = match instance.target.map(owned) {
             Map::Submitted => return bindings::DM_MAPIO_SUBMITTED as c_int,
             Map::Remapped(kept) => {
-                if kept.raw().as_ptr() == bio && kept.is_submittable() {
+                if kept.raw().as_ptr() == bio {
                     kept.into_raw();
-                    return bindings::DM_MAPIO_REMAPPED as c_int;
+                    // SAFETY: The bio is back, so nobody has a `Bio` of it, and the slot is ours.
+                    if unsafe { (*slot).is_submittable() } {
+                        return bindings::DM_MAPIO_REMAPPED as c_int;
+                    }
+                    // SAFETY: As above; we have the only `Bio` of it.
+                    unsafe { Bio::<T::PerBio>::from_raw(NonNull::new_unchecked(bio)) }.submit();
+                    return bindings::DM_MAPIO_SUBMITTED as c_int;
                 }
                 kept.submit();
                 return bindings::DM_MAPIO_SUBMITTED as c_int;
@@ -252,7 +259,10 @@ impl<T: Target> Callbacks<T> {
         if kept.raw().as_ptr() == bio {
             // SAFETY: The bio is back, so nobody has a `Bio` of it, and the core frees it next
             // without calling `end_io`: this is the end of the per-bio data.
-            unsafe { Slot::<T::PerBio>::of(kept.into_raw().as_ptr()).drop_in_place() };
+            unsafe {
+                kept.into_raw();
+                slot.drop_in_place();
+            }
             action as c_int
         } else {
             kept.end(status);
@@ -298,7 +308,8 @@ impl<T: Target> Callbacks<T> {
             // SAFETY: The bio is back, so nobody has a `Bio` of it, and the core frees it next:
             // this is the end of the per-bio data. `error` is the core's, to be written to.
             unsafe {
-                Slot::<T::PerBio>::of(kept.into_raw().as_ptr()).drop_in_place();
+                kept.into_raw();
+                slot.drop_in_place();
                 *error = status.0;
             }
             action as c_int

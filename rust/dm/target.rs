@@ -115,7 +115,7 @@ pub struct EachDevice<'a> {
 impl EachDevice<'_> {
     /// Tells of the part of `dev` that the target uses; a device of another target is left out.
     pub fn call(&mut self, dev: &Dev, start: Sector, len: Sector) -> Result<(), Stop> {
-        if !self.devices.contains(dev) {
+        if !self.devices.holds(dev) {
             return Ok(());
         }
         // SAFETY: The core gave us function and data for this target. The device is open, and what

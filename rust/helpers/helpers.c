@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Inline functions and macros which `bindgen` cannot reach. */
+#include <linux/cpumask.h>
+#include <linux/mm.h>
+#include <linux/part_stat.h>
+#include <linux/percpu.h>
 #include <linux/preempt.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
@@ -43,6 +47,21 @@ __rust_helper bool dm_rs_helper_current_is_worker(void)
 	return current->flags & PF_WQ_WORKER;
 }
 
+__rust_helper void *dm_rs_helper_raw_cpu_ptr(void *ptr)
+{
+	return raw_cpu_ptr((char __percpu __force *)ptr);
+}
+
+__rust_helper void *dm_rs_helper_per_cpu_ptr(void *ptr, unsigned int cpu)
+{
+	return per_cpu_ptr((char __percpu __force *)ptr, cpu);
+}
+
+__rust_helper bool dm_rs_helper_cpu_possible(unsigned int cpu)
+{
+	return cpu_possible(cpu);
+}
+
 __rust_helper void dm_rs_helper_get_file(struct file *file)
 {
 	get_file(file);
@@ -81,4 +100,20 @@ __rust_helper void dm_rs_helper_destroy_work_on_stack(struct work_struct *work)
 __rust_helper void dm_rs_helper_synchronize_rcu_tasks(void)
 {
 	synchronize_rcu_tasks();
+}
+
+__rust_helper u64 dm_rs_helper_total_memory(void)
+{
+	return (u64)totalram_pages() << PAGE_SHIFT;
+}
+
+__rust_helper void dm_rs_helper_bdev_count_io(struct block_device *bdev, blk_opf_t opf,
+					      unsigned int sectors)
+{
+	const int group = op_stat_group(opf & REQ_OP_MASK);
+
+	part_stat_lock();
+	part_stat_inc(bdev, ios[group]);
+	part_stat_add(bdev, sectors[group], sectors);
+	part_stat_unlock();
 }
