@@ -11,6 +11,7 @@ use crate::{
     block::{
         BlockData,
         BlockNr,
+        BlockRange,
         Validator, //
     },
     error::Result,
@@ -67,12 +68,39 @@ pub trait BlockManager {
         validator: &'static Validator,
     ) -> Result<Self::WriteGuard<'_>>;
 
+    /// As [`write_zero`](Self::write_zero), but fills the block with `data`.
+    fn write_copy(
+        &self,
+        block: BlockNr,
+        validator: &'static Validator,
+        data: &BlockData,
+    ) -> Result<Self::WriteGuard<'_>> {
+        let mut guard = self.write_zero(block, validator)?;
+        guard.copy_from_slice(data);
+        Ok(guard)
+    }
+
     /// Starts to read a block that will be wanted soon; does nothing where that is not possible.
     fn prefetch(&self, block: BlockNr);
 
-    /// Writes all changed blocks and flushes the device.
+    /// As [`prefetch`](Self::prefetch), for a run of blocks.
+    fn prefetch_run(&self, blocks: BlockRange) {
+        for block in blocks {
+            self.prefetch(block);
+        }
+    }
+
+    /// Starts to write all changed blocks; does nothing where that is not possible. Must come before a
+    /// [`flush`](Self::flush) during which blocks may be read.
+    fn start_writing(&mut self) {}
+
+    /// Writes all changed blocks and flushes the device. Blocks may be read meanwhile, but not changed.
     ///
-    /// Gives [`Error::ReadOnly`](crate::Error::ReadOnly) if the block manager is read-only.
+    /// Also tells of errors of earlier writes. It tells of an error once: what could not be written may be
+    /// lost after that, also from the cache, and later flushes may succeed. So only a [`reset`](Self::reset)
+    /// helps.
+    ///
+    /// Gives [`Error::ReadOnly`](crate::Error::ReadOnly), and does nothing, if the block manager is read-only.
     fn flush(&self) -> Result;
 
     /// Writes the superblock that `superblock` guards after all other blocks have become stable: the guard

@@ -191,7 +191,8 @@ impl<D: Device> CachedBm<D> {
                 return Ok(data);
             }
         };
-        if let (true, Some(validator)) = (state.dirty, state.validator) {
+        // What was written is as it was changed, while a copy went to the device.
+        if let Some(validator) = state.validator {
             (validator.prepare)(&mut data, block);
         }
         Ok(data)
@@ -423,20 +424,24 @@ impl<D: Device> BlockManager for CachedBm<D> {
 
     fn flush(&self) -> Result {
         self.check_writable()?;
+        let mut result = Ok(());
         for block in self.dirty_blocks() {
             let slot = self.slot(block)?;
             let mut state = lock(&slot.state);
-            let mut content = slot.write(block)?;
-            if let Some(data) = content.as_deref_mut() {
+            // Others may be reading it, so a copy is made ready for the device.
+            if let Some(data) = slot.read(block)?.as_deref() {
+                let mut data = *data;
                 if let Some(validator) = state.validator {
-                    (validator.prepare)(data, block);
+                    (validator.prepare)(&mut data, block);
                 }
-                self.device.write(block, data)?;
+                let written = self.device.write(block, &data);
+                result = result.and(written);
             }
             state.dirty = false;
             lock(&self.dirty).remove(&block);
         }
-        self.device.flush()
+        let flushed = self.device.flush();
+        result.and(flushed)
     }
 
     fn reset(&mut self) {

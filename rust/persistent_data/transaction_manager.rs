@@ -7,6 +7,10 @@
 //! ([`commit`](TransactionManager::commit)). A crash before the second one leaves what was committed before. To
 //! roll back, reset the block manager and open everything anew.
 //!
+//! Who does not want the transaction manager to wait for the device flushes the block manager on his own: after
+//! [`prepare`](TransactionManager::prepare), and once the superblock is written, before
+//! [`finish`](TransactionManager::finish).
+//!
 //! How the metadata space map counts its own blocks is told in [`metadata`](crate::space_map::metadata).
 
 pub use crate::prefetch_set::PrefetchSet;
@@ -156,15 +160,34 @@ impl TransactionManager {
         self.settle(bm, result)
     }
 
-    /// Writes all changes but the superblock to the device, and makes them stable.
+    /// Completes all changes but the superblock in the block manager's cache.
     ///
-    /// Gives what the superblock must keep of the metadata space map. All other space maps must be committed
-    /// before, and nothing may change until [`commit`](Self::commit).
-    pub fn pre_commit<B: BlockManager>(&mut self, bm: &B) -> Result<SmRoot> {
+    /// Gives what the superblock must keep of the metadata space map. All other space maps must be prepared
+    /// before, and nothing may change until [`finish`](Self::finish). The block manager must be flushed before
+    /// the superblock is written.
+    pub fn prepare<B: BlockManager>(&mut self, bm: &B) -> Result<SmRoot> {
         self.check_usable()?;
-        let result = self.write_counts(bm).and_then(|()| bm.flush());
+        let result = self.write_counts(bm);
         self.note(result)?;
         Ok(self.counts.root())
+    }
+
+    /// Begins the next transaction. The superblock has been written and is stable.
+    pub fn finish(&mut self) -> Result {
+        self.check_usable()?;
+        self.alloc.forget_shadows();
+        let result = self.alloc.take_over(&self.counts);
+        self.note(result)
+    }
+
+    /// Writes all changes but the superblock to the device, and makes them stable.
+    ///
+    /// As [`prepare`](Self::prepare); nothing may change until [`commit`](Self::commit).
+    pub fn pre_commit<B: BlockManager>(&mut self, bm: &B) -> Result<SmRoot> {
+        let root = self.prepare(bm)?;
+        let result = bm.flush();
+        self.note(result)?;
+        Ok(root)
     }
 
     /// Writes the superblock, and makes it stable: the transaction is committed, and the next one begins.
@@ -174,11 +197,9 @@ impl TransactionManager {
         superblock: WriteGuard<'b, B>,
     ) -> Result {
         self.check_usable()?;
-        self.alloc.forget_shadows();
-        let result = bm
-            .commit_superblock(superblock)
-            .and_then(|()| self.alloc.take_over(&self.counts));
-        self.note(result)
+        let result = bm.commit_superblock(superblock);
+        self.note(result)?;
+        self.finish()
     }
 
     /// Asks for [`threshold_crossed`](Self::threshold_crossed) to tell when the number of free blocks falls to
@@ -199,8 +220,12 @@ impl TransactionManager {
         &self.prefetches
     }
 
+    #[inline]
     fn check_usable(&self) -> Result {
-        self.failed.map_or(Ok(()), Err)
+        match self.failed {
+            None => Ok(()),
+            Some(e) => Err(e),
+        }
     }
 
     /// Remembers a failure after which the counts cannot be trusted.
@@ -213,9 +238,13 @@ impl TransactionManager {
 
     /// Applies all queued changes of counts, and what these queue in turn.
     fn apply<B: BlockManager>(&mut self, bm: &B) -> Result {
-        while let Some((change, blocks)) = self.alloc.next_change() {
+        while let Some(changes) = self.alloc.pending().take() {
             let mut tx = AllocTx::new(bm, &mut self.alloc);
-            self.counts.change(&mut tx, change, blocks, &mut |_| ())?;
+            let result = self
+                .counts
+                .change(&mut tx, changes.iter().cloned(), &mut |_| ());
+            self.alloc.pending().put_back(changes);
+            result?;
         }
         Ok(())
     }
@@ -266,6 +295,12 @@ impl<'b, B: BlockManager> Transaction<'b> for Tx<'_, 'b, B> {
 
     fn shadow(&mut self, block: BlockNr, validator: &'static Validator) -> Result<Shadow<'b, B>> {
         self.tm.check_usable()?;
+        if self.tm.alloc.is_sole_shadow(block) {
+            return Ok(Shadow {
+                guard: self.bm.write(block, validator)?,
+                was_shared: false,
+            });
+        }
         let was_shared = self.tm.counts.is_shared(self.bm, block)?;
         if !was_shared && self.tm.alloc.is_shadow(block) {
             let guard = self.bm.write(block, validator)?;
@@ -282,6 +317,8 @@ impl<'b, B: BlockManager> Transaction<'b> for Tx<'_, 'b, B> {
 
     fn inc(&mut self, blocks: BlockRange) -> Result {
         self.tm.check_usable()?;
+        let end = blocks.end.min(self.tm.nr_blocks());
+        self.tm.alloc.add_references(blocks.start..end);
         let queued = self.tm.alloc.queue(Change::Inc, blocks);
         self.tm.settle(self.bm, queued)
     }

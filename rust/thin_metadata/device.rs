@@ -4,9 +4,12 @@
 
 use core::fmt;
 
-use persistent_data::platform::{
-    TryVec,
-    Vec, //
+use persistent_data::{
+    block::BlockNr,
+    platform::{
+        TryVec,
+        Vec, //
+    }, //
 };
 
 use crate::{
@@ -96,6 +99,8 @@ pub(crate) struct Device {
     pub(crate) transaction_id: u64,
     pub(crate) creation_time: u32,
     pub(crate) snapshotted_time: u32,
+    /// The root of its mappings, if it is known: what the upper level of the mapping tree says.
+    pub(crate) root: Option<BlockNr>,
 }
 
 impl Device {
@@ -111,11 +116,12 @@ impl Device {
             transaction_id: details.transaction_id.get(),
             creation_time: details.creation_time.get(),
             snapshotted_time: details.snapshotted_time.get(),
+            root: None,
         }
     }
 
     /// A device that is created now.
-    pub(crate) fn new(id: DeviceId, transaction_id: u64, time: u32) -> Self {
+    pub(crate) fn new(id: DeviceId, root: BlockNr, transaction_id: u64, time: u32) -> Self {
         Self {
             id,
             open_count: 0,
@@ -126,6 +132,7 @@ impl Device {
             transaction_id,
             creation_time: time,
             snapshotted_time: time,
+            root: Some(root),
         }
     }
 
@@ -295,7 +302,9 @@ mod tests {
     #[test]
     fn a_device_is_remembered_while_open_or_changed() {
         let mut devices = Devices::new();
-        let slot = devices.add(Device::new(id(7), 0, 0)).unwrap_or(usize::MAX);
+        let slot = devices
+            .add(Device::new(id(7), 0, 0, 0))
+            .unwrap_or(usize::MAX);
         assert_eq!(devices.find(id(7)), Some(slot));
 
         let opened = devices.open(slot);
@@ -313,10 +322,10 @@ mod tests {
     #[test]
     fn slots_are_used_again() {
         let mut devices = Devices::new();
-        assert_eq!(devices.add(Device::new(id(1), 0, 0)), Ok(0));
-        assert_eq!(devices.add(Device::new(id(2), 0, 0)), Ok(1));
+        assert_eq!(devices.add(Device::new(id(1), 0, 0, 0)), Ok(0));
+        assert_eq!(devices.add(Device::new(id(2), 0, 0, 0)), Ok(1));
         devices.forget(0);
-        assert_eq!(devices.add(Device::new(id(3), 0, 0)), Ok(0));
+        assert_eq!(devices.add(Device::new(id(3), 0, 0, 0)), Ok(0));
         assert_eq!(devices.find(id(3)), Some(0));
         assert_eq!(devices.find(id(2)), Some(1));
         assert_eq!(devices.iter().count(), 2);

@@ -103,6 +103,8 @@ pub enum Error {
     DataFlush(i32),
     /// A commit has been prepared: it must be finished, or aborted, before the next change.
     Prepared,
+    /// No commit is at this step: none was prepared, or what it has written was not flushed since.
+    NotPrepared,
     /// An earlier error has left the transaction in an undefined state: it must be aborted.
     NeedsAbort,
     /// An abort failed: nothing but closing works any more.
@@ -146,6 +148,7 @@ impl Error {
             | Self::TooManyDataBlocks(_)
             | Self::BadBlocks { .. }
             | Self::EndOfTime
+            | Self::NotPrepared
             | Self::NeedsAbort
             | Self::Failed => EINVAL,
         }
@@ -217,6 +220,7 @@ impl fmt::Display for Error {
             Self::EndOfTime => f.write_str("no more snapshots can be taken of this pool"),
             Self::DataFlush(errno) => write!(f, "flush of the data device failed, error {errno}"),
             Self::Prepared => f.write_str("a commit is under way"),
+            Self::NotPrepared => f.write_str("no commit is at this step"),
             Self::NeedsAbort => f.write_str("transaction failed before and was not aborted"),
             Self::Failed => f.write_str("metadata could not be rolled back"),
         }

@@ -174,7 +174,22 @@ impl BlockTime {
         if block >= MAX_DATA_BLOCKS || time > MAX_TIME {
             return None;
         }
-        Some(Self(U64::new((block << TIME_BITS) | u64::from(time))))
+        Some(Self::pack(block, time))
+    }
+
+    /// Packs what is known to fit.
+    pub(crate) fn pack(block: u64, time: u32) -> Self {
+        Self(U64::new((block << TIME_BITS) | u64::from(time & MAX_TIME)))
+    }
+
+    /// Both in one word, as they are on disk.
+    pub fn to_word(self) -> u64 {
+        self.0.get()
+    }
+
+    /// What [`to_word`](Self::to_word) gave.
+    pub fn from_word(word: u64) -> Self {
+        Self(U64::new(word))
     }
 
     /// The data block.
@@ -210,7 +225,8 @@ mod tests {
         let packed = BlockTime::new(0x12_3456_789a, 0xab_cdef);
         assert_eq!(packed.map(|x| x.block()), Some(0x12_3456_789a));
         assert_eq!(packed.map(|x| x.time()), Some(0xab_cdef));
-        assert_eq!(packed.map(|x| x.0.get()), Some(0x1234_5678_9aab_cdef));
+        assert_eq!(packed.map(|x| x.to_word()), Some(0x1234_5678_9aab_cdef));
+        assert_eq!(packed, Some(BlockTime::from_word(0x1234_5678_9aab_cdef)));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use persistent_data::{
 };
 
 use crate::{
+    data_blocks::DataBlocks,
     error::{
         Error,
         Result, //
@@ -24,7 +25,6 @@ use crate::{
         SPACE_MAP_ROOT_SIZE,
         SUPERBLOCK_LOCATION, //
     },
-    mapping::DataBlocks,
     metadata::Metadata,
     superblock, //
 };
@@ -91,7 +91,9 @@ impl<B: BlockManager> Metadata<B> {
         self.change(|md| {
             let tx = &mut md.tm.tx(&md.bm);
             let mappings = MappingTree::from_root(held.data_mapping_root.get());
-            mappings.delete(tx, &mut DataBlocks::new(&mut md.data_sm))?;
+            let data_blocks = &mut DataBlocks::new(&mut md.data_sm);
+            mappings.delete(tx, data_blocks)?;
+            data_blocks.finish(tx)?;
             let details = DetailsTree::from_root(held.device_details_root.get());
             details.delete(tx, &mut Plain::new())?;
             tx.dec(md.held_root..md.held_root.saturating_add(1))?;

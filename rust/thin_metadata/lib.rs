@@ -33,6 +33,7 @@ pub mod metadata;
 pub mod superblock;
 pub mod view;
 
+mod data_blocks;
 mod held_root;
 mod space;
 mod thin;
@@ -41,6 +42,7 @@ mod transaction;
 #[cfg(test)]
 mod tests;
 
+pub use data_blocks::Freed;
 pub use device::{
     DeviceId,
     ThinHandle, //
@@ -51,7 +53,6 @@ pub use error::{
 };
 pub use mapping::{
     DataBlock,
-    Freed,
     MappedRange,
     Mapping,
     VirtualBlock, //
@@ -60,6 +61,7 @@ pub use metadata::{
     Metadata,
     OpenParams, //
 };
+pub use transaction::Flushed;
 pub use view::View;
 
 #[cfg(CONFIG_RUST)]

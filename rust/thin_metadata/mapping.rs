@@ -4,24 +4,23 @@
 
 use core::ops::Range;
 
-use zerocopy::byteorder::little_endian::U64;
-
 use persistent_data::{
-    block_manager::BlockManager,
-    btree::{
-        for_runs,
-        Blocks,
-        Subtree,
-        ValueType, //
+    block::BlockNr,
+    block_manager::{
+        BlockManager,
+        Reader, //
     },
-    space_map::DiskSpaceMap,
-    transaction::Transaction,
     transaction_manager::NonBlocking, //
 };
 
 use crate::{
+    data_blocks::{
+        DataBlocks,
+        Freed, //
+    },
     device::{
         Device,
+        DeviceId,
         ThinHandle, //
     },
     error::{
@@ -31,8 +30,8 @@ use crate::{
     format::{
         BlockTime,
         DeviceTree,
-        MappingTree,
-        TopTree, //
+        TopTree,
+        MAX_DATA_BLOCKS, //
     },
     metadata::Metadata, //
 };
@@ -66,116 +65,6 @@ pub struct MappedRange {
     pub shared: bool,
 }
 
-/// A data block whose last reference went away.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Freed {
-    /// The block.
-    pub block: DataBlock,
-    /// Whether another device may have referred to it when the transaction began: then its content is still
-    /// wanted should the transaction not be committed.
-    pub maybe_shared: bool,
-}
-
-/// What mappings own: references to data blocks.
-pub(crate) struct DataBlocks<'s> {
-    sm: &'s mut DiskSpaceMap,
-    /// Told of the blocks that get free.
-    freed: Option<&'s mut dyn FnMut(Freed)>,
-    /// When the device was last part of a snapshot: mappings that are older may have been shared.
-    snapshotted_time: u32,
-}
-
-impl<'s> DataBlocks<'s> {
-    pub(crate) fn new(sm: &'s mut DiskSpaceMap) -> Self {
-        Self {
-            sm,
-            freed: None,
-            snapshotted_time: 0,
-        }
-    }
-
-    /// For mappings that go away for good.
-    pub(crate) fn telling(
-        sm: &'s mut DiskSpaceMap,
-        freed: &'s mut dyn FnMut(Freed),
-        snapshotted_time: u32,
-    ) -> Self {
-        Self {
-            sm,
-            freed: Some(freed),
-            snapshotted_time,
-        }
-    }
-}
-
-impl ValueType for DataBlocks<'_> {
-    type Value = BlockTime;
-
-    fn inc<'b, T: Transaction<'b>>(
-        &mut self,
-        tx: &mut T,
-        values: &[BlockTime],
-    ) -> persistent_data::Result {
-        for_runs(values.iter().map(|v| v.block()), |run| self.sm.inc(tx, run))
-    }
-
-    fn dec<'b, T: Transaction<'b>>(
-        &mut self,
-        tx: &mut T,
-        values: &[BlockTime],
-    ) -> persistent_data::Result {
-        let Self {
-            sm,
-            freed,
-            snapshotted_time,
-        } = self;
-        let maybe_shared = |v: &BlockTime| v.time() < *snapshotted_time;
-        for values in values.chunk_by(|a, b| maybe_shared(a) == maybe_shared(b)) {
-            let maybe_shared = values.first().is_some_and(maybe_shared);
-            for_runs(values.iter().map(|v| v.block()), |run| {
-                sm.dec(tx, run, &mut |block| {
-                    if let Some(freed) = freed {
-                        freed(Freed {
-                            block,
-                            maybe_shared,
-                        });
-                    }
-                })
-            })?;
-        }
-        Ok(())
-    }
-
-    fn equal(&self, a: &BlockTime, b: &BlockTime) -> bool {
-        a.block() == b.block()
-    }
-}
-
-/// What the upper level of the mapping tree owns while a device's tree is moved to a new root: overwriting a
-/// root does not give up the reference to the old one, which the new one has replaced.
-struct Moved;
-
-impl ValueType for Moved {
-    type Value = U64;
-
-    fn inc<'b, T: Transaction<'b>>(
-        &mut self,
-        tx: &mut T,
-        values: &[U64],
-    ) -> persistent_data::Result {
-        Blocks.inc(tx, values)
-    }
-
-    fn dec<'b, T: Transaction<'b>>(&mut self, _: &mut T, _: &[U64]) -> persistent_data::Result {
-        // Nothing is removed while this is in use.
-        Err(persistent_data::Error::Invalid)
-    }
-
-    fn equal(&self, _: &U64, _: &U64) -> bool {
-        true
-    }
-}
-
 impl<B: BlockManager> Metadata<B> {
     /// Where `block` of a device is; `None` if it is not mapped.
     ///
@@ -187,19 +76,50 @@ impl<B: BlockManager> Metadata<B> {
         block: VirtualBlock,
         can_block: bool,
     ) -> Result<Option<Mapping>> {
+        self.find_block_near(thin, block, can_block, 0..0, |_, _| ())
+    }
+
+    /// As [`find_block`](Self::find_block); `near` gets mapped blocks within `window`, `block` itself included, as
+    /// far as they were found on the way, in ascending order.
+    ///
+    /// Whether they may be shared depends on [`snapshotted_time`](Self::snapshotted_time).
+    pub fn find_block_near(
+        &self,
+        thin: &ThinHandle,
+        block: VirtualBlock,
+        can_block: bool,
+        window: Range<VirtualBlock>,
+        mut near: impl FnMut(VirtualBlock, BlockTime),
+    ) -> Result<Option<Mapping>> {
         self.check_read()?;
         let device = self.devices.get_live(thin)?;
-        let keys = [device.id.key(), block];
+        let near = |block, value: BlockTime| {
+            // What is beyond the data device will be an error for whoever asks for it.
+            if value.block() < self.data_limit {
+                near(block, value);
+            }
+        };
         let found = if can_block {
-            self.mappings.lookup(&self.bm, &keys)?
+            self.device_tree(&self.bm, device)
+                .and_then(|tree| Ok(tree.lookup_near(&self.bm, &[block], window, near)?))
         } else {
             let reader = NonBlocking::new(&self.bm, self.tm.prefetches());
-            self.mappings.lookup(reader, &keys)?
+            self.device_tree(reader, device)
+                .and_then(|tree| Ok(tree.lookup_near(reader, &[block], window, near)?))
         };
         match found {
-            Some(value) => Ok(Some(self.mapping(device, block, value)?)),
-            None => Ok(None),
+            Ok(Some(value)) => Ok(Some(self.mapping(device, block, value)?)),
+            // Who has no tree has no mappings.
+            Ok(None) | Err(Error::NoDevice(_)) => Ok(None),
+            Err(e) => Err(e),
         }
+    }
+
+    /// When a device was last part of a snapshot: its mappings that are older, by [`BlockTime::time`], may be
+    /// shared.
+    pub fn snapshotted_time(&self, thin: &ThinHandle) -> Result<u32> {
+        self.check_read()?;
+        Ok(self.devices.get_live(thin)?.snapshotted_time)
     }
 
     /// The first run of mapped blocks of a device within `begin..end`, as long as the data blocks are
@@ -212,35 +132,39 @@ impl<B: BlockManager> Metadata<B> {
     ) -> Result<Option<MappedRange>> {
         self.check_read()?;
         let device = self.devices.get_live(thin)?;
-        let tree = self.device_tree(device)?;
-        let first = match tree.lookup_next(&self.bm, &[begin])? {
-            Some((block, value)) if block < end => (block, self.mapping(device, block, value)?),
-            _ => return Ok(None),
-        };
-        let (begin, Mapping { block, shared }) = first;
-        let mut range = MappedRange {
-            begin,
-            // It is below `end`.
-            end: begin + 1,
-            block,
-            shared,
-        };
-        while range.end < end {
-            let Some(value) = tree.lookup(&self.bm, &[range.end])? else {
-                break;
+        let tree = self.device_tree(&self.bm, device)?;
+        let mut found: Result<Option<MappedRange>> = Ok(None);
+        tree.scan(&self.bm, &[begin], end, |virtual_block, value| {
+            let Mapping { block, shared } = match self.mapping(device, virtual_block, value) {
+                Ok(mapping) => mapping,
+                Err(e) => {
+                    found = Err(e);
+                    return false;
+                }
             };
-            let next = self.mapping(device, range.end, value)?;
-            // Data blocks have 40 bits.
-            let wanted = Mapping {
-                block: block + (range.end - range.begin),
-                shared,
-            };
-            if next != wanted {
-                break;
+            match &mut found {
+                Ok(Some(range)) => {
+                    // Data blocks have 40 bits.
+                    let next = range.block + (range.end - range.begin);
+                    let goes_on = (virtual_block, block, shared) == (range.end, next, range.shared);
+                    if goes_on {
+                        range.end += 1;
+                    }
+                    goes_on
+                }
+                found => {
+                    *found = Ok(Some(MappedRange {
+                        begin: virtual_block,
+                        // It is below `end`.
+                        end: virtual_block + 1,
+                        block,
+                        shared,
+                    }));
+                    true
+                }
             }
-            range.end += 1;
-        }
-        Ok(Some(range))
+        })?;
+        found
     }
 
     /// The first mapped block of a device within `begin..end`; `None` if nothing is mapped there.
@@ -252,7 +176,8 @@ impl<B: BlockManager> Metadata<B> {
     ) -> Result<Option<VirtualBlock>> {
         self.check_read()?;
         let device = self.devices.get_live(thin)?;
-        let next = self.device_tree(device)?.lookup_next(&self.bm, &[begin])?;
+        let tree = self.device_tree(&self.bm, device)?;
+        let next = tree.lookup_next(&self.bm, &[begin])?;
         Ok(next.map(|(block, _)| block).filter(|block| *block < end))
     }
 
@@ -260,7 +185,7 @@ impl<B: BlockManager> Metadata<B> {
     pub fn highest_mapped(&self, thin: &ThinHandle) -> Result<Option<VirtualBlock>> {
         self.check_read()?;
         let device = self.devices.get_live(thin)?;
-        let highest = self.device_tree(device)?.highest_key(&self.bm)?;
+        let highest = self.device_tree(&self.bm, device)?.highest_key(&self.bm)?;
         Ok(highest.map(|[block]| block))
     }
 
@@ -280,40 +205,80 @@ impl<B: BlockManager> Metadata<B> {
         block: VirtualBlock,
         data_block: DataBlock,
     ) -> Result {
+        self.insert_blocks(thin, &[(block, data_block)])
+    }
+
+    /// Maps blocks of a device, each to the data block beside it. The former must ascend.
+    ///
+    /// As if each were given to [`insert_block`](Self::insert_block), at less cost.
+    pub fn insert_blocks(
+        &mut self,
+        thin: &ThinHandle,
+        blocks: &[(VirtualBlock, DataBlock)],
+    ) -> Result {
         self.check_change()?;
         let device = self.devices.get_live(thin)?;
-        let bad_block = Error::BadBlocks {
-            begin: data_block,
-            end: data_block.saturating_add(1),
-        };
-        if data_block >= self.data_limit {
-            return Err(bad_block);
-        }
         let id = device.id;
-        let mapped = device
+        // They do not get more than that, whichever of them are new.
+        if device
             .mapped_blocks
-            .checked_add(1)
-            .ok_or(Error::MappedBlocks(id))?;
-        let value = BlockTime::new(data_block, self.time).ok_or(bad_block)?;
+            .checked_add(blocks.len() as u64)
+            .is_none()
+        {
+            return Err(Error::MappedBlocks(id));
+        }
+        for pair in blocks.windows(2) {
+            if let [(first, _), (second, _)] = pair {
+                if first >= second {
+                    return Err(Error::BadBlocks {
+                        begin: *first,
+                        end: *second,
+                    });
+                }
+            }
+        }
+        let limit = self.data_limit.min(MAX_DATA_BLOCKS);
+        for &(_, data_block) in blocks {
+            if data_block >= limit {
+                return Err(Error::BadBlocks {
+                    begin: data_block,
+                    end: data_block.saturating_add(1),
+                });
+            }
+        }
+        if blocks.is_empty() {
+            return Ok(());
+        }
 
+        let time = self.time;
+        let entries = blocks
+            .iter()
+            .map(|&(block, data)| (block, BlockTime::pack(data, time)));
         self.change(|md| {
-            let inserted = md.mappings.insert(
-                &mut md.tm.tx(&md.bm),
-                &mut DataBlocks::new(&mut md.data_sm),
-                &[id.key(), block],
-                value,
-            )?;
+            let data_blocks = &mut DataBlocks::new(&mut md.data_sm);
+            let (nr_new, root) =
+                md.mappings
+                    .change_inner(&mut md.tm.tx(&md.bm), id.key(), |tx, tree| {
+                        let nr_new = tree.insert_sorted(tx, data_blocks, entries)?;
+                        Ok((nr_new, tree.root()))
+                    })?;
+            data_blocks.finish(&mut md.tm.tx(&md.bm))?;
             let device = md.devices.get_mut(thin)?;
             device.changed = true;
-            if inserted {
-                device.mapped_blocks = mapped;
-            }
+            device.root = Some(root);
+            device.mapped_blocks = device
+                .mapped_blocks
+                .checked_add(nr_new)
+                .ok_or(Error::MappedBlocks(id))?;
             Ok(())
         })
     }
 
     /// Removes the mappings of a device within `begin..end`. `freed` is told of the data blocks that nothing
     /// refers to any more.
+    ///
+    /// If there are none the metadata are the same as before, but there may be something to commit nevertheless;
+    /// whoever cares asks for [`next_mapped`](Self::next_mapped) first.
     pub fn remove_range(
         &mut self,
         thin: &ThinHandle,
@@ -324,29 +289,21 @@ impl<B: BlockManager> Metadata<B> {
         self.check_change()?;
         let device = self.devices.get_live(thin)?;
         let (id, snapshotted_time) = (device.id, device.snapshotted_time);
-        let mut tree = self.device_tree(device)?;
-        match tree.lookup_next(&self.bm, &[begin])? {
-            Some((block, _)) if block < end => {}
-            _ => return Ok(()),
+        if begin >= end {
+            return Ok(());
         }
-
         self.change(|md| {
-            let tx = &mut md.tm.tx(&md.bm);
-            let mut data_blocks = DataBlocks::telling(&mut md.data_sm, freed, snapshotted_time);
-            let mut top = TopTree::from_root(md.mappings.root());
-
-            // A copy of the upper level counts one more reference to each device's tree. So the upper level
-            // is made writable first, by writing what is there already, or this tree would be taken for
-            // one of a single owner.
-            let mut subtree = Subtree::<_, 1>(&mut data_blocks);
-            top.insert(tx, &mut subtree, &[id.key()], U64::new(tree.root()))?;
-
-            let removed = tree.remove_range(tx, &mut data_blocks, begin, end)?;
-            top.insert(tx, &mut Moved, &[id.key()], U64::new(tree.root()))?;
-            md.mappings = MappingTree::from_root(top.root());
-
+            let data_blocks = &mut DataBlocks::telling(&mut md.data_sm, freed, snapshotted_time);
+            let (removed, root) =
+                md.mappings
+                    .change_inner(&mut md.tm.tx(&md.bm), id.key(), |tx, tree| {
+                        let removed = tree.remove_range(tx, data_blocks, begin, end)?;
+                        Ok((removed, tree.root()))
+                    })?;
+            data_blocks.finish(&mut md.tm.tx(&md.bm))?;
             let device = md.devices.get_mut(thin)?;
-            device.changed = true;
+            device.changed |= removed > 0;
+            device.root = Some(root);
             device.mapped_blocks = device
                 .mapped_blocks
                 .checked_sub(removed)
@@ -388,17 +345,47 @@ impl<B: BlockManager> Metadata<B> {
         &mut self,
         usable: &mut dyn FnMut(DataBlock) -> bool,
     ) -> Result<DataBlock> {
+        let mut found = None;
+        self.alloc_data_blocks(1, usable, &mut |run| found = Some(run.start))?;
+        found.ok_or(Error::NoDataSpace)
+    }
+
+    /// As [`alloc_data_block`](Self::alloc_data_block), for up to `n` blocks: `out` gets them in runs, in the order in
+    /// which they would be taken one by one. Returns how many there are, at least one unless `n` is zero.
+    pub fn alloc_data_blocks(
+        &mut self,
+        n: u32,
+        usable: &mut dyn FnMut(DataBlock) -> bool,
+        out: &mut dyn FnMut(Range<DataBlock>),
+    ) -> Result<u32> {
         self.check_change()?;
+        if n == 0 {
+            return Ok(0);
+        }
         self.change(|md| {
-            match md.data_sm.new_block(&mut md.tm.tx(&md.bm), usable) {
-                // The library needs metadata blocks too. Only if there are any was it data blocks that lacked,
-                // and then nothing was changed.
-                Err(persistent_data::Error::NoSpace) if md.tm.nr_free() > 0 => {
-                    Err(Error::NoDataSpace)
-                }
-                result => Ok(result?),
+            let mut left = n;
+            while left > 0 {
+                let tx = &mut md.tm.tx(&md.bm);
+                let Some(run) = md.data_sm.new_run(tx, left, usable)? else {
+                    break;
+                };
+                // It is not longer than what was asked for.
+                left -= (run.end - run.start) as u32;
+                out(run);
+            }
+            match left {
+                left if left == n => Err(Error::NoDataSpace),
+                left => Ok(n - left),
             }
         })
+    }
+
+    /// Takes back data blocks that [`alloc_data_blocks`](Self::alloc_data_blocks) gave in this transaction and that
+    /// were not mapped, nor written to. They are free again, without a commit. What is put back last is taken first.
+    pub fn put_back_data_blocks(&mut self, blocks: Range<DataBlock>) -> Result {
+        self.check_change()?;
+        self.check_data_range(blocks.start, blocks.end)?;
+        self.change(|md| Ok(md.data_sm.put_back(&mut md.tm.tx(&md.bm), blocks)?))
     }
 
     /// The first run of data blocks within `begin..end` that nothing refers to, neither now nor in what was
@@ -420,12 +407,24 @@ impl<B: BlockManager> Metadata<B> {
     }
 
     /// The tree of a device's mappings.
-    pub(crate) fn device_tree(&self, device: &Device) -> Result<DeviceTree> {
+    fn device_tree<'b, R: Reader<'b>>(&self, reader: R, device: &Device) -> Result<DeviceTree> {
+        let root = match device.root {
+            Some(root) => Some(root),
+            None => self.lookup_root(reader, device.id)?,
+        };
+        root.map(DeviceTree::from_root)
+            .ok_or(Error::NoDevice(device.id))
+    }
+
+    /// The root of a device's mappings; `None` if there are none, not even an empty tree.
+    pub(crate) fn lookup_root<'b, R: Reader<'b>>(
+        &self,
+        reader: R,
+        id: DeviceId,
+    ) -> Result<Option<BlockNr>> {
         let top = TopTree::from_root(self.mappings.root());
-        match top.lookup(&self.bm, &[device.id.key()])? {
-            Some(root) => Ok(DeviceTree::from_root(root.get())),
-            None => Err(Error::NoDevice(device.id)),
-        }
+        let root = top.lookup(reader, &[id.key()])?;
+        Ok(root.map(|root| root.get()))
     }
 
     /// What `value`, found for `virtual_block` of `device`, means.

@@ -6,6 +6,7 @@ use persistent_data::{
     block::BlockNr,
     block_manager::BlockManager,
     error::Corruption,
+    platform::atomic::AtomicBool,
     space_map::DiskSpaceMap,
     transaction_manager::TransactionManager, //
 };
@@ -63,10 +64,19 @@ pub struct OpenParams {
 /// flushed after the last mapping of a transaction was inserted, and before the superblock is written.
 /// [`commit_with`](Self::commit_with) does all at once.
 ///
-/// Whoever does not want to hold the lock while the data device is flushed calls
-/// [`prepare_commit`](Self::prepare_commit) under the lock, flushes the data device with none or a shared
-/// lock, and then calls [`commit`](Self::commit) under the lock. In between look-ups work, and changes give
-/// [`Error::Prepared`] and do nothing.
+/// Whoever wants to let others look something up while devices are written to goes in steps:
+///
+/// | step | lock | what |
+/// | --- | --- | --- |
+/// | [`prepare_commit`](Self::prepare_commit) | exclusive | completes the metadata in memory |
+/// | [`flush`](Self::flush), and a flush of the data device | shared | writes it |
+/// | [`write_superblock`](Self::write_superblock) | exclusive | completes the superblock in memory |
+/// | [`flush`](Self::flush) | shared | writes it |
+/// | [`finish_commit`](Self::finish_commit) | exclusive | begins the next transaction |
+///
+/// In between look-ups work, and changes give [`Error::Prepared`] and do nothing. [`commit`](Self::commit) goes
+/// on from any of these steps to the end, and [`abort`](Self::abort) gives up. After a
+/// [`flush`](Self::flush) that fails, only the latter is possible.
 pub struct Metadata<B: BlockManager> {
     pub(crate) bm: B,
     pub(crate) tm: TransactionManager,
@@ -83,6 +93,10 @@ pub struct Metadata<B: BlockManager> {
     pub(crate) flags: u32,
     pub(crate) params: OpenParams,
     pub(crate) state: State,
+    /// Changes with each step of a commit, so that flushes before it can be told from those after.
+    pub(crate) step: u64,
+    /// Whether a flush of this transaction has failed. What it had to write may be lost, so only an abort helps.
+    pub(crate) flush_failed: AtomicBool,
     /// Whether there is something to commit.
     pub(crate) dirty: bool,
     /// Whether the device may show a superblock that a crash can take away: a commit has failed while it was
@@ -145,6 +159,8 @@ impl<B: BlockManager> Metadata<B> {
             flags,
             params,
             state: State::Open,
+            step: 0,
+            flush_failed: AtomicBool::new(false),
             dirty: false,
             unstable: false,
             reserve: 0,
@@ -195,7 +211,7 @@ impl<B: BlockManager> Metadata<B> {
     /// Notes, also in the superblock, that the metadata must be checked before they may be written.
     ///
     /// The superblock is written at once. If the device does not take it now, that is no error: it is kept
-    /// for the next flush.
+    /// for the next flush. What else was changed cannot be committed then.
     pub fn set_needs_check(&mut self) -> Result {
         self.check_not_failed()?;
         self.flags |= FLAG_NEEDS_CHECK;
@@ -204,7 +220,8 @@ impl<B: BlockManager> Metadata<B> {
             return Err(Error::NeedsAbort);
         }
         let guard = self.superblock_with_flags()?;
-        if self.bm.commit_superblock(guard).is_err() {
+        if let Err(e) = self.bm.commit_superblock(guard) {
+            self.note_failed_flush(e);
             self.superblock_with_flags()?;
         }
         Ok(())

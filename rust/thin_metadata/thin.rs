@@ -14,6 +14,10 @@ use persistent_data::{
 };
 
 use crate::{
+    data_blocks::{
+        DataBlocks,
+        Freed, //
+    },
     device::{
         Device,
         DeviceId,
@@ -28,10 +32,6 @@ use crate::{
         MappingTree,
         TopTree,
         MAX_TIME, //
-    },
-    mapping::{
-        DataBlocks,
-        Freed, //
     },
     metadata::Metadata, //
 };
@@ -49,7 +49,7 @@ impl<B: BlockManager> Metadata<B> {
             let tree = DeviceTree::empty(&mut md.tm.tx(&md.bm))?;
             md.insert_tree(id, tree.root())?;
             md.devices
-                .add(Device::new(id, md.transaction_id, md.time))?;
+                .add(Device::new(id, tree.root(), md.transaction_id, md.time))?;
             Ok(())
         })
     }
@@ -64,11 +64,9 @@ impl<B: BlockManager> Metadata<B> {
     pub fn create_snap(&mut self, id: DeviceId, origin: DeviceId) -> Result {
         self.check_change()?;
         self.check_unused(id)?;
-        let top = TopTree::from_root(self.mappings.root());
-        let root = match top.lookup(&self.bm, &[origin.key()])? {
-            Some(root) => root.get(),
-            None => return Err(Error::NoDevice(origin)),
-        };
+        let root = self
+            .lookup_root(&self.bm, origin)?
+            .ok_or(Error::NoDevice(origin))?;
         let root_end = root
             .checked_add(1)
             .ok_or(persistent_data::Error::OutOfBounds(root))?;
@@ -91,7 +89,7 @@ impl<B: BlockManager> Metadata<B> {
             md.time = time;
             md.devices.add(Device {
                 mapped_blocks,
-                ..Device::new(id, md.transaction_id, time)
+                ..Device::new(id, root, md.transaction_id, time)
             })?;
             Ok(())
         })
@@ -127,6 +125,7 @@ impl<B: BlockManager> Metadata<B> {
             let mut data_blocks = DataBlocks::telling(&mut md.data_sm, freed, u32::MAX);
             let mut top = TopTree::from_root(md.mappings.root());
             top.remove(tx, &mut Subtree::<_, 1>(&mut data_blocks), &key)?;
+            data_blocks.finish(tx)?;
             md.mappings = MappingTree::from_root(top.root());
             Ok(())
         })
@@ -138,6 +137,11 @@ impl<B: BlockManager> Metadata<B> {
     pub fn open_thin(&mut self, id: DeviceId) -> Result<ThinHandle> {
         self.check_read()?;
         let slot = self.find_or_load(id)?;
+        if self.devices.slot(slot)?.root.is_none() {
+            // If it cannot be had, that is told when it is needed.
+            let root = self.lookup_root(&self.bm, id).unwrap_or(None);
+            self.devices.slot_mut(slot)?.root = root;
+        }
         self.devices.open(slot)
     }
 
@@ -191,14 +195,12 @@ impl<B: BlockManager> Metadata<B> {
 
     /// Enters the root of a new device's mappings into the upper level of the mapping tree.
     fn insert_tree(&mut self, id: DeviceId, root: u64) -> Result {
+        let tx = &mut self.tm.tx(&self.bm);
         let mut data_blocks = DataBlocks::new(&mut self.data_sm);
         let mut top = TopTree::from_root(self.mappings.root());
-        top.insert(
-            &mut self.tm.tx(&self.bm),
-            &mut Subtree::<_, 1>(&mut data_blocks),
-            &[id.key()],
-            U64::new(root),
-        )?;
+        let mut subtree = Subtree::<_, 1>(&mut data_blocks);
+        top.insert(tx, &mut subtree, &[id.key()], U64::new(root))?;
+        data_blocks.finish(tx)?;
         self.mappings = MappingTree::from_root(top.root());
         Ok(())
     }

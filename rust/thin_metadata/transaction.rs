@@ -5,6 +5,7 @@
 use persistent_data::{
     block_manager::BlockManager,
     btree::Plain,
+    platform::atomic::Ordering,
     space_map::SmRoot, //
 };
 
@@ -33,23 +34,37 @@ use crate::{
 pub(crate) enum State {
     /// Changes are welcome.
     Open,
-    /// The next commit's metadata are on the device, all but the superblock, which will hold these roots.
+    /// The next commit's metadata are complete, all but the superblock, which will hold these roots.
     Prepared {
         data_sm: SmRoot,
         metadata_sm: SmRoot,
     },
+    /// So is the superblock, and what it leads to is on the device. It may get there at any time.
+    Written,
     /// A change has failed half-way. Only an abort helps.
     Undefined,
     /// An abort has failed.
     Failed,
 }
 
+/// That the metadata device was flushed in a certain step of a commit: what [`Metadata::flush`] gives, and the next
+/// step takes.
+#[derive(PartialEq, Eq, Debug)]
+#[must_use = "the next step of the commit is what the flush was for"]
+pub struct Flushed {
+    step: u64,
+}
+
 impl<B: BlockManager> Metadata<B> {
-    /// Writes what the next superblock will refer to. Gives whether there is anything to commit; if so, the
-    /// next thing to do, after the flush of the data device, is [`commit`](Self::commit).
+    /// Completes what the next superblock will refer to, in the block manager's cache. Gives whether there is
+    /// anything to commit; if so, the next thing to do, in any order, is to [`flush`](Self::flush) and to flush
+    /// the data device.
+    ///
+    /// If a commit is under way already it stays in its step.
     pub fn prepare_commit(&mut self) -> Result<bool> {
+        self.check_read()?;
         match self.state {
-            State::Prepared { .. } => return Ok(true),
+            State::Prepared { .. } | State::Written => return Ok(true),
             State::Open if !self.dirty => {
                 // All that a commit would do: no block was handed out yet.
                 self.data_sm.look_again()?;
@@ -66,34 +81,54 @@ impl<B: BlockManager> Metadata<B> {
                     device.details(),
                 )?;
             }
-            md.data_sm.commit(&mut md.tm.tx(&md.bm))?;
+            md.data_sm.prepare(&mut md.tm.tx(&md.bm))?;
             let data_sm = md.data_sm.root();
-            let metadata_sm = md.tm.pre_commit(&md.bm)?;
-            md.state = State::Prepared {
+            let metadata_sm = md.tm.prepare(&md.bm)?;
+            md.enter_step(State::Prepared {
                 data_sm,
                 metadata_sm,
-            };
+            });
+            md.bm.start_writing();
             Ok(())
         })?;
         Ok(true)
     }
 
-    /// Makes all changes permanent: writes the superblock, after all else if
-    /// [`prepare_commit`](Self::prepare_commit) has not done so.
+    /// Writes what [`prepare_commit`](Self::prepare_commit) or [`write_superblock`](Self::write_superblock) has
+    /// completed to the metadata device, and makes it stable. Look-ups need not wait for it.
     ///
-    /// The caller has flushed the data device since the last mapping was inserted. Nothing is written if
-    /// there are no changes.
-    pub fn commit(&mut self) -> Result {
-        if !self.prepare_commit()? {
-            return Ok(());
+    /// If this fails, some of what was to be written may be lost, and it may not be told again. So the commit
+    /// cannot go on: [`needs_abort`](Self::needs_abort) is true. Gives [`Error::NotPrepared`] if no commit is
+    /// under way, and [`Error::ReadOnly`], which changes nothing, if the device is read-only.
+    pub fn flush(&self) -> Result<Flushed> {
+        self.check_read()?;
+        if matches!(self.state, State::Open) {
+            return Err(Error::NotPrepared);
         }
+        match self.bm.flush() {
+            Ok(()) => Ok(Flushed { step: self.step }),
+            Err(e) => {
+                self.note_failed_flush(e);
+                Err(e.into())
+            }
+        }
+    }
+
+    /// Completes the superblock in the block manager's cache, from where it may get to the device at any time; the
+    /// next thing to do is to [`flush`](Self::flush).
+    ///
+    /// The caller has flushed the data device since [`prepare_commit`](Self::prepare_commit), as well as the
+    /// metadata device, which `flushed` stands for: gives [`Error::NotPrepared`] if it is of another step.
+    pub fn write_superblock(&mut self, flushed: Flushed) -> Result {
         let State::Prepared {
             data_sm,
             metadata_sm,
-        } = core::mem::replace(&mut self.state, State::Undefined)
+        } = self.state
         else {
-            return Err(Error::NeedsAbort);
+            self.check_read()?;
+            return Err(Error::NotPrepared);
         };
+        self.check_flushed(flushed)?;
 
         let mut guard = self.bm.write(SUPERBLOCK_LOCATION, &superblock::VALIDATOR)?;
         let superblock = Superblock::of_mut(&mut guard)?;
@@ -105,17 +140,51 @@ impl<B: BlockManager> Metadata<B> {
         superblock.flags = self.flags.into();
         superblock.data_space_map_root = sm_root_bytes(&data_sm);
         superblock.metadata_space_map_root = sm_root_bytes(&metadata_sm);
+        drop(guard);
         self.unstable = true;
-        self.tm.commit(&self.bm, guard)?;
+        self.bm.start_writing();
+        self.enter_step(State::Written);
+        Ok(())
+    }
+
+    /// Begins the next transaction: all changes are permanent.
+    ///
+    /// `flushed` is from after [`write_superblock`](Self::write_superblock): gives [`Error::NotPrepared`] if not.
+    pub fn finish_commit(&mut self, flushed: Flushed) -> Result {
+        self.check_read()?;
+        if !matches!(self.state, State::Written) {
+            return Err(Error::NotPrepared);
+        }
+        self.check_flushed(flushed)?;
         self.unstable = false;
+        if let Err(e) = self.data_sm.finish().and_then(|()| self.tm.finish()) {
+            self.enter_step(State::Undefined);
+            return Err(e.into());
+        }
 
         for device in self.devices.iter_mut() {
             device.changed = false;
         }
         self.devices.retain(|device| device.open_count > 0);
-        self.state = State::Open;
+        self.enter_step(State::Open);
         self.dirty = false;
         Ok(())
+    }
+
+    /// Makes all changes permanent: does all that a commit takes, or what is left of it.
+    ///
+    /// The caller has flushed the data device since the last mapping was inserted. Nothing is written if
+    /// there are no changes.
+    pub fn commit(&mut self) -> Result {
+        if !self.prepare_commit()? {
+            return Ok(());
+        }
+        if matches!(self.state, State::Prepared { .. }) {
+            let flushed = self.flush()?;
+            self.write_superblock(flushed)?;
+        }
+        let flushed = self.flush()?;
+        self.finish_commit(flushed)
     }
 
     /// Commits, and calls `flush_data`, which flushes the data device, when the time has come for it. It is
@@ -123,11 +192,36 @@ impl<B: BlockManager> Metadata<B> {
     ///
     /// If `flush_data` fails, the commit stays prepared: it can be tried again, or aborted.
     pub fn commit_with(&mut self, flush_data: impl FnOnce() -> Result) -> Result {
-        if self.prepare_commit()? {
-            flush_data()?;
-            self.commit()?;
+        if !self.prepare_commit()? {
+            return Ok(());
         }
-        Ok(())
+        if matches!(self.state, State::Prepared { .. }) {
+            flush_data()?;
+        }
+        self.commit()
+    }
+
+    /// Goes on to the next step of a commit; what was flushed before counts no more.
+    fn enter_step(&mut self, state: State) {
+        self.state = state;
+        self.step = self.step.wrapping_add(1);
+    }
+
+    fn check_flushed(&self, flushed: Flushed) -> Result {
+        self.check_read()?;
+        match flushed.step == self.step {
+            true => Ok(()),
+            false => Err(Error::NotPrepared),
+        }
+    }
+
+    /// Takes notice that the metadata device was not flushed.
+    pub(crate) fn note_failed_flush(&self, e: persistent_data::Error) {
+        // A block manager that is read-only does not even try.
+        if self.dirty && e != persistent_data::Error::ReadOnly {
+            // Whoever changes or commits anything takes the caller's lock after this.
+            self.flush_failed.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Gives up all changes since the last commit.
@@ -154,6 +248,9 @@ impl<B: BlockManager> Metadata<B> {
         let loaded = load(&self.bm, &self.params)?;
 
         self.devices.retain(|device| device.open_count > 0);
+        for device in self.devices.iter_mut() {
+            device.root = None;
+        }
         for device in self.devices.iter_mut().filter(|device| device.changed) {
             let open_count = device.open_count;
             *device = match loaded.details.lookup(&self.bm, &[device.id.key()])? {
@@ -185,7 +282,8 @@ impl<B: BlockManager> Metadata<B> {
             self.tm.set_threshold(blocks);
         }
         self.set_reserve();
-        self.state = State::Open;
+        self.enter_step(State::Open);
+        self.flush_failed.store(false, Ordering::Relaxed);
         self.dirty = false;
         Ok(())
     }
@@ -204,10 +302,8 @@ impl<B: BlockManager> Metadata<B> {
         if open > 0 {
             return Err(Error::DevicesOpen(open));
         }
-        match self.state {
-            State::Open | State::Prepared { .. } if !self.bm.is_read_only() => {
-                self.commit_with(flush_data)
-            }
+        match self.check_read() {
+            Ok(()) if !self.bm.is_read_only() => self.commit_with(flush_data),
             _ => Ok(()),
         }
     }
@@ -217,9 +313,15 @@ impl<B: BlockManager> Metadata<B> {
         self.dirty
     }
 
-    /// Whether a change has failed and nothing works until an [`abort`](Self::abort).
+    /// Whether a change or a flush has failed and nothing works until an [`abort`](Self::abort).
     pub fn needs_abort(&self) -> bool {
-        matches!(self.state, State::Undefined)
+        match self.state {
+            State::Undefined => true,
+            State::Failed => false,
+            State::Open | State::Prepared { .. } | State::Written => {
+                self.flush_failed.load(Ordering::Relaxed)
+            }
+        }
     }
 
     /// Whether an abort has failed and nothing works any more.
@@ -235,16 +337,16 @@ impl<B: BlockManager> Metadata<B> {
     }
 
     pub(crate) fn check_read(&self) -> Result {
-        match self.state {
-            State::Failed => Err(Error::Failed),
-            State::Undefined => Err(Error::NeedsAbort),
-            State::Open | State::Prepared { .. } => Ok(()),
+        self.check_not_failed()?;
+        match self.needs_abort() {
+            true => Err(Error::NeedsAbort),
+            false => Ok(()),
         }
     }
 
     pub(crate) fn check_change(&self) -> Result {
         self.check_read()?;
-        if matches!(self.state, State::Prepared { .. }) {
+        if matches!(self.state, State::Prepared { .. } | State::Written) {
             return Err(Error::Prepared);
         }
         if self.bm.is_read_only() {

@@ -7,6 +7,7 @@ use zerocopy::little_endian::U64;
 use super::{
     cursor::Leaves,
     node::Node,
+    value::for_runs,
     Tree,
     Value,
     ValueType,
@@ -139,9 +140,10 @@ impl<'b, T: Transaction<'b>, VT: ValueType> Deletion<'_, 'b, T, VT> {
         let children = match Node::<U64>::new(&guard, block)? {
             Node::Internal(entries) | Node::Leaf(entries) => entries.values,
         };
-        for child in children {
-            bm.prefetch(child.get());
-        }
+        for_runs(children.iter().map(|child| child.get()), |run| {
+            bm.prefetch_run(run);
+            Ok(())
+        })?;
         self.stack.try_push(Frame {
             guard,
             level,

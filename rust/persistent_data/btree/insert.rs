@@ -10,6 +10,7 @@ use core::ops::DerefMut;
 use zerocopy::little_endian::U64;
 
 use super::{
+    finger::Finger,
     new_leaf,
     node::{
         max_entries,
@@ -45,19 +46,15 @@ use crate::{
         Error,
         Result, //
     },
+    platform::{
+        TryVec,
+        Vec, //
+    },
     transaction::Transaction,
 };
 
 /// How many entries a sibling must have space for, so that it is worth to move some there.
 const WORTHWHILE: usize = 8;
-
-/// A place in a writable leaf.
-struct Slot<'b, B: BlockManager + 'b> {
-    leaf: WriteGuard<'b, B>,
-    index: usize,
-    /// Whether the key is there already. If not, the leaf has space for it.
-    found: bool,
-}
 
 impl<V: Value, const L: usize> Tree<V, L> {
     /// Maps `keys` to `value`, and makes the trees of the upper levels as needed.
@@ -78,34 +75,46 @@ impl<V: Value, const L: usize> Tree<V, L> {
         let mut upper = None;
 
         for (level, &key) in upper_keys.iter().enumerate() {
-            let (new_root, mut slot) = make_slot(tx, &mut Blocks, root, key)?;
-            self.link(&mut upper, new_root)?;
-            let block = slot.leaf.location();
-            if slot.found {
-                root = NodeMut::new(&mut slot.leaf, block)?.child(slot.index)?;
-            } else {
-                let is_bottom = level + 2 == L;
-                let size = if is_bottom {
-                    size_of::<V>()
-                } else {
-                    CHILD_SIZE
-                };
-                root = new_leaf(tx, size)?.location();
-                NodeMut::new(&mut slot.leaf, block)?.insert(slot.index, key, &U64::new(root))?;
-            }
-            upper = Some((slot.leaf, slot.index));
+            let mut finger = Finger::new(root);
+            finger.seek(tx, &mut Blocks, key)?;
+            self.link(&mut upper, finger.root())?;
+            let mut guard = finger.into_leaf()?;
+            let block = guard.location();
+            let mut leaf = NodeMut::new(&mut guard, block)?;
+            let index = match leaf.find(key) {
+                Ok(index) => {
+                    root = leaf.child(index)?;
+                    index
+                }
+                Err(index) => {
+                    let is_bottom = level + 2 == L;
+                    let size = if is_bottom {
+                        size_of::<V>()
+                    } else {
+                        CHILD_SIZE
+                    };
+                    root = new_leaf(tx, size)?.location();
+                    leaf.insert(index, key, &U64::new(root))?;
+                    index
+                }
+            };
+            upper = Some((guard, index));
         }
 
-        let (new_root, mut slot) = make_slot(tx, vt, root, last)?;
-        self.link(&mut upper, new_root)?;
-        let block = slot.leaf.location();
-        let mut leaf = NodeMut::new(&mut slot.leaf, block)?;
-        if !slot.found {
-            leaf.insert(slot.index, last, &value)?;
-            return Ok(true);
-        }
-        let old = leaf.values::<V>()?.get(slot.index).copied();
-        leaf.set_value(slot.index, &value)?;
+        let mut finger = Finger::new(root);
+        finger.seek(tx, vt, last)?;
+        self.link(&mut upper, finger.root())?;
+        let mut leaf = finger.leaf()?;
+        let index = match leaf.find(last) {
+            Ok(index) => index,
+            Err(index) => {
+                leaf.insert(index, last, &value)?;
+                return Ok(true);
+            }
+        };
+        let old = leaf.values::<V>()?.get(index).copied();
+        leaf.set_value(index, &value)?;
+        drop(finger);
         if let Some(old) = old {
             if !vt.equal(&old, &value) {
                 vt.dec(tx, &[old])?;
@@ -116,6 +125,56 @@ impl<V: Value, const L: usize> Tree<V, L> {
 }
 
 impl<V: Value> Tree<V, 1> {
+    /// Maps the keys of `entries`, which must ascend, to their values, and returns how many of the keys are new.
+    ///
+    /// As if each were [`insert`](Self::insert)ed, but each node is gone to once for all entries that belong there.
+    /// Gives [`Error::Invalid`] if the keys do not ascend; then some were inserted.
+    pub fn insert_sorted<'b, T: Transaction<'b>, VT: ValueType<Value = V>>(
+        &mut self,
+        tx: &mut T,
+        vt: &mut VT,
+        entries: impl Iterator<Item = (u64, V)> + Clone,
+    ) -> Result<u64> {
+        let mut nr_new = 0;
+        let mut overwritten = Vec::new();
+        let mut finger = Finger::new(self.root());
+        let mut entries = Ascending::new(entries);
+        while let Some((key, _)) = entries.first()? {
+            let bound = finger.seek(tx, vt, key)?;
+            self.root = finger.root();
+            let mut leaf = finger.leaf()?;
+            while let Some((key, value)) = entries.first()? {
+                if bound.is_some_and(|bound| key >= bound) {
+                    break;
+                }
+                match leaf.find(key) {
+                    Ok(index) => {
+                        let old = leaf.values::<V>()?.get(index).copied();
+                        if let Some(old) = old.filter(|old| !vt.equal(old, &value)) {
+                            overwritten.try_push(old)?;
+                        }
+                        leaf.set_value(index, &value)?;
+                        entries.skip(1);
+                    }
+                    Err(index) => {
+                        let next = leaf.keys().get(index).map(|key| key.get());
+                        let n = entries.count_before(next.or(bound), leaf.max() - leaf.len());
+                        if n == 0 {
+                            // The leaf is full.
+                            break;
+                        }
+                        leaf.insert_run(index, n, entries.rest())?;
+                        entries.skip(n);
+                        nr_new += n as u64;
+                    }
+                }
+            }
+        }
+        drop(finger);
+        vt.dec(tx, &overwritten)?;
+        Ok(nr_new)
+    }
+
     /// Changes the value of `key` in place by `f`.
     ///
     /// What the old value owned and what the new one owns is up to `f`, which sees the transaction and
@@ -143,73 +202,14 @@ impl<V: Value> Tree<V, 1> {
                 view.set_value(index, &value)?;
                 return Ok(x);
             }
-            node = shadow_child(tx, vt, &mut node, index)?;
+            node = shadow_child(tx, vt, &mut view, index)?;
         }
         Err(Error::Corrupt(self.root(), Corruption::TooDeep))
     }
 }
 
-/// Goes down one level to the leaf of `key`, and makes space for it where it is missing.
-///
-/// Returns the new root, too.
-fn make_slot<'b, T: Transaction<'b>, VT: ValueType>(
-    tx: &mut T,
-    vt: &mut VT,
-    root: BlockNr,
-    key: u64,
-) -> Result<(BlockNr, Slot<'b, T::Bm>)> {
-    let mut node = shadow(tx, vt, root)?;
-    let root = node.location();
-    let mut parent: Option<(WriteGuard<'b, T::Bm>, usize)> = None;
-
-    for _ in 0..MAX_DEPTH {
-        if !has_space(&mut node, key)? {
-            node = match &mut parent {
-                None => {
-                    split_beneath(tx, &mut node)?;
-                    node
-                }
-                Some((parent, index)) => rebalance_or_split(tx, vt, parent, *index, node, key)?,
-            };
-        }
-
-        let block = node.location();
-        let mut view = NodeMut::new(&mut node, block)?;
-        if view.shape().kind == Kind::Leaf {
-            let index = view.ceil(key);
-            let found = view.keys().get(index).is_some_and(|k| k.get() == key);
-            let leaf = node;
-            return Ok((root, Slot { leaf, index, found }));
-        }
-        let index = match view.floor(key) {
-            Some(index) => index,
-            None => {
-                // The first child will hold a key lower than all.
-                view.set_key(0, key)?;
-                0
-            }
-        };
-        let child = shadow_child(tx, vt, &mut node, index)?;
-        parent = Some((node, index));
-        node = child;
-    }
-    Err(Error::Corrupt(root, Corruption::TooDeep))
-}
-
-/// Whether an insertion of `key` at or below the node can add an entry to it.
-fn has_space<G: Guard + DerefMut>(guard: &mut G, key: u64) -> Result<bool> {
-    let block = guard.location();
-    let node = NodeMut::new(guard, block)?;
-    if node.len() < node.max() {
-        return Ok(true);
-    }
-    // A leaf needs no space for a value that is overwritten.
-    let floor = node.floor(key).and_then(|i| node.keys().get(i));
-    Ok(node.shape().kind == Kind::Leaf && floor.is_some_and(|k| k.get() == key))
-}
-
 /// Moves the entries of a root to two new children. It keeps its block.
-fn split_beneath<'b, T: Transaction<'b>>(
+pub(super) fn split_beneath<'b, T: Transaction<'b>>(
     tx: &mut T,
     root_guard: &mut WriteGuard<'b, T::Bm>,
 ) -> Result {
@@ -246,7 +246,7 @@ fn split_beneath<'b, T: Transaction<'b>>(
 /// Entries move to a sibling that has space enough. A sibling that is shared is left alone, because to
 /// copy it would take more space than is gained. Failing that, two nodes become three. At either end of
 /// the parent one node becomes two, which is better for ascending and descending sequences.
-fn rebalance_or_split<'b, T: Transaction<'b>, VT: ValueType>(
+pub(super) fn rebalance_or_split<'b, T: Transaction<'b>, VT: ValueType>(
     tx: &mut T,
     vt: &mut VT,
     parent: &mut WriteGuard<'b, T::Bm>,
@@ -254,8 +254,7 @@ fn rebalance_or_split<'b, T: Transaction<'b>, VT: ValueType>(
     node: WriteGuard<'b, T::Bm>,
     key: u64,
 ) -> Result<WriteGuard<'b, T::Bm>> {
-    let parent_block = parent.location();
-    let view = NodeMut::new(parent, parent_block)?;
+    let mut view = NodeMut::of(parent)?;
     let nr_children = view.len();
     let left = match index.checked_sub(1) {
         Some(left) => Some(view.child(left)?),
@@ -271,7 +270,7 @@ fn rebalance_or_split<'b, T: Transaction<'b>, VT: ValueType>(
         match free_space(tx, left_block)? {
             None => shared = true,
             Some(space) if space >= WORTHWHILE => {
-                let left = shadow_child(tx, vt, parent, index - 1)?;
+                let left = shadow_child(tx, vt, &mut view, index - 1)?;
                 return balance_pair(parent, index, left, node, key);
             }
             Some(_) => (),
@@ -281,7 +280,7 @@ fn rebalance_or_split<'b, T: Transaction<'b>, VT: ValueType>(
         match free_space(tx, right_block)? {
             None => shared = true,
             Some(space) if space >= WORTHWHILE => {
-                let right = shadow_child(tx, vt, parent, index + 1)?;
+                let right = shadow_child(tx, vt, &mut view, index + 1)?;
                 return balance_pair(parent, index + 1, node, right, key);
             }
             Some(_) => (),
@@ -291,7 +290,7 @@ fn rebalance_or_split<'b, T: Transaction<'b>, VT: ValueType>(
     if shared || nr_children <= 2 || left.is_none() || right.is_none() {
         split_one(tx, parent, index, node, key)
     } else {
-        let left = shadow_child(tx, vt, parent, index - 1)?;
+        let left = shadow_child(tx, vt, &mut view, index - 1)?;
         split_two(tx, parent, index, left, node, key)
     }
 }
@@ -389,4 +388,55 @@ fn init_sibling<'a, G: Guard + DerefMut>(
     let block = guard.location();
     let shape = node.shape();
     NodeMut::init(guard, block, shape.kind, shape.max, shape.value_size)
+}
+
+/// Entries whose keys should ascend.
+struct Ascending<I> {
+    entries: I,
+    /// No key that is left may be less than this; none at all may be left if there is no such number.
+    least: Option<u64>,
+}
+
+impl<V: Value, I: Iterator<Item = (u64, V)> + Clone> Ascending<I> {
+    fn new(entries: I) -> Self {
+        Self {
+            entries,
+            least: Some(0),
+        }
+    }
+
+    /// All that are left.
+    fn rest(&self) -> I {
+        self.entries.clone()
+    }
+
+    /// The first one that is left.
+    fn first(&self) -> Result<Option<(u64, V)>> {
+        match (self.rest().next(), self.least) {
+            (Some((key, _)), Some(least)) if key < least => Err(Error::Invalid),
+            (Some(_), None) => Err(Error::Invalid),
+            (first, _) => Ok(first),
+        }
+    }
+
+    /// How many of the first `max` have keys that ascend and are less than `end`.
+    fn count_before(&self, end: Option<u64>, max: usize) -> usize {
+        let mut least = self.least;
+        self.rest()
+            .take(max)
+            .take_while(|&(key, _)| {
+                let is_next = least.is_some_and(|least| key >= least);
+                least = key.checked_add(1);
+                is_next && end.is_none_or(|end| key < end)
+            })
+            .count()
+    }
+
+    /// Leaves out the first `n`.
+    fn skip(&mut self, n: usize) {
+        for _ in 0..n {
+            let key = self.entries.next().map(|(key, _)| key);
+            self.least = key.and_then(|key| key.checked_add(1));
+        }
+    }
 }

@@ -2,10 +2,15 @@
 
 //! Finding entries.
 
+use core::ops::Range;
+
 use zerocopy::little_endian::U64;
 
 use super::{
-    node::Node,
+    node::{
+        Entries,
+        Node, //
+    },
     Tree,
     Value,
     MAX_DEPTH,
@@ -30,6 +35,26 @@ impl<V: Value, const L: usize> Tree<V, L> {
         }
     }
 
+    /// As [`lookup`](Self::lookup); `near` gets all entries of the leaf where the last one of `keys` is, or would
+    /// be, that are within `window`, in ascending order.
+    pub fn lookup_near<'b, R: Reader<'b>>(
+        &self,
+        reader: R,
+        keys: &[u64; L],
+        window: Range<u64>,
+        mut near: impl FnMut(u64, V),
+    ) -> Result<Option<V>> {
+        let Some((root, key)) = self.bottom(reader, keys)? else {
+            return Ok(None);
+        };
+        with_leaf(reader, root, key, |leaf: &Entries<'_, V>, _| {
+            for (key, value) in leaf.within(window) {
+                near(key, *value);
+            }
+            leaf.find(key)
+        })
+    }
+
     /// The entry with the smallest key that is at least the last one of `keys`, in the bottom tree that
     /// the others name.
     pub fn lookup_next<'b, R: Reader<'b>>(
@@ -41,6 +66,33 @@ impl<V: Value, const L: usize> Tree<V, L> {
             Some((root, key)) => find_next(reader, root, key),
             None => Ok(None),
         }
+    }
+
+    /// The entries of the bottom tree that all but the last of `keys` name, from the last on and before `end`, in
+    /// ascending order, as long as `f` wants more.
+    pub fn scan<'b, R: Reader<'b>>(
+        &self,
+        reader: R,
+        keys: &[u64; L],
+        end: u64,
+        mut f: impl FnMut(u64, V) -> bool,
+    ) -> Result {
+        let Some((root, mut begin)) = self.bottom(reader, keys)? else {
+            return Ok(());
+        };
+        while begin < end {
+            let next = with_leaf(reader, root, begin, |leaf: &Entries<'_, V>, bound| {
+                for (key, value) in leaf.within(begin..end) {
+                    if !f(key, *value) {
+                        return None;
+                    }
+                }
+                bound
+            })?;
+            // It is greater than where it began, as keys ascend.
+            begin = next.unwrap_or(end);
+        }
+        Ok(())
     }
 
     /// The lowest key of each level: the lowest in the top tree, the lowest in the tree that belongs to it,
@@ -105,15 +157,33 @@ enum End {
 
 /// The value of `key` in one level.
 fn find<'b, V: Value, R: Reader<'b>>(reader: R, root: BlockNr, key: u64) -> Result<Option<V>> {
+    with_leaf(reader, root, key, |leaf: &Entries<'_, V>, _| leaf.find(key))
+}
+
+/// What `f` finds in the leaf of one level where `key` is, or would be. It is told what all keys that belong to the
+/// leaf are less than, if there are leaves after it.
+fn with_leaf<'b, V: Value, R: Reader<'b>, X>(
+    reader: R,
+    root: BlockNr,
+    key: u64,
+    f: impl FnOnce(&Entries<'_, V>, Option<u64>) -> Option<X>,
+) -> Result<Option<X>> {
+    let mut bound = None;
     let mut block = root;
     for _ in 0..MAX_DEPTH {
         let guard = reader.read(block, &VALIDATOR)?;
         match Node::<V>::new(&guard, block)? {
-            Node::Leaf(entries) => return Ok(entries.find(key)),
-            Node::Internal(entries) => match entries.floor(key).and_then(|i| entries.get(i)) {
-                Some((_, child)) => block = child.get(),
-                None => return Ok(None),
-            },
+            Node::Leaf(entries) => return Ok(f(&entries, bound)),
+            Node::Internal(entries) => {
+                let index = entries.floor(key).unwrap_or(0);
+                if let Some(next) = entries.keys.get(index + 1) {
+                    bound = Some(next.get());
+                }
+                match entries.values.get(index) {
+                    Some(child) => block = child.get(),
+                    None => return Err(Error::Corrupt(block, Corruption::EmptyNode)),
+                }
+            }
         }
     }
     Err(Error::Corrupt(root, Corruption::TooDeep))

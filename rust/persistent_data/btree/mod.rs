@@ -40,6 +40,7 @@
 
 mod cursor;
 mod delete;
+mod finger;
 mod insert;
 mod lookup;
 mod node;

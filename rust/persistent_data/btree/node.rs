@@ -5,7 +5,10 @@
 //! [`Node`] is for reading and knows the type of the values; [`NodeMut`] is for changes, for which the
 //! size of a value is enough.
 
-use core::ops::Range;
+use core::ops::{
+    DerefMut,
+    Range, //
+};
 
 use zerocopy::{
     little_endian::{
@@ -31,6 +34,7 @@ use crate::{
         Validator,
         BLOCK_SIZE, //
     },
+    block_manager::Guard,
     error::{
         Corruption,
         Error,
@@ -99,13 +103,20 @@ pub(super) struct Shape {
 
 impl Shape {
     /// Reads and checks the header of the node in block `block`.
+    #[inline]
     pub(super) fn of(data: &BlockData, block: BlockNr) -> Result<Self> {
-        let corrupt = |what| Error::Corrupt(block, what);
-        let (header, _) =
-            Header::ref_from_prefix(data).map_err(|_| corrupt(Corruption::ValueSize))?;
-        Self::from_header(header).map_err(corrupt)
+        match Header::ref_from_prefix(data) {
+            Ok((header, _)) => Self::checked(header, block),
+            Err(_) => Err(Error::Corrupt(block, Corruption::ValueSize)),
+        }
     }
 
+    #[inline]
+    fn checked(header: &Header, block: BlockNr) -> Result<Self> {
+        Self::from_header(header).map_err(|what| Error::Corrupt(block, what))
+    }
+
+    #[inline]
     fn from_header(header: &Header) -> Result<Self, Corruption> {
         let kind = match header.flags.get() {
             INTERNAL => Kind::Internal,
@@ -119,11 +130,8 @@ impl Shape {
         if value_size == 0 || (kind == Kind::Internal && value_size != CHILD_SIZE) {
             return Err(Corruption::ValueSize);
         }
-        let size = value_size
-            .checked_add(KEY_SIZE)
-            .and_then(|size| size.checked_mul(max))
-            .ok_or(Corruption::ValueSize)?;
-        if size > BLOCK_SIZE - HEADER_SIZE {
+        const SPACE: usize = BLOCK_SIZE - HEADER_SIZE;
+        if value_size > SPACE || max > SPACE || (value_size + KEY_SIZE) * max > SPACE {
             return Err(Corruption::ValueSize);
         }
         if len > max {
@@ -178,6 +186,20 @@ impl<'a, T: Value> Entries<'a, T> {
         Some((self.keys.get(index)?.get(), *self.values.get(index)?))
     }
 
+    /// The entries whose keys are within `range`.
+    #[inline]
+    pub(super) fn within(&self, range: Range<u64>) -> impl Iterator<Item = (u64, &'a T)> {
+        let first = match range.is_empty() {
+            true => self.keys.len(),
+            false => self.ceil(range.start),
+        };
+        let keys = self.keys.get(first..).unwrap_or_default().iter();
+        let values = self.values.get(first..).unwrap_or_default().iter();
+        keys.map(|key| key.get())
+            .zip(values)
+            .take_while(move |(key, _)| *key < range.end)
+    }
+
     /// The value of `key`.
     #[inline]
     pub(super) fn find(&self, key: u64) -> Option<T> {
@@ -218,9 +240,17 @@ pub(super) struct NodeMut<'a> {
 
 impl<'a> NodeMut<'a> {
     /// The node in block `block`.
+    #[inline]
     pub(super) fn new(data: &'a mut BlockData, block: BlockNr) -> Result<Self> {
         let shape = Shape::of(data, block)?;
         Self::with_shape(data, block, shape)
+    }
+
+    /// The node in a block that is held.
+    #[inline]
+    pub(super) fn of<G: Guard + DerefMut>(guard: &'a mut G) -> Result<Self> {
+        let block = guard.location();
+        Self::new(guard, block)
     }
 
     /// Makes an empty node out of a block; an internal one must get an entry before it is used again.
@@ -249,10 +279,12 @@ impl<'a> NodeMut<'a> {
         Ok(node)
     }
 
+    #[inline]
     fn with_shape(data: &'a mut BlockData, block: BlockNr, shape: Shape) -> Result<Self> {
         Self::split(data, block, shape).ok_or(Error::Corrupt(block, Corruption::ValueSize))
     }
 
+    #[inline]
     fn split(data: &'a mut BlockData, block: BlockNr, shape: Shape) -> Option<Self> {
         let (header, rest) = Header::mut_from_prefix(data).ok()?;
         let (keys, rest) = rest.split_at_mut_checked(shape.max * KEY_SIZE)?;
@@ -291,7 +323,12 @@ impl<'a> NodeMut<'a> {
 
     /// The key of the first entry.
     pub(super) fn first_key(&self) -> Option<u64> {
-        self.keys().first().map(|k| k.get())
+        self.key(0)
+    }
+
+    /// The key of the entry at `index`.
+    pub(super) fn key(&self, index: usize) -> Option<u64> {
+        self.keys().get(index).map(|k| k.get())
     }
 
     /// The index of the last entry whose key is at most `key`.
@@ -302,6 +339,15 @@ impl<'a> NodeMut<'a> {
     /// The index of the first entry whose key is at least `key`, which may be the number of entries.
     pub(super) fn ceil(&self, key: u64) -> usize {
         ceil(self.keys(), key)
+    }
+
+    /// The index of the entry of `key`, or if there is none, where it should be.
+    pub(super) fn find(&self, key: u64) -> Result<usize, usize> {
+        let index = self.ceil(key);
+        match self.keys().get(index) {
+            Some(found) if found.get() == key => Ok(index),
+            _ => Err(index),
+        }
     }
 
     /// The values of all entries.
@@ -367,6 +413,31 @@ impl<'a> NodeMut<'a> {
         self.set_len(len + 1);
         self.set_key(index, key)?;
         self.put_value(index, value)
+    }
+
+    /// Adds the first `n` of `entries` at `index`, before the one that is there now. The caller keeps the order.
+    pub(super) fn insert_run<T: Value>(
+        &mut self,
+        index: usize,
+        n: usize,
+        entries: impl Iterator<Item = (u64, T)>,
+    ) -> Result {
+        let len = self.shape.len;
+        if index > len || n > self.shape.max.saturating_sub(len) {
+            return Err(self.corrupt(Corruption::TooManyEntries));
+        }
+        if self.shape.value_size != size_of::<T>() {
+            return Err(self.corrupt(Corruption::ValueSize));
+        }
+        self.shift_within(index..len, index + n)?;
+        self.set_len(len + n);
+        let values = self.values.chunks_exact_mut(size_of::<T>());
+        let slots = self.keys.iter_mut().zip(values).skip(index).take(n);
+        for ((key_slot, value_slot), (key, value)) in slots.zip(entries) {
+            key_slot.set(key);
+            value_slot.copy_from_slice(value.as_bytes());
+        }
+        Ok(())
     }
 
     /// Removes entries.
@@ -479,7 +550,7 @@ fn check(data: &BlockData, block: BlockNr) -> Result {
     block::check_location(block, header.block.get())?;
     block::check_checksum(data, block, CSUM_XOR)?;
 
-    let shape = Shape::from_header(header).map_err(corrupt)?;
+    let shape = Shape::checked(header, block)?;
     let (keys, _) = <[U64]>::ref_from_prefix_with_elems(rest, shape.len)
         .map_err(|_| corrupt(Corruption::TooManyEntries))?;
     let pairs = keys.iter().zip(keys.iter().skip(1));

@@ -95,17 +95,17 @@ pub(super) fn rebalance_child<'b, T: Transaction<'b>, VT: ValueType>(
     index: usize,
     mut child: WriteGuard<'b, T::Bm>,
 ) -> Result {
-    let parent_block = parent.location();
-    let last = NodeMut::new(parent, parent_block)?.len().saturating_sub(1);
+    let mut view = NodeMut::of(parent)?;
+    let last = view.len().saturating_sub(1);
     if index == 0 {
-        let mut right = shadow_child(tx, vt, parent, 1)?;
+        let mut right = shadow_child(tx, vt, &mut view, 1)?;
         join2(tx, parent, 0, &mut child, &mut right)
     } else if index >= last {
-        let mut left = shadow_child(tx, vt, parent, index - 1)?;
+        let mut left = shadow_child(tx, vt, &mut view, index - 1)?;
         join2(tx, parent, index - 1, &mut left, &mut child)
     } else {
-        let mut left = shadow_child(tx, vt, parent, index - 1)?;
-        let mut right = shadow_child(tx, vt, parent, index + 1)?;
+        let mut left = shadow_child(tx, vt, &mut view, index - 1)?;
+        let mut right = shadow_child(tx, vt, &mut view, index + 1)?;
         join3(tx, parent, index, &mut left, &mut child, &mut right)
     }
 }

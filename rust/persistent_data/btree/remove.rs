@@ -9,7 +9,8 @@ use super::{
     node::{
         Kind,
         Node,
-        NodeMut, //
+        NodeMut,
+        Shape, //
     },
     rebalance::{
         rebalance_child,
@@ -72,12 +73,35 @@ impl<V: Value, const L: usize> Tree<V, L> {
         let mut is_root = true;
         for _ in 0..MAX_DEPTH {
             match enter(tx, vt, &mut node, last, is_root)? {
-                Some((_, child)) => node = child,
+                Some(entered) => node = entered.child,
                 None => return remove_from_leaf(tx, vt, &mut node, last),
             }
             is_root = false;
         }
         Err(Error::Corrupt(self.root(), Corruption::TooDeep))
+    }
+}
+
+impl<V: Value> Tree<V, 2> {
+    /// Changes, by `f`, the tree that `key` names in the upper level.
+    ///
+    /// Gives [`Error::NoData`] if there is none.
+    pub fn change_inner<'b, T: Transaction<'b>, X>(
+        &mut self,
+        tx: &mut T,
+        key: u64,
+        f: impl FnOnce(&mut T, &mut Tree<V, 1>) -> Result<X>,
+    ) -> Result<X> {
+        let node = shadow(tx, &mut Blocks, self.root())?;
+        *self = Self::from_root(node.location());
+        let (mut leaf, index) = find_writable(tx, node, key)?;
+        let block = leaf.location();
+        let mut leaf = NodeMut::new(&mut leaf, block)?;
+        let mut inner = Tree::from_root(leaf.child(index)?);
+        let x = f(tx, &mut inner)?;
+        // What the old root was is the new one now.
+        leaf.set_child(index, inner.root())?;
+        Ok(x)
     }
 }
 
@@ -89,8 +113,7 @@ fn find_writable<'b, T: Transaction<'b>>(
 ) -> Result<(WriteGuard<'b, T::Bm>, usize)> {
     let root = node.location();
     for _ in 0..MAX_DEPTH {
-        let block = node.location();
-        let view = NodeMut::new(&mut node, block)?;
+        let mut view = NodeMut::of(&mut node)?;
         let index = view.floor(key).ok_or(Error::NoData)?;
         if view.shape().kind == Kind::Leaf {
             return match view.keys().get(index) {
@@ -98,7 +121,7 @@ fn find_writable<'b, T: Transaction<'b>>(
                 _ => Err(Error::NoData),
             };
         }
-        node = shadow_child(tx, &mut Blocks, &mut node, index)?;
+        node = shadow_child(tx, &mut Blocks, &mut view, index)?;
     }
     Err(Error::Corrupt(root, Corruption::TooDeep))
 }
@@ -123,21 +146,30 @@ fn remove_from_leaf<'b, T: Transaction<'b>, VT: ValueType>(
     }
 }
 
+/// The child that a way goes on to.
+pub(super) struct Entered<'b, B: BlockManager + 'b> {
+    pub(super) child: WriteGuard<'b, B>,
+    /// Which of its parent's children it is.
+    pub(super) index: usize,
+    /// The parent's key of the next one.
+    pub(super) next_key: Option<u64>,
+}
+
 /// Makes the child of an internal node that `key` belongs to writable, and ready to lose entries.
 ///
-/// Returns its index, and `None` for a leaf. A root with one child takes its place on the way, and may become a
-/// leaf then. Gives [`Error::NoData`] if `key` is lower than all keys.
+/// Returns `None` for a leaf. A root with one child takes its place on the way, and may become a
+/// leaf then. A `key` that is lower than all keys leads to the first child.
 pub(super) fn enter<'b, T: Transaction<'b>, VT: ValueType>(
     tx: &mut T,
     vt: &mut VT,
     node: &mut WriteGuard<'b, T::Bm>,
     key: u64,
     is_root: bool,
-) -> Result<Option<(usize, WriteGuard<'b, T::Bm>)>> {
+) -> Result<Option<Entered<'b, T::Bm>>> {
     let block = node.location();
     let mut is_rebalanced = false;
     for _ in 0..MAX_DEPTH {
-        let view = NodeMut::new(node, block)?;
+        let mut view = NodeMut::new(node, block)?;
         if view.shape().kind == Kind::Leaf {
             return Ok(None);
         }
@@ -148,13 +180,16 @@ pub(super) fn enter<'b, T: Transaction<'b>, VT: ValueType>(
             is_rebalanced = false;
             continue;
         }
-        let index = view.floor(key).ok_or(Error::NoData)?;
-        let mut child = shadow_child(tx, vt, node, index)?;
-        let child_block = child.location();
-        let child_view = NodeMut::new(&mut child, child_block)?;
-        let is_safe = child_view.len() >= safe_entries(child_view.max());
+        let index = view.floor(key).unwrap_or(0);
+        let child = shadow_child(tx, vt, &mut view, index)?;
+        let shape = Shape::of(&child, child.location())?;
+        let is_safe = shape.len >= safe_entries(shape.max);
         if is_safe || is_rebalanced || nr_children == 1 {
-            return Ok(Some((index, child)));
+            return Ok(Some(Entered {
+                index,
+                next_key: view.key(index + 1),
+                child,
+            }));
         }
         rebalance_child(tx, vt, node, index, child)?;
         is_rebalanced = true;

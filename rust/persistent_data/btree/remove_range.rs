@@ -2,10 +2,10 @@
 
 //! Removing a range of entries.
 //!
-//! Each step goes down to the lowest key that is left in the range. The first internal node on the way
+//! Each step goes down to where the range begins, or what is left of it. The first internal node on the way
 //! that has children wholly inside the range drops as many of them as it can afford, without a look at
 //! their content where that is shared. Failing that, the leaf drops what is in the range, and is
-//! rebalanced if it is too empty then. Each step leaves a valid tree.
+//! rebalanced if it is too empty then; the range goes on where the leaf ends. Each step leaves a valid tree.
 
 use core::ops::Range;
 
@@ -52,26 +52,22 @@ impl<V: Value> Tree<V, 1> {
         end: u64,
     ) -> Result<u64> {
         let mut removed = 0;
-        if begin >= end {
-            return Ok(removed);
-        }
-        while let Some((key, _)) = self.lookup_next(tx.bm(), &[begin])? {
-            if key >= end {
-                break;
-            }
-            removed += self.remove_some(tx, vt, key, begin..end)?;
+        let mut left = begin..end;
+        while !left.is_empty() {
+            let step = self.remove_some(tx, vt, left.clone())?;
+            removed += step.removed;
+            left.start = step.next;
         }
         Ok(removed)
     }
 
-    /// Removes at least the entry of `key`, the lowest in the range.
+    /// Removes some entries, unless there is none where the range begins.
     fn remove_some<'b, T: Transaction<'b>, VT: ValueType<Value = V>>(
         &mut self,
         tx: &mut T,
         vt: &mut VT,
-        key: u64,
         range: Range<u64>,
-    ) -> Result<u64> {
+    ) -> Result<Step> {
         let mut node = shadow(tx, vt, self.root())?;
         *self = Self::from_root(node.location());
         // All keys in the node are less than this.
@@ -80,28 +76,36 @@ impl<V: Value> Tree<V, 1> {
 
         for _ in 0..MAX_DEPTH {
             let is_root = parent.is_none();
-            let removed = remove_children(tx, vt, &mut node, &range, bound, is_root)?;
-            if removed > 0 {
-                return Ok(removed);
+            if let Some(removed) = remove_children(tx, vt, &mut node, &range, bound, is_root)? {
+                return Ok(Step {
+                    removed,
+                    next: range.start,
+                });
             }
-            let Some((index, child)) = enter(tx, vt, &mut node, key, is_root)? else {
-                return remove_from_leaf(tx, vt, node, parent, &range);
+            let Some(entered) = enter(tx, vt, &mut node, range.start, is_root)? else {
+                return Ok(Step {
+                    removed: remove_from_leaf(tx, vt, node, parent, &range)?,
+                    next: bound.unwrap_or(range.end),
+                });
             };
-            let block = node.location();
-            let next = NodeMut::new(&mut node, block)?
-                .keys()
-                .get(index + 1)
-                .map(|k| k.get());
-            bound = next.or(bound);
-            parent = Some((node, index));
-            node = child;
+            bound = entered.next_key.or(bound);
+            parent = Some((node, entered.index));
+            node = entered.child;
         }
         Err(Error::Corrupt(self.root(), Corruption::TooDeep))
     }
 }
 
+/// What was done of a removal.
+struct Step {
+    /// How many entries were removed.
+    removed: u64,
+    /// Where what is left of the range begins.
+    next: u64,
+}
+
 /// Removes children that are wholly inside the range from an internal node. Returns how many entries they
-/// held.
+/// held; `None` if there is no such child.
 fn remove_children<'b, T: Transaction<'b>, VT: ValueType>(
     tx: &mut T,
     vt: &mut VT,
@@ -109,15 +113,17 @@ fn remove_children<'b, T: Transaction<'b>, VT: ValueType>(
     range: &Range<u64>,
     bound: Option<u64>,
     is_root: bool,
-) -> Result<u64> {
-    let block = guard.location();
-    let mut node = NodeMut::new(guard, block)?;
+) -> Result<Option<u64>> {
+    let mut node = NodeMut::of(guard)?;
     if node.shape().kind == Kind::Leaf {
-        return Ok(0);
+        return Ok(None);
     }
 
     // A child ends where the next one begins.
     let first = node.ceil(range.start);
+    if node.key(first).is_none_or(|key| key >= range.end) {
+        return Ok(None);
+    }
     let begin_within = node.keys().partition_point(|k| k.get() <= range.end);
     let last_within = bound.is_some_and(|bound| bound <= range.end);
     let end = match begin_within == node.len() && last_within {
@@ -128,7 +134,7 @@ fn remove_children<'b, T: Transaction<'b>, VT: ValueType>(
     let spare = node.len().saturating_sub(least);
     let nr = core::cmp::min(end.saturating_sub(first), spare);
     if nr == 0 {
-        return Ok(0);
+        return Ok(None);
     }
 
     let mut children = Vec::new();
@@ -140,7 +146,7 @@ fn remove_children<'b, T: Transaction<'b>, VT: ValueType>(
     for &child in children.iter() {
         removed += delete_counted(tx, vt, child)?;
     }
-    Ok(removed)
+    Ok(Some(removed))
 }
 
 /// Removes what is in the range from a leaf.
@@ -151,24 +157,23 @@ fn remove_from_leaf<'b, T: Transaction<'b>, VT: ValueType>(
     parent: Option<(WriteGuard<'b, T::Bm>, usize)>,
     range: &Range<u64>,
 ) -> Result<u64> {
-    let block = guard.location();
-    let mut leaf = NodeMut::new(&mut guard, block)?;
+    let mut leaf = NodeMut::of(&mut guard)?;
     let entries = leaf.ceil(range.start)..leaf.ceil(range.end);
     let nr = entries.len();
     if nr == 0 {
-        // The way down did not lead to the key that is known to be there.
-        return Err(Error::Corrupt(block, Corruption::KeyOrder));
+        return Ok(0);
     }
     if let Some(values) = leaf.values()?.get(entries.clone()) {
         vt.dec(tx, values)?;
     }
     leaf.remove(entries)?;
 
-    let is_poor = leaf.len() < min_entries(leaf.max());
+    if leaf.len() >= min_entries(leaf.max()) {
+        return Ok(nr as u64);
+    }
     if let Some((mut parent, index)) = parent {
-        let parent_block = parent.location();
-        let has_sibling = NodeMut::new(&mut parent, parent_block)?.len() > 1;
-        if is_poor && has_sibling {
+        let has_sibling = NodeMut::of(&mut parent)?.len() > 1;
+        if has_sibling {
             rebalance_child(tx, vt, &mut parent, index, guard)?;
         }
     }

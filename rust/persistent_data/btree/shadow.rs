@@ -31,9 +31,12 @@ pub(super) fn shadow<'b, T: Transaction<'b>, VT: ValueType>(
     block: BlockNr,
 ) -> Result<WriteGuard<'b, T::Bm>> {
     let Shadow { guard, was_shared } = tx.shadow(block, &VALIDATOR)?;
-    let node = Node::<VT::Value>::new(&guard, block)?;
-    if was_shared {
-        inc_children(tx, vt, &node)?;
+    if guard.location() != block {
+        // If there is anything wrong with it, the original is to blame.
+        let node = Node::<VT::Value>::new(&guard, block)?;
+        if was_shared {
+            inc_children(tx, vt, &node)?;
+        }
     }
     Ok(guard)
 }
@@ -42,15 +45,13 @@ pub(super) fn shadow<'b, T: Transaction<'b>, VT: ValueType>(
 pub(super) fn shadow_child<'b, T: Transaction<'b>, VT: ValueType>(
     tx: &mut T,
     vt: &mut VT,
-    parent: &mut WriteGuard<'b, T::Bm>,
+    parent: &mut NodeMut<'_>,
     index: usize,
 ) -> Result<WriteGuard<'b, T::Bm>> {
-    let block = parent.location();
-    let mut node = NodeMut::new(parent, block)?;
-    let old = node.child(index)?;
+    let old = parent.child(index)?;
     let child = shadow(tx, vt, old)?;
     if child.location() != old {
-        node.set_child(index, child.location())?;
+        parent.set_child(index, child.location())?;
     }
     Ok(child)
 }

@@ -298,6 +298,27 @@ mod tests {
     }
 
     #[test]
+    fn sorted_entries_are_inserted_together() -> Result {
+        let bm = SmallBm::new(60)?;
+        let tx = &mut SmallTx(&bm);
+        let vt = &mut Plain::new();
+        let mut tree = Tree::<U64, 1>::empty(tx)?;
+        let entries = |step: usize| (0..3000u64).step_by(step).map(|i| (i, U64::new(i)));
+        assert_eq!(tree.insert_sorted(tx, vt, entries(3))?, 1000);
+        assert_eq!(tree.insert_sorted(tx, vt, entries(1))?, 2000);
+        for key in 0..3000 {
+            assert_eq!(tree.lookup(&bm, &[key])?, Some(U64::new(key)));
+        }
+        for keys in [[7, 7], [7, 6], [u64::MAX, 0]] {
+            let entries = keys.iter().map(|&key| (key, U64::new(1)));
+            assert_eq!(tree.insert_sorted(tx, vt, entries), Err(Error::Invalid));
+        }
+        tree.delete(tx, vt)?;
+        assert_eq!(bm.nr_used(), 0);
+        Ok(())
+    }
+
+    #[test]
     fn a_snapshot_stays_what_it_is() -> Result {
         let bm = SmallBm::new(60)?;
         let tx = &mut SmallTx(&bm);

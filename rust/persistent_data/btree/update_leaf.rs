@@ -60,7 +60,7 @@ impl<V: Value> Tree<V, 1> {
             let Some(index) = node.floor(keys.start) else {
                 return Ok(0);
             };
-            guard = shadow_child(tx, vt, &mut guard, index)?;
+            guard = shadow_child(tx, vt, &mut node, index)?;
         }
         Err(Error::Corrupt(self.root(), Corruption::TooDeep))
     }

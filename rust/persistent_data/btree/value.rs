@@ -130,20 +130,18 @@ pub fn for_runs(
     blocks: impl IntoIterator<Item = BlockNr>,
     mut f: impl FnMut(BlockRange) -> Result,
 ) -> Result {
-    let mut run: BlockRange = 0..0;
-    for block in blocks {
-        let end = block.checked_add(1).ok_or(Error::OutOfBounds(block))?;
-        if run.is_empty() {
-            run = block..end;
-        } else if run.end == block {
-            run.end = end;
-        } else {
-            f(run)?;
-            run = block..end;
-        }
-    }
-    if run.is_empty() {
+    let after = |block: BlockNr| block.checked_add(1).ok_or(Error::OutOfBounds(block));
+    let mut blocks = blocks.into_iter();
+    let Some(first) = blocks.next() else {
         return Ok(());
+    };
+    let mut run = first..after(first)?;
+    for block in blocks {
+        if block != run.end {
+            f(run)?;
+            run = block..block;
+        }
+        run.end = after(block)?;
     }
     f(run)
 }

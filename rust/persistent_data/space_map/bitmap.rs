@@ -149,6 +149,82 @@ impl Bitmap {
     }
 }
 
+/// Some of the entries of a word: entry `i` is bit `2 * i`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Entries(u64);
+
+impl Entries {
+    /// Those within a range, which ends at [`ENTRIES_PER_WORD`] at most.
+    pub(crate) fn within(range: Range<u32>) -> Self {
+        let below = |end: u32| match 1u64.checked_shl(2 * end) {
+            Some(bit) => bit - 1,
+            None => u64::MAX,
+        };
+        Self(below(range.end) & !below(range.start) & Word::EVEN_BITS)
+    }
+
+    fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// How many there are.
+    pub(crate) fn len(self) -> u32 {
+        // Not every processor that the kernel is built for counts bits, and often it is one.
+        match self.0 & self.0.wrapping_sub(1) {
+            0 => u32::from(self.0 != 0),
+            _ => self.0.count_ones(),
+        }
+    }
+
+    /// The first one.
+    pub(crate) fn first(self) -> Option<u32> {
+        (self.0 != 0).then(|| self.0.trailing_zeros() / 2)
+    }
+
+    /// The first one from `begin` on, which is below [`ENTRIES_PER_WORD`], that is not among these.
+    pub(crate) fn first_missing(self, begin: u32) -> u32 {
+        begin + (!(self.0 >> (2 * begin)) & Word::EVEN_BITS).trailing_zeros() / 2
+    }
+
+    /// One bit for each entry.
+    pub(crate) fn to_bits(self) -> u32 {
+        if self.is_empty() {
+            return 0;
+        }
+        let mut bits = self.0;
+        for (shift, mask) in [
+            (1, 0x3333_3333_3333_3333),
+            (2, 0x0f0f_0f0f_0f0f_0f0f),
+            (4, 0x00ff_00ff_00ff_00ff),
+            (8, 0x0000_ffff_0000_ffff),
+            (16, 0x0000_0000_ffff_ffff),
+        ] {
+            bits = (bits | (bits >> shift)) & mask;
+        }
+        bits as u32
+    }
+}
+
+/// What became of entries that got one more.
+pub(crate) struct Incremented {
+    /// Those that were zero.
+    pub(crate) allocated: Entries,
+    /// Those that became [`MANY`].
+    pub(crate) grown: Entries,
+    /// Those that were [`MANY`], and were left alone.
+    pub(crate) many: Entries,
+}
+
+/// What became of entries that got one less.
+pub(crate) struct Decremented {
+    /// Those that were zero, and were left alone.
+    pub(crate) zero: Entries,
+    /// Those that became zero.
+    pub(crate) freed: Entries,
+    /// Those that were [`MANY`], and were left alone.
+    pub(crate) many: Entries,
+}
+
 /// A word of entries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Word(u64);
@@ -175,6 +251,42 @@ impl Word {
 
     fn nr_free(self) -> u32 {
         self.free().count_ones()
+    }
+
+    /// The entries as numbers of two bits, entry `i` from bit `2 * i` on; and back, as it is its own inverse.
+    fn swap(bits: u64) -> u64 {
+        ((bits & Self::EVEN_BITS) << 1) | ((bits >> 1) & Self::EVEN_BITS)
+    }
+
+    /// Adds one to all of `entries` that are not [`MANY`].
+    pub(crate) fn inc(&mut self, entries: Entries) -> Incremented {
+        let counts = Self::swap(self.0);
+        let (low, high) = (counts, counts >> 1);
+        let many = entries.0 & low & high;
+        // None of those that are left overflows.
+        let inc = entries.0 & !many;
+        self.0 = Self::swap(counts.wrapping_add(inc));
+        Incremented {
+            allocated: Entries(inc & !(low | high)),
+            grown: Entries(inc & high),
+            many: Entries(many),
+        }
+    }
+
+    /// Takes one from all of `entries` that are neither zero nor [`MANY`].
+    pub(crate) fn dec(&mut self, entries: Entries) -> Decremented {
+        let counts = Self::swap(self.0);
+        let (low, high) = (counts, counts >> 1);
+        let many = entries.0 & low & high;
+        let zero = entries.0 & !(low | high);
+        // None of those that are left gets below zero.
+        let dec = entries.0 & !many & !zero;
+        self.0 = Self::swap(counts.wrapping_sub(dec));
+        Decremented {
+            zero: Entries(zero),
+            freed: Entries(dec & low),
+            many: Entries(many),
+        }
     }
 
     /// The first entry that is zero, from `begin` on, which is below [`ENTRIES_PER_WORD`].
@@ -209,6 +321,43 @@ mod tests {
         assert_eq!(word, Word(3 << 62));
         assert_eq!(word.get(31), MANY);
         assert_eq!(word.get(30), 0);
+    }
+
+    #[test]
+    fn entries_of_a_word_are_changed_together() {
+        // Each value next to each other one.
+        let values = |i: u32| (i ^ (i >> 2) ^ (i >> 4)) & 3;
+        for range in [0..32, 0..1, 31..32, 5..23, 7..7] {
+            let (mut inc, mut dec) = (Word(0), Word(0));
+            for i in 0..ENTRIES_PER_WORD {
+                inc.set(i, values(i));
+                dec.set(i, values(i));
+            }
+            let entries = Entries::within(range.clone());
+            assert_eq!(entries.len(), range.end - range.start);
+            assert_eq!(entries.first(), range.clone().next());
+            let incremented = inc.inc(entries);
+            let decremented = dec.dec(entries);
+            let has = |entries: Entries, i: u32| entries.to_bits() & (1 << i) != 0;
+            for i in 0..ENTRIES_PER_WORD {
+                let (old, within) = (values(i), range.contains(&i));
+                let changed = within && old != MANY;
+                assert_eq!(inc.get(i), old + u32::from(changed));
+                assert_eq!(dec.get(i), old - u32::from(changed && old != 0));
+                assert_eq!(has(incremented.allocated, i), within && old == 0);
+                assert_eq!(has(incremented.grown, i), within && old == 2);
+                assert_eq!(has(incremented.many, i), within && old == MANY);
+                assert_eq!(has(decremented.zero, i), within && old == 0);
+                assert_eq!(has(decremented.freed, i), within && old == 1);
+                assert_eq!(has(decremented.many, i), within && old == MANY);
+            }
+        }
+        let some = Entries::within(3..9);
+        assert_eq!(some.first_missing(0), 0);
+        assert_eq!(some.first_missing(3), 9);
+        assert_eq!(some.first_missing(8), 9);
+        assert_eq!(Entries::within(0..32).first_missing(5), 32);
+        assert!(Entries::within(4..4).is_empty() && !some.is_empty());
     }
 
     #[test]

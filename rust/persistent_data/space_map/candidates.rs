@@ -73,8 +73,27 @@ impl Candidates {
 
     /// Takes a block of the current range, and leaves out those before.
     pub(crate) fn take(&mut self, block: BlockNr) {
-        self.cursor = block.saturating_add(1);
-        self.skip_to(self.cursor);
+        self.take_to(block.saturating_add(1));
+    }
+
+    /// Takes the blocks of the current range that are below `end`, or some of them, and leaves out the others.
+    pub(crate) fn take_to(&mut self, end: BlockNr) {
+        self.cursor = end;
+        self.skip_to(end);
+    }
+
+    /// Takes back blocks that were taken: they are looked at again, before all others.
+    pub(crate) fn put_back(&mut self, blocks: BlockRange) -> Result {
+        if blocks.end == self.cursor {
+            self.cursor = blocks.start;
+        }
+        match self.ranges.last_mut() {
+            Some(range) if range.start == blocks.end => {
+                range.start = blocks.start;
+                Ok(())
+            }
+            _ => self.add(blocks),
+        }
     }
 }
 
@@ -99,6 +118,26 @@ mod tests {
         c.take(9);
         c.restart(10)?;
         assert_eq!(c.current(), Some(0..10));
+        Ok(())
+    }
+
+    #[test]
+    fn blocks_that_are_put_back_come_first() -> Result {
+        let mut c = Candidates::new(0, 10)?;
+        c.take_to(5);
+        assert_eq!(c.current(), Some(5..10));
+        c.put_back(3..5)?;
+        assert_eq!(c.current(), Some(3..10));
+        c.put_back(0..2)?;
+        assert_eq!(c.current(), Some(0..2));
+        c.take_to(2);
+        assert_eq!(c.current(), Some(3..10));
+
+        // The next transaction begins there, too.
+        c.take_to(10);
+        c.put_back(8..10)?;
+        c.restart(10)?;
+        assert_eq!(c.current(), Some(8..10));
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use super::{
     bitmap::{
         self,
         Bitmap,
+        Entries,
         ENTRIES_PER_WORD,
         MANY,
         NR_ENTRIES, //
@@ -162,98 +163,137 @@ impl<I: Index> Counts<I> {
         }
     }
 
-    /// Changes the counts of a range of blocks by one, bitmap by bitmap.
+    /// Changes the counts of ranges of blocks by one, in this order.
     ///
-    /// `freed` is told of each block whose count gets zero. Gives [`Error::RefCount`] if one would drop below
-    /// zero or overflow.
+    /// Each bitmap is gone to once for all changes in a row that it has entries of. `freed` is told of the blocks
+    /// whose counts get zero. Gives [`Error::RefCount`] if one would drop below zero or overflow.
     pub(crate) fn change<'b, T: Transaction<'b>>(
         &mut self,
         tx: &mut T,
-        change: Change,
-        blocks: BlockRange,
-        freed: &mut dyn FnMut(BlockNr),
+        changes: impl Iterator<Item = (Change, BlockRange)> + Clone,
+        freed: &mut dyn FnMut(BlockRange),
     ) -> Result {
-        if blocks.start > blocks.end || blocks.end > self.nr_blocks {
-            return Err(Error::OutOfBounds(blocks.end.max(blocks.start)));
+        let mut open: Option<OpenBitmap<'b, T::Bm>> = None;
+        for (change, blocks) in changes.clone() {
+            if blocks.start > blocks.end || blocks.end > self.nr_blocks {
+                return Err(Error::OutOfBounds(blocks.end.max(blocks.start)));
+            }
+            let mut next = blocks.start;
+            while next < blocks.end {
+                let (i, first) = place(next);
+                let n = (blocks.end - next).min(u64::from(NR_ENTRIES - first));
+                let entries = first..first + n as u32;
+                if open.as_ref().is_none_or(|open| open.i != i) {
+                    self.close(tx, open.take())?;
+                    open = Some(self.open_bitmap(tx, i)?);
+                }
+                if let Some(bitmap) = &mut open {
+                    self.change_bitmap(tx, change, bitmap, entries, freed)?;
+                }
+                next += n;
+            }
         }
-        let mut next = blocks.start;
-        while next < blocks.end {
-            let (i, first) = place(next);
-            let n = (blocks.end - next).min(u64::from(NR_ENTRIES - first));
-            let entries = first..first + n as u32;
-
-            let mut entry = self.index.load_to_change(tx, i)?;
-            let base = next - u64::from(first);
-            self.change_bitmap(tx, change, &mut entry, base, entries, freed)?;
-            self.index.save(tx, i, entry)?;
-            next += n;
+        self.close(tx, open)?;
+        if Checker::CHECKS {
+            for (change, blocks) in changes.clone() {
+                self.checker.change(change, blocks)?;
+            }
+            for (_, blocks) in changes {
+                self.check(tx.bm(), blocks)?;
+            }
         }
-        self.checker.change(change, blocks.clone())?;
-        self.check(tx.bm(), blocks)
+        Ok(())
     }
 
-    /// Changes counts of the bitmap of index entry `index`, of which the first is that of block `base`.
+    /// Makes bitmap `i` writable.
+    fn open_bitmap<'b, T: Transaction<'b>>(
+        &mut self,
+        tx: &mut T,
+        i: u64,
+    ) -> Result<OpenBitmap<'b, T::Bm>> {
+        let mut entry = self.index.load_to_change(tx, i)?;
+        let guard = shadow_bitmap(tx, &mut entry)?;
+        Ok(OpenBitmap {
+            i,
+            entry,
+            guard: Some(guard),
+        })
+    }
+
+    /// Lets a bitmap go.
+    fn close<'b, T: Transaction<'b>>(
+        &mut self,
+        tx: &mut T,
+        bitmap: Option<OpenBitmap<'b, T::Bm>>,
+    ) -> Result {
+        match bitmap {
+            Some(OpenBitmap { i, entry, guard }) => {
+                drop(guard);
+                self.index.save(tx, i, entry)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Changes counts of a bitmap.
     fn change_bitmap<'b, T: Transaction<'b>>(
         &mut self,
         tx: &mut T,
         change: Change,
-        index: &mut Entry,
-        base: BlockNr,
+        open: &mut OpenBitmap<'b, T::Bm>,
         entries: Range<u32>,
-        freed: &mut dyn FnMut(BlockNr),
+        freed: &mut dyn FnMut(BlockRange),
     ) -> Result {
-        // While the tree changes nobody may hold a bitmap, as new blocks are looked for in bitmaps.
-        let mut held = Some(shadow_bitmap(tx, index)?);
+        let base = first_of_bitmap(open.i);
+        let index = &mut open.entry;
         let mut next = entries.start;
         while next < entries.end {
             let word_nr = next / ENTRIES_PER_WORD;
             let word_start = word_nr * ENTRIES_PER_WORD;
             let end = entries.end.min(word_start + ENTRIES_PER_WORD);
 
-            let mut guard = match held.take() {
+            let guard = match &mut open.guard {
                 Some(guard) => guard,
-                None => tx.bm().write(index.bitmap, &bitmap::VALIDATOR)?,
+                none => none.insert(tx.bm().write(index.bitmap, &bitmap::VALIDATOR)?),
             };
-            let bitmap = Bitmap::of_mut(&mut guard);
+            let bitmap = Bitmap::of_mut(guard);
             let mut word = bitmap.word(word_nr);
+            let entries = Entries::within(next - word_start..end - word_start);
+            let first = base + u64::from(word_start);
             // Those whose counts are in the tree, and those that move there; a bit for each.
-            let mut many = 0u32;
-            let mut grown = 0u32;
-            for entry in next..end {
-                let i = entry - word_start;
-                let block = base + u64::from(entry);
-                match (change, word.get(i)) {
-                    (_, MANY) => many |= 1 << i,
-                    (Change::Inc, old) => {
-                        word.set(i, old + 1);
-                        if old == 0 {
-                            index.allocated(entry);
-                            self.nr_allocated += 1;
-                        } else if old + 1 == MANY {
-                            grown |= 1 << i;
-                        }
-                    }
-                    (Change::Dec, 0) => return Err(Error::RefCount(block)),
-                    (Change::Dec, old) => {
-                        word.set(i, old - 1);
-                        if old == 1 {
-                            index.freed(entry);
-                            self.nr_allocated = self
-                                .nr_allocated
-                                .checked_sub(1)
-                                .ok_or(Error::RefCount(block))?;
-                            freed(block);
-                        }
-                    }
+            let (many, grown) = match change {
+                Change::Inc => {
+                    let done = word.inc(entries);
+                    index.allocated(word_start, done.allocated);
+                    self.nr_allocated += u64::from(done.allocated.len());
+                    (done.many, done.grown.to_bits())
                 }
-            }
+                Change::Dec => {
+                    let done = word.dec(entries);
+                    if let Some(zero) = done.zero.first() {
+                        return Err(Error::RefCount(first + u64::from(zero)));
+                    }
+                    index.freed(word_start, done.freed);
+                    self.nr_allocated = self
+                        .nr_allocated
+                        .checked_sub(done.freed.len().into())
+                        .ok_or(Error::RefCount(first))?;
+                    if done.freed == entries {
+                        freed(base + u64::from(next)..base + u64::from(end));
+                    } else {
+                        for run in runs(done.freed.to_bits()) {
+                            freed(first + u64::from(run.start)..first + u64::from(run.end));
+                        }
+                    }
+                    (done.many, 0)
+                }
+            };
+            let many = many.to_bits();
             bitmap.set_word(word_nr, word);
 
-            if many | grown == 0 {
-                held = Some(guard);
-            } else {
-                drop(guard);
-                let first = base + u64::from(word_start);
+            if many | grown != 0 {
+                // While the tree changes nobody may hold a bitmap, as new blocks are looked for in bitmaps.
+                open.guard = None;
                 for i in bits(grown) {
                     self.set_ref_count(tx, first + u64::from(i), MANY)?;
                 }
@@ -264,7 +304,7 @@ impl<I: Index> Counts<I> {
                     }
                     let mut guard = tx.bm().write(index.bitmap, &bitmap::VALIDATOR)?;
                     Bitmap::of_mut(&mut guard).set_word(word_nr, word);
-                    held = Some(guard);
+                    open.guard = Some(guard);
                 }
             }
             next = end;
@@ -353,11 +393,13 @@ impl<I: Index> Counts<I> {
         } else if old >= MANY {
             self.ref_counts.remove(tx, &mut Plain::new(), &[block])?;
         }
+        let (word, i_in_word) = (entry - entry % ENTRIES_PER_WORD, entry % ENTRIES_PER_WORD);
+        let in_word = Entries::within(i_in_word..i_in_word + 1);
         if old == 0 && count != 0 {
-            index.allocated(entry);
+            index.allocated(word, in_word);
             self.nr_allocated += 1;
         } else if old != 0 && count == 0 {
-            index.freed(entry);
+            index.freed(word, in_word);
             self.nr_allocated = self
                 .nr_allocated
                 .checked_sub(1)
@@ -409,6 +451,15 @@ impl<I: Index> Counts<I> {
     pub(crate) fn check_all<B: BlockManager>(&self, bm: &B) -> Result {
         self.checker.check_all(self, bm)
     }
+}
+
+/// A bitmap that is being changed.
+struct OpenBitmap<'b, B: BlockManager + 'b> {
+    /// Which one it is.
+    i: u64,
+    entry: Entry,
+    /// The bitmap, unless it was let go for a time.
+    guard: Option<WriteGuard<'b, B>>,
 }
 
 /// Makes a bitmap writable.

@@ -2,6 +2,8 @@
 
 //! A space map of a device other than the metadata device.
 
+use core::iter::once;
+
 use super::{
     candidates::Candidates,
     counts::Counts,
@@ -122,17 +124,30 @@ impl DiskSpaceMap {
 
     /// Adds a reference to each block of a range.
     pub fn inc<'b, T: Transaction<'b>>(&mut self, tx: &mut T, blocks: BlockRange) -> Result {
-        self.counts.change(tx, Change::Inc, blocks, &mut |_| ())
+        self.counts
+            .change(tx, once((Change::Inc, blocks)), &mut |_| ())
     }
 
-    /// Takes a reference from each block of a range. `freed` is told of those for which it was the last.
+    /// Takes a reference from each block of a range. `freed` is told of those for which it was the last, in ascending
+    /// order.
     pub fn dec<'b, T: Transaction<'b>>(
         &mut self,
         tx: &mut T,
         blocks: BlockRange,
-        freed: &mut dyn FnMut(BlockNr),
+        freed: &mut dyn FnMut(BlockRange),
     ) -> Result {
-        self.counts.change(tx, Change::Dec, blocks, freed)
+        self.counts.change(tx, once((Change::Dec, blocks)), freed)
+    }
+
+    /// As [`dec`](Self::dec), for each range of several; at less cost if they ascend.
+    pub fn dec_all<'b, T: Transaction<'b>>(
+        &mut self,
+        tx: &mut T,
+        ranges: impl Iterator<Item = BlockRange> + Clone,
+        freed: &mut dyn FnMut(BlockRange),
+    ) -> Result {
+        let changes = ranges.map(|blocks| (Change::Dec, blocks));
+        self.counts.change(tx, changes, freed)
     }
 
     /// Sets the reference count of a block.
@@ -154,16 +169,44 @@ impl DiskSpaceMap {
         tx: &mut T,
         usable: &mut dyn FnMut(BlockNr) -> bool,
     ) -> Result<BlockNr> {
-        let block = loop {
-            let block = self.find(tx)?;
-            if usable(block) {
-                break block;
+        self.new_run(tx, 1, usable)?
+            .map(|run| run.start)
+            .ok_or(Error::NoSpace)
+    }
+
+    /// As [`new_block`](Self::new_block), for the next run of blocks, of `max` at most, which is not zero; `None` if
+    /// there is none.
+    pub fn new_run<'b, T: Transaction<'b>>(
+        &mut self,
+        tx: &mut T,
+        max: u32,
+        usable: &mut dyn FnMut(BlockNr) -> bool,
+    ) -> Result<Option<BlockRange>> {
+        while let Some(free) = self.find(tx, max)? {
+            // The first that is not usable ends the run, or is left out if there is no run yet.
+            let end = free.clone().find(|block| !usable(*block));
+            let run = free.start..end.unwrap_or(free.end);
+            if run.is_empty() {
+                self.candidates.skip_to(run.start + 1);
+                continue;
             }
-            self.candidates.skip_to(block + 1);
-        };
-        self.candidates.take(block);
-        self.inc(tx, block..block + 1)?;
-        Ok(block)
+            self.candidates.take_to(run.end);
+            self.inc(tx, run.clone())?;
+            if end.is_some() {
+                self.candidates.skip_to(run.end + 1);
+            }
+            return Ok(Some(run));
+        }
+        Ok(None)
+    }
+
+    /// Takes back blocks that [`new_run`](Self::new_run) gave in this transaction, and that nobody has used: they can
+    /// be handed out again before a commit.
+    pub fn put_back<'b, T: Transaction<'b>>(&mut self, tx: &mut T, blocks: BlockRange) -> Result {
+        self.dec(tx, blocks.clone(), &mut |_| ())?;
+        // If memory is short, they wait for the commit.
+        let _ = self.candidates.put_back(blocks);
+        Ok(())
     }
 
     /// The first run within `blocks` of those that are free, and were so at the last commit.
@@ -219,20 +262,30 @@ impl DiskSpaceMap {
 
     /// Writes all that is kept in memory to metadata blocks, so that [`root`](Self::root) has it all and
     /// the transaction can be committed.
-    pub fn commit<'b, T: Transaction<'b>>(&mut self, tx: &mut T) -> Result {
+    pub fn prepare<'b, T: Transaction<'b>>(&mut self, tx: &mut T) -> Result {
         self.counts.index.commit(tx)?;
-        self.counts.check_all(tx.bm())?;
+        self.counts.check_all(tx.bm())
+    }
+
+    /// Begins the next transaction: what was [`prepare`](Self::prepare)d is committed.
+    pub fn finish(&mut self) -> Result {
         self.committed = Committed::of(&self.counts);
         self.candidates.restart(self.counts.nr_blocks())
     }
 
-    /// What a superblock must keep, as of the last [`commit`](Self::commit).
+    /// For those who do nothing between the two: [`prepare`](Self::prepare), as if it were committed already.
+    pub fn commit<'b, T: Transaction<'b>>(&mut self, tx: &mut T) -> Result {
+        self.prepare(tx)?;
+        self.finish()
+    }
+
+    /// What a superblock must keep, as of the last [`prepare`](Self::prepare).
     pub fn root(&self) -> SmRoot {
         self.counts.root()
     }
 
-    /// Finds a block that is free now and was free when the transaction began.
-    fn find<'b, T: Transaction<'b>>(&mut self, tx: &mut T) -> Result<BlockNr> {
+    /// Finds a run of blocks, `max` at most, that are free now and were free when the transaction began.
+    fn find<'b, T: Transaction<'b>>(&mut self, tx: &mut T, max: u32) -> Result<Option<BlockRange>> {
         while let Some(blocks) = self.candidates.current() {
             let (i, _) = place(blocks.start);
             let end = first_of_bitmap(i + 1).min(blocks.end);
@@ -240,12 +293,12 @@ impl DiskSpaceMap {
             let before = self.committed.entry(tx.bm(), i)?;
             let in_bitmap = blocks.start..end;
             let found =
-                Counts::<TreeIndex>::find_free(tx.bm(), i, &now, before.as_ref(), &in_bitmap, 1)?;
+                Counts::<TreeIndex>::find_free(tx.bm(), i, &now, before.as_ref(), &in_bitmap, max)?;
             match found {
-                Some(run) => return Ok(run.start),
+                Some(run) => return Ok(Some(run)),
                 None => self.candidates.skip_to(end),
             }
         }
-        Err(Error::NoSpace)
+        Ok(None)
     }
 }

@@ -28,7 +28,11 @@ use zerocopy_derive::{
     Unaligned, //
 };
 
-use super::bitmap;
+use super::bitmap::{
+    self,
+    Entries,
+    ENTRIES_PER_WORD, //
+};
 use crate::{
     block::{
         BlockNr, //
@@ -113,18 +117,22 @@ impl Entry {
         }
     }
 
-    /// Takes notice that `entry` of the bitmap is not zero any more.
-    pub(crate) fn allocated(&mut self, entry: u32) {
-        self.nr_free = self.nr_free.saturating_sub(1);
-        if self.none_free_before == entry {
-            self.none_free_before = entry + 1;
+    /// Takes notice that entries of the bitmap, in the word that begins at `word`, are not zero any more.
+    pub(crate) fn allocated(&mut self, word: u32, entries: Entries) {
+        self.nr_free = self.nr_free.saturating_sub(entries.len());
+        if let Some(begin) = self.none_free_before.checked_sub(word) {
+            if begin < ENTRIES_PER_WORD {
+                self.none_free_before = word + entries.first_missing(begin);
+            }
         }
     }
 
-    /// Takes notice that `entry` of the bitmap became zero.
-    pub(crate) fn freed(&mut self, entry: u32) {
-        self.nr_free = (self.nr_free + 1).min(bitmap::NR_ENTRIES);
-        self.none_free_before = self.none_free_before.min(entry);
+    /// Takes notice that entries of the bitmap, in the word that begins at `word`, became zero.
+    pub(crate) fn freed(&mut self, word: u32, entries: Entries) {
+        if let Some(first) = entries.first() {
+            self.nr_free = (self.nr_free + entries.len()).min(bitmap::NR_ENTRIES);
+            self.none_free_before = self.none_free_before.min(word + first);
+        }
     }
 }
 

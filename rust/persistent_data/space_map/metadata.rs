@@ -136,6 +136,18 @@ impl Allocator {
         self.shadows.contains(block)
     }
 
+    /// As [`is_shadow`](Self::is_shadow), for a block that is known to have one owner only.
+    pub(crate) fn is_sole_shadow(&self, block: BlockNr) -> bool {
+        self.shadows.contains_sole(block)
+    }
+
+    /// Takes notice that each block of a range gets one more owner.
+    pub(crate) fn add_references(&mut self, blocks: BlockRange) {
+        for block in blocks {
+            self.shadows.add_reference(block);
+        }
+    }
+
     /// Remembers a block that was handed out.
     pub(crate) fn insert_shadow(&mut self, block: BlockNr) -> Result {
         self.shadows.insert(block)
@@ -146,9 +158,9 @@ impl Allocator {
         self.pending.push(change, blocks)
     }
 
-    /// The next change of counts to be applied.
-    pub(crate) fn next_change(&mut self) -> Option<(Change, BlockRange)> {
-        self.pending.pop()
+    /// The changes of counts that wait.
+    pub(crate) fn pending(&mut self) -> &mut Pending {
+        &mut self.pending
     }
 
     /// Finds a free block, whose count is still to be increased, and makes it a zeroed, writable one.
@@ -157,8 +169,17 @@ impl Allocator {
         bm: &'b B,
         validator: &'static Validator,
     ) -> Result<WriteGuard<'b, B>> {
+        self.hand_out_as(bm, |block| bm.write_zero(block, validator))
+    }
+
+    /// Finds a free block, whose count is still to be increased, and makes it a writable one by `write`.
+    fn hand_out_as<'b, B: BlockManager>(
+        &mut self,
+        bm: &'b B,
+        write: impl FnOnce(BlockNr) -> Result<WriteGuard<'b, B>>,
+    ) -> Result<WriteGuard<'b, B>> {
         let block = self.find(bm)?;
-        let guard = bm.write_zero(block, validator)?;
+        let guard = write(block)?;
         self.candidates.take(block);
         if block < self.nr_committed {
             self.nr_handed_out += 1;
@@ -175,9 +196,7 @@ impl Allocator {
         validator: &'static Validator,
     ) -> Result<WriteGuard<'b, B>> {
         let original = bm.read(block, validator)?;
-        let mut guard = self.hand_out(bm, validator)?;
-        guard.copy_from_slice(&original[..]);
-        Ok(guard)
+        self.hand_out_as(bm, |block| bm.write_copy(block, validator, &original))
     }
 
     /// Queues the changes of counts that a copy of `original` to `copy` makes.

@@ -24,8 +24,8 @@ pub(crate) enum Change {
 #[derive(Default)]
 pub(crate) struct Pending {
     changes: Vec<(Change, BlockRange)>,
-    /// How many of the changes are taken already.
-    nr_taken: usize,
+    /// Room for the next ones, while those that were taken are applied.
+    spare: Vec<(Change, BlockRange)>,
 }
 
 impl Pending {
@@ -33,7 +33,7 @@ impl Pending {
     pub(crate) fn new() -> Self {
         Self {
             changes: Vec::new(),
-            nr_taken: 0,
+            spare: Vec::new(),
         }
     }
 
@@ -42,8 +42,7 @@ impl Pending {
         if blocks.is_empty() {
             return Ok(());
         }
-        let waiting = self.changes.get_mut(self.nr_taken..).unwrap_or_default();
-        if let Some((last, range)) = waiting.last_mut() {
+        if let Some((last, range)) = self.changes.last_mut() {
             if *last == change && range.end == blocks.start {
                 range.end = blocks.end;
                 return Ok(());
@@ -52,19 +51,19 @@ impl Pending {
         self.changes.try_push((change, blocks))
     }
 
-    /// Takes the first change.
-    pub(crate) fn pop(&mut self) -> Option<(Change, BlockRange)> {
-        match self.changes.get(self.nr_taken) {
-            Some(first) => {
-                self.nr_taken += 1;
-                Some(first.clone())
-            }
-            None => {
-                self.changes.clear();
-                self.nr_taken = 0;
-                None
-            }
+    /// Takes all changes, if there are any. [`put_back`](Self::put_back) wants the memory back.
+    pub(crate) fn take(&mut self) -> Option<Vec<(Change, BlockRange)>> {
+        if self.changes.is_empty() {
+            return None;
         }
+        let spare = core::mem::take(&mut self.spare);
+        Some(core::mem::replace(&mut self.changes, spare))
+    }
+
+    /// Takes memory back.
+    pub(crate) fn put_back(&mut self, mut taken: Vec<(Change, BlockRange)>) {
+        taken.clear();
+        self.spare = taken;
     }
 }
 
@@ -72,6 +71,7 @@ impl Pending {
 #[cfg(any(test, dm_thin_kunit))]
 mod tests {
     use super::*;
+    use crate::Error;
 
     #[test]
     fn keeps_order_and_joins_neighbours() -> Result {
@@ -80,16 +80,15 @@ mod tests {
         p.push(Change::Inc, 4..6)?;
         p.push(Change::Dec, 6..7)?;
         p.push(Change::Dec, 9..9)?;
-        assert_eq!(p.pop(), Some((Change::Inc, 3..6)));
-        p.push(Change::Dec, 7..8)?;
-        assert_eq!(p.pop(), Some((Change::Dec, 6..8)));
+        let taken = p.take().ok_or(Error::Invalid)?;
+        assert_eq!(taken.as_slice(), [(Change::Inc, 3..6), (Change::Dec, 6..7)]);
+        assert!(p.take().is_none());
         // What was taken is not added to.
-        p.push(Change::Dec, 8..9)?;
-        assert_eq!(p.pop(), Some((Change::Dec, 8..9)));
-        assert_eq!(p.pop(), None);
-        p.push(Change::Inc, 1..2)?;
-        assert_eq!(p.pop(), Some((Change::Inc, 1..2)));
-        assert_eq!(p.pop(), None);
+        p.push(Change::Dec, 7..8)?;
+        p.put_back(taken);
+        let taken = p.take().ok_or(Error::Invalid)?;
+        assert_eq!(taken.as_slice(), [(Change::Dec, 7..8)]);
+        assert!(p.take().is_none());
         Ok(())
     }
 }

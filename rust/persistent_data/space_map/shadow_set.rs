@@ -17,6 +17,9 @@ use crate::{
 /// Stands for an empty slot; no device is that large.
 const EMPTY: BlockNr = BlockNr::MAX;
 
+/// Marks a block that may have more than one owner; no device is that large.
+const REFERENCED: BlockNr = 1 << 63;
+
 /// The fewest slots of a set that is not empty.
 const MIN_SLOTS: usize = 64;
 
@@ -47,11 +50,28 @@ impl ShadowSet {
         matches!(self.find(block), Some((_, true)))
     }
 
+    /// Whether the set has `block`, and [`add_reference`](Self::add_reference) was not called for it.
+    pub(crate) fn contains_sole(&self, block: BlockNr) -> bool {
+        match self.find(block) {
+            Some((slot, true)) => self.slots.get(slot) == Some(&block),
+            _ => false,
+        }
+    }
+
+    /// Takes notice that `block` has got one more owner.
+    pub(crate) fn add_reference(&mut self, block: BlockNr) {
+        if let Some((slot, true)) = self.find(block) {
+            if let Some(slot) = self.slots.get_mut(slot) {
+                *slot |= REFERENCED;
+            }
+        }
+    }
+
     /// Adds `block`.
     ///
     /// Gives [`Error::NoMemory`] and changes nothing if the set would have to grow and cannot.
     pub(crate) fn insert(&mut self, block: BlockNr) -> Result {
-        if block == EMPTY {
+        if block >= REFERENCED {
             return Err(Error::OutOfBounds(block));
         }
         if (self.len + 1) * 4 > self.slots.len() * 3 {
@@ -82,8 +102,8 @@ impl ShadowSet {
         // There always is an empty slot; the bound makes that obvious.
         for _ in 0..self.slots.len() {
             match self.slots.get(slot) {
-                Some(&b) if b == block => return Some((slot, true)),
                 Some(&EMPTY) | None => return Some((slot, false)),
+                Some(&b) if b & !REFERENCED == block => return Some((slot, true)),
                 Some(_) => slot = (slot + 1) & mask,
             }
         }
@@ -96,8 +116,12 @@ impl ShadowSet {
             slots: Vec::try_filled(EMPTY, n)?,
             len: 0,
         };
-        for &block in self.slots.iter().filter(|&&b| b != EMPTY) {
+        for &slot in self.slots.iter().filter(|&&b| b != EMPTY) {
+            let block = slot & !REFERENCED;
             bigger.insert(block)?;
+            if slot != block {
+                bigger.add_reference(block);
+            }
         }
         *self = bigger;
         Ok(())
@@ -135,6 +159,27 @@ mod tests {
             Err(Error::OutOfBounds(BlockNr::MAX))
         );
         assert!(!set.contains(BlockNr::MAX - 1));
+        Ok(())
+    }
+
+    #[test]
+    fn tells_who_may_have_more_owners() -> Result {
+        let mut set = ShadowSet::new();
+        set.add_reference(3);
+        assert!(!set.contains(3));
+        for i in 0..1000 {
+            set.insert(i)?;
+            if i % 3 == 0 {
+                set.add_reference(i);
+            }
+            // What is there already stays what it is.
+            set.insert(i)?;
+        }
+        for i in 0..1000 {
+            assert!(set.contains(i));
+            assert_eq!(set.contains_sole(i), i % 3 != 0);
+        }
+        assert!(!set.contains_sole(1000));
         Ok(())
     }
 }

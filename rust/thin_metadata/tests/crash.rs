@@ -21,13 +21,13 @@ use crate::{
 };
 
 /// A different half of all blocks for each `seed`.
-fn keeps(seed: u64, block: u64) -> bool {
+pub(super) fn keeps(seed: u64, block: u64) -> bool {
     let x = (block ^ seed.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (x ^ x >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 63 == 1
 }
 
 /// Opens what a crash has left: it must be the old state or the new one.
-fn check(bm: MemoryBm, old: &Model, new: &Model) -> bool {
+pub(super) fn check(bm: MemoryBm, old: &Model, new: &Model) -> bool {
     let mut md = Metadata::open(bm, REOPEN).expect("the pool opens after a crash");
     let is_new = workload::is_changed(&md);
     let model = if is_new { new } else { old };

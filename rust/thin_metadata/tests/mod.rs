@@ -3,6 +3,7 @@
 //! Tests in user space, against a model and against the installed thin-provisioning-tools.
 
 mod basics;
+mod batches;
 mod crash;
 mod faults;
 mod held_root;
@@ -10,6 +11,7 @@ mod images;
 mod model;
 mod open;
 mod random;
+mod steps;
 mod tools;
 mod workload;
 

@@ -10,12 +10,16 @@ use std::collections::{
 use persistent_data::block_manager::BlockManager;
 
 use crate::{
-    format::MAX_DATA_BLOCKS,
+    format::{
+        BlockTime,
+        MAX_DATA_BLOCKS, //
+    },
     DeviceId,
     Error,
     MappedRange,
     Mapping,
     Metadata,
+    ThinHandle,
     View, //
 };
 
@@ -201,6 +205,12 @@ fn check_device<B: BlockManager>(md: &mut Metadata<B>, dev: u64, device: &Device
             assert_eq!(md.find_block(&thin, near, false), Ok(wanted(near)));
         }
     }
+    assert_eq!(md.snapshotted_time(&thin), Ok(device.snapshotted_time));
+    for &virtual_block in device.mappings.keys().step_by(7) {
+        for block in [virtual_block, virtual_block + 1, virtual_block + 64] {
+            check_near(md, &thin, device, block);
+        }
+    }
 
     let mut ranges = Vec::new();
     for &virtual_block in device.mappings.keys() {
@@ -234,6 +244,31 @@ fn check_device<B: BlockManager>(md: &mut Metadata<B>, dev: u64, device: &Device
     }
     assert_eq!(found, ranges);
     md.close_thin(&thin);
+}
+
+/// Checks what a look-up of `block` tells of its neighbours: all those that are in the same leaf.
+fn check_near<B: BlockManager>(md: &Metadata<B>, thin: &ThinHandle, device: &Device, block: u64) {
+    let window = block & !63..(block & !63) + 64;
+    let mut found = Vec::new();
+    let mapping = md.find_block_near(thin, block, false, window.clone(), |block, value| {
+        assert_eq!(BlockTime::from_word(value.to_word()), value);
+        found.push((block, (value.block(), value.time())));
+    });
+    assert_eq!(mapping, md.find_block(thin, block, false));
+
+    let wanted: Vec<_> = device
+        .mappings
+        .range(window)
+        .map(|(block, value)| (*block, *value))
+        .collect();
+    // A leaf may begin or end within the window; it has a third of its 252 entries at least, unless it is the only one.
+    assert!(found.windows(2).all(|pair| pair[0].0 < pair[1].0));
+    let own = wanted.iter().position(|(b, _)| *b == block);
+    assert_eq!(own.is_some(), found.iter().any(|(b, _)| *b == block));
+    assert!(wanted.windows(found.len().max(1)).any(|run| run == found) || found.is_empty());
+    if device.mappings.len() < 84 {
+        assert_eq!(found, wanted);
+    }
 }
 
 /// All that a view shows.

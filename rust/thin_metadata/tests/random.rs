@@ -20,7 +20,11 @@ use super::{
     no_flush,
     pool,
     provision,
-    reopen, //
+    reopen,
+    steps::{
+        take_steps,
+        NR_STEPS, //
+    }, //
 };
 use crate::{
     Error,
@@ -40,6 +44,8 @@ enum Op {
     Open(u64),
     Close(u64),
     Insert(u64, u64, u64),
+    /// Maps so many blocks from one on, at a distance, together; so many data blocks more are taken, and put back.
+    InsertTogether(u64, u64, u64, u64, u64),
     Remove(u64, u64, u64),
     References(u64, u64),
     TransactionId(u64),
@@ -48,10 +54,27 @@ enum Op {
     Reserve,
     Release,
     Commit,
-    CommitInTwoSteps,
+    /// So many steps of a commit, and then.
+    Steps(usize, Then),
     Abort,
     Reopen,
     Crash,
+}
+
+/// What happens after some steps of a commit.
+#[derive(Clone, Copy, Debug)]
+enum Then {
+    Commit,
+    Abort,
+    Crash,
+}
+
+fn then() -> impl Strategy<Value = Then> {
+    prop_oneof![
+        2 => Just(Then::Commit),
+        1 => Just(Then::Abort),
+        1 => Just(Then::Crash),
+    ]
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -64,6 +87,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => dev().prop_map(Op::Open),
         1 => dev().prop_map(Op::Close),
         10 => (dev(), virtual_block(), 1..200_u64).prop_map(|(a, b, c)| Op::Insert(a, b, c)),
+        6 => (dev(), virtual_block(), 1..200_u64, 1..5_u64, 0..9_u64)
+            .prop_map(|(a, b, c, d, e)| Op::InsertTogether(a, b, c, d, e)),
         4 => (dev(), virtual_block(), 0..400_u64).prop_map(|(a, b, c)| Op::Remove(a, b, c)),
         1 => (0..NR_DATA, 0..50_u64).prop_map(|(a, b)| Op::References(a, b)),
         1 => any::<u64>().prop_map(Op::TransactionId),
@@ -72,7 +97,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => Just(Op::Reserve),
         1 => Just(Op::Release),
         3 => Just(Op::Commit),
-        1 => Just(Op::CommitInTwoSteps),
+        2 => (1..=NR_STEPS, then()).prop_map(|(n, then)| Op::Steps(n, then)),
         1 => Just(Op::Abort),
         1 => Just(Op::Reopen),
         1 => Just(Op::Crash),
@@ -111,8 +136,10 @@ impl State {
 
     /// Checks the blocks that a change of `dev` was said to have freed, of those that were `used` before.
     fn check_freed(&self, dev: u64, used: &BTreeSet<u64>, freed: &[Freed]) {
-        let said: BTreeSet<_> = freed.iter().map(|f| f.block).collect();
-        assert_eq!(said.len(), freed.len(), "a block was freed twice");
+        let said: Vec<_> = freed.iter().flat_map(|f| f.blocks.clone()).collect();
+        let nr_said = said.len();
+        let said: BTreeSet<_> = said.into_iter().collect();
+        assert_eq!(said.len(), nr_said, "a block was freed twice");
         assert_eq!(said, used - &self.model.used());
 
         // A crash must not find anybody else in need of what was not shared.
@@ -120,7 +147,8 @@ impl State {
         others.pool.devices.remove(&dev);
         let wanted = others.used();
         for f in freed.iter().filter(|f| !f.maybe_shared) {
-            assert!(!wanted.contains(&f.block), "{f:?} is shared");
+            let is_wanted = wanted.range(f.blocks.clone()).next().is_some();
+            assert!(!is_wanted, "{f:?} is shared");
         }
     }
 
@@ -187,6 +215,15 @@ impl State {
                 if self.exists(dev) {
                     let thin = self.md.open_thin(id(dev))?;
                     let result = self.insert(dev, &thin, begin..begin + count);
+                    self.md.close_thin(&thin);
+                    result?;
+                }
+            }
+            Op::InsertTogether(dev, begin, count, distance, surplus) => {
+                if self.exists(dev) {
+                    let thin = self.md.open_thin(id(dev))?;
+                    let blocks = (0..count).map(|n| begin + n * distance);
+                    let result = self.insert_together(dev, &thin, blocks.collect(), surplus);
                     self.md.close_thin(&thin);
                     result?;
                 }
@@ -262,12 +299,27 @@ impl State {
                 }
             },
             Op::Commit => self.commit()?,
-            Op::CommitInTwoSteps => {
-                if md.prepare_commit()? {
-                    model.check(md);
+            Op::Steps(n, then) => {
+                if !md.prepare_commit()? {
+                    return Ok(());
+                }
+                take_steps(md, n)?;
+                model.check(md);
+                if n < NR_STEPS {
                     assert_eq!(md.create_thin(id(9)), Err(Error::Prepared));
                 }
-                self.commit()?;
+                // The superblock is stable after the last but one.
+                if n + 1 >= NR_STEPS {
+                    self.committed = model.clone();
+                }
+                if n == NR_STEPS {
+                    self.changed.clear();
+                }
+                match then {
+                    Then::Commit => self.commit()?,
+                    Then::Abort => self.abort(),
+                    Then::Crash => self.reopen(),
+                }
             }
             Op::Abort => self.abort(),
             Op::Reopen => {
@@ -302,6 +354,49 @@ impl State {
             };
             assert!(!self.committed.used().contains(&block));
             assert!(!self.model.used().contains(&block));
+            self.model.insert(dev, virtual_block, block);
+            self.changed.insert(dev);
+        }
+        Ok(())
+    }
+
+    fn insert_together(
+        &mut self,
+        dev: u64,
+        thin: &ThinHandle,
+        blocks: Vec<u64>,
+        surplus: u64,
+    ) -> crate::Result {
+        let wanted = blocks.len() as u64 + surplus;
+        let mut data = Vec::new();
+        let result = self
+            .md
+            .alloc_data_blocks(wanted as u32, &mut |_| true, &mut |run| data.extend(run));
+        let nr = match result {
+            Err(Error::NoDataSpace) => 0,
+            result => result?,
+        };
+        assert_eq!(nr as usize, data.len());
+        if (nr as u64) < wanted {
+            let mut used = self.committed.used();
+            used.extend(self.model.used());
+            used.extend(&data);
+            assert_eq!(used.len() as u64, self.model.pool.nr_data);
+        }
+        let free = self.md.free_data_blocks()?;
+        let (used, unused) = data.split_at(data.len().min(blocks.len()));
+        for block in unused {
+            self.md.put_back_data_blocks(*block..*block + 1)?;
+        }
+        assert_eq!(self.md.free_data_blocks()?, free + unused.len() as u64);
+
+        let pairs: Vec<_> = blocks.into_iter().zip(used.iter().copied()).collect();
+        for (_, block) in &pairs {
+            assert!(!self.committed.used().contains(block));
+            assert!(!self.model.used().contains(block));
+        }
+        self.md.insert_blocks(thin, &pairs)?;
+        for (virtual_block, block) in pairs {
             self.model.insert(dev, virtual_block, block);
             self.changed.insert(dev);
         }

@@ -71,6 +71,28 @@ pub(super) fn insert(
     result
 }
 
+/// As [`insert`], all at once.
+pub(super) fn insert_together(
+    md: &mut Metadata<MemoryBm>,
+    model: &mut Model,
+    dev: u64,
+    blocks: std::ops::Range<u64>,
+) -> Result {
+    let mut data = Vec::new();
+    let n = blocks.end - blocks.start;
+    let taken = md.alloc_data_blocks(n as u32, &mut |_| true, &mut |run| data.extend(run))?;
+    assert_eq!(u64::from(taken), n);
+    let pairs: Vec<_> = blocks.zip(data).collect();
+    let thin = md.open_thin(id(dev))?;
+    let result = md.insert_blocks(&thin, &pairs);
+    md.close_thin(&thin);
+    result?;
+    for (virtual_block, block) in pairs {
+        model.insert(dev, virtual_block, block);
+    }
+    Ok(())
+}
+
 pub(super) fn remove(
     md: &mut Metadata<MemoryBm>,
     model: &mut Model,
@@ -91,7 +113,9 @@ pub(super) fn change(md: &mut Metadata<MemoryBm>, model: &mut Model) -> Result {
     md.create_thin(id(4))?;
     model.create(4);
     insert(md, model, 4, 1000..1040)?;
+    insert_together(md, model, 4, 1020..1300)?;
     insert(md, model, 1, 380..420)?;
+    insert_together(md, model, 1, 200..250)?;
     remove(md, model, 2, 50, 350)?;
     md.create_snap(id(5), id(2))?;
     model.snap(5, 2);

@@ -31,6 +31,8 @@ enum Op {
     Insert(usize, u64, u64),
     /// Inserts so many entries from a key on, at a distance.
     InsertRun(usize, u64, u64, u64),
+    /// Inserts entries from a key on, at these distances, together.
+    InsertSorted(usize, u64, Vec<u64>),
     Remove(usize, u64),
     RemoveRange(usize, u64, u64),
     Snapshot(usize),
@@ -45,6 +47,8 @@ fn ops(keys: u64, run: u64) -> impl Strategy<Value = Vec<Op>> {
         8 => (tree.clone(), 0..keys, 0..20u64).prop_map(|(t, k, v)| Op::Insert(t, k, v)),
         4 => (tree.clone(), 0..keys, 1..run, 1..4u64)
             .prop_map(|(t, k, n, d)| Op::InsertRun(t, k, n, d)),
+        4 => (tree.clone(), 0..keys, distances(run))
+            .prop_map(|(t, k, distances)| Op::InsertSorted(t, k, distances)),
         8 => (tree.clone(), 0..keys).prop_map(|(t, k)| Op::Remove(t, k)),
         3 => (tree.clone(), 0..keys, 0..keys / 4)
             .prop_map(|(t, k, n)| Op::RemoveRange(t, k, k + n)),
@@ -55,6 +59,11 @@ fn ops(keys: u64, run: u64) -> impl Strategy<Value = Vec<Op>> {
         4 => (tree, 0..keys).prop_map(|(t, k)| Op::Look(t, k)),
     ];
     prop::collection::vec(op, 1..80)
+}
+
+fn distances(n: u64) -> impl Strategy<Value = Vec<u64>> {
+    let distance = prop_oneof![4 => Just(1u64), 1 => 1..5u64, 1 => 1..200u64];
+    prop::collection::vec(distance, 1..n as usize)
 }
 
 struct Forest<'b, V> {
@@ -91,6 +100,25 @@ impl<'b, V: TestValue> Forest<'b, V> {
             Op::Insert(t, key, id) => self.insert(t % nr, key, id),
             Op::InsertRun(t, key, n, d) => {
                 (0..n).for_each(|i| self.insert(t % nr, key + i * d, key + i));
+            }
+            Op::InsertSorted(t, key, ref distances) => {
+                let (tree, model) = &mut self.trees[t % nr];
+                let mut key = key;
+                let mut entries = Vec::new();
+                let mut nr_new = 0;
+                for distance in distances {
+                    key += distance;
+                    let id = key % 20;
+                    entries.push((key, id));
+                    let old = model.insert(key, id);
+                    nr_new += u64::from(old.is_none());
+                    if old != Some(id) {
+                        self.owned.add(id);
+                    }
+                }
+                let vt = &mut Counted::new(&mut self.owned);
+                let entries = entries.iter().map(|&(key, id)| (key, V::new(id)));
+                assert_eq!(tree.insert_sorted(&mut self.tx, vt, entries), Ok(nr_new));
             }
             Op::Remove(t, key) => {
                 let (tree, model) = &mut self.trees[t % nr];

@@ -40,6 +40,8 @@ const STEPS: &[Op] = &[
     Op::ExtendMetadata(17000),
     Op::NewUsers(60),
     Op::NewData(3),
+    Op::NewDataRun(100, 1000, 30),
+    Op::NewDataRun(50, 1000, 0),
     Op::DropCache,
     Op::DecData(0, 600),
     Op::SetData(3, 0),

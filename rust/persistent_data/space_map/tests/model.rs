@@ -41,6 +41,8 @@ pub(super) enum Op {
     NewData(u8),
     /// Only blocks whose number is no multiple of this are usable.
     NewUsableData(u8, u8),
+    /// A run of so many blocks at most, usable as above; so many of its last ones are put back.
+    NewDataRun(u32, u64, u64),
     FindFreeData(u32, u16),
     IncData(u32, u16),
     DecData(u32, u16),
@@ -61,6 +63,8 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => (1..20u8).prop_map(Op::NewData),
         1 => (1..20u8, 1..4u8).prop_map(|(n, m)| Op::NewUsableData(n, m)),
+        2 => (1..200u32, 1..100u64, 0..300u64).prop_map(|(n, m, k)| Op::NewDataRun(n, m, k)),
+        1 => (1..40000u32).prop_map(|n| Op::NewDataRun(n, 100_000, 0)),
         2 => (0..70000u32, many.clone()).prop_map(|(b, n)| Op::FindFreeData(b, n)),
         6 => (0..70000u32, many.clone()).prop_map(|(b, n)| Op::IncData(b, n)),
         6 => (0..70000u32, many.clone()).prop_map(|(b, n)| Op::DecData(b, n)),
@@ -167,6 +171,7 @@ impl Checked {
         match op {
             Op::NewData(n) => self.new_data(n, |_| true)?,
             Op::NewUsableData(n, m) => self.new_data(n, |b| !b.is_multiple_of(m.into()))?,
+            Op::NewDataRun(n, m, back) => self.new_data_run(n, |b| !b.is_multiple_of(m), back)?,
             Op::FindFreeData(block, n) => {
                 let Some(range) = self.data_range(block, n) else {
                     return Ok(());
@@ -211,8 +216,9 @@ impl Checked {
                 range.end = end;
                 let w = &mut self.world;
                 let mut freed = Vec::new();
-                w.data
-                    .dec(&mut w.tm.tx(&w.bm), range.clone(), &mut |b| freed.push(b))?;
+                w.data.dec(&mut w.tm.tx(&w.bm), range.clone(), &mut |run| {
+                    freed.extend(run)
+                })?;
                 let mut expected = Vec::new();
                 for b in range {
                     let count = &mut self.model.data[b as usize];
@@ -221,7 +227,6 @@ impl Checked {
                         expected.push(b);
                     }
                 }
-                freed.sort();
                 assert_eq!(freed, expected);
             }
             Op::SetData(block, count) => {
@@ -315,6 +320,46 @@ impl Checked {
             assert_eq!(self.committed.data.get(i).copied().unwrap_or(0), 0);
             assert_eq!(self.model.data[i], 0);
             self.model.data[i] = 1;
+        }
+        Ok(())
+    }
+
+    fn new_data_run(
+        &mut self,
+        max: u32,
+        is_usable: impl Fn(BlockNr) -> bool,
+        nr_back: u64,
+    ) -> Result {
+        let Self {
+            world: w, counted, ..
+        } = self;
+        let mut usable = |b| {
+            let usable = is_usable(b);
+            if !usable {
+                counted.insert(b);
+            }
+            usable
+        };
+        let Some(run) = w.data.new_run(&mut w.tm.tx(&w.bm), max, &mut usable)? else {
+            assert!(self.no_data_left());
+            return Ok(());
+        };
+        assert!(!run.is_empty() && run.end - run.start <= u64::from(max));
+        let back = run.end.saturating_sub(nr_back).max(run.start)..run.end;
+        for block in run.clone() {
+            let i = block as usize;
+            assert!(is_usable(block));
+            assert!(!self.given.contains(&block), "{block} was handed out");
+            assert_eq!(self.committed.data.get(i).copied().unwrap_or(0), 0);
+            assert_eq!(self.model.data[i], 0);
+            if !back.contains(&block) {
+                self.given.insert(block);
+                self.model.data[i] = 1;
+            }
+        }
+        if !back.is_empty() {
+            let w = &mut self.world;
+            w.data.put_back(&mut w.tm.tx(&w.bm), back)?;
         }
         Ok(())
     }
