@@ -25,6 +25,7 @@ use persistent_data::{
     block::{
         BlockData,
         BlockNr,
+        BlockRange,
         Validator, //
     },
     block_manager::{
@@ -38,9 +39,9 @@ type Result<T = ()> = persistent_data::Result<T>;
 
 /// How many blocks an operation on the metadata holds at a time.
 ///
-/// An insertion holds three nodes of a tree, and a space map two more for a look-up meanwhile; a removal two
-/// and four more while three children are balanced.
-const MAX_HELD: u32 = 6;
+/// An insertion holds a node of the upper level, the nodes on the way to a leaf, of which valid trees have five at
+/// most, and two more while one is split; meanwhile a space map holds up to three.
+const MAX_HELD: u32 = 12;
 
 /// What a cached block remembers: what it was checked as.
 #[derive(Clone, Copy)]
@@ -115,9 +116,9 @@ fn check<'a>(
         Some(_) => return Err(Error::WrongValidator(block)),
         None => {
             (validator.check)(&guard, block)?;
-            // Another reader may have checked it at the same time.
+            // Another reader may have checked it at the same time, and may be about to say so: there is no tag then.
             if guard.set_tag(Kind(validator)).is_err()
-                && !matches!(guard.tag(), Some(Kind(known)) if known.is(validator))
+                && matches!(guard.tag(), Some(Kind(known)) if !known.is(validator))
             {
                 return Err(Error::WrongValidator(block));
             }
@@ -184,9 +185,40 @@ impl BlockManager for BufioManager {
         Ok(WriteGuard(guard))
     }
 
+    fn write_copy(
+        &self,
+        block: BlockNr,
+        validator: &'static Validator,
+        data: &BlockData,
+    ) -> Result<WriteGuard<'_>> {
+        self.check_writable(block)?;
+        let mut guard = self
+            .client
+            .filled(block, data)
+            .map_err(|e| block_error(block, e))?;
+        guard.set_tag(Some(Kind(validator)));
+        Ok(WriteGuard(guard))
+    }
+
     fn prefetch(&self, block: BlockNr) {
         if self.check_bounds(block).is_ok() {
             self.client.prefetch(block, 1);
+        }
+    }
+
+    fn prefetch_run(&self, blocks: BlockRange) {
+        let len = blocks
+            .end
+            .min(self.nr_blocks())
+            .saturating_sub(blocks.start);
+        if let Ok(len) = u32::try_from(len) {
+            self.client.prefetch(blocks.start, len);
+        }
+    }
+
+    fn start_writing(&mut self) {
+        if !self.is_read_only() {
+            self.client.start_writing();
         }
     }
 

@@ -250,6 +250,11 @@ impl Pool {
         self.control.suspended.store(suspended, Relaxed);
     }
 
+    /// The low-water mark, in data blocks.
+    pub(crate) fn low_water_mark(&self) -> u64 {
+        self.bound().map_or(0, |binding| binding.low_water_blocks)
+    }
+
     /// Begins to watch the low-water mark anew.
     pub(crate) fn rearm_low_water_mark(&self) {
         self.control.locked.lock().low_water_triggered = false;
@@ -288,7 +293,9 @@ impl Pool {
     /// What it does with the lock held is in the order of the events. Bios end without: whoever adds one to those
     /// that wait looks at the mode once more after that.
     fn handle_locked(self: &Arc<Self>, mut locked: MutexGuard<'_, Locked>, event: Event) {
-        // Until the new mode is published: whoever has the lock for writing sees access and mode that agree.
+        // Until the new mode is published: whoever changes the metadata sees access and mode that agree, and no
+        // commit is left half-way.
+        let changes = self.changes();
         let pool = self.metadata.read();
         let (state, actions) = locked.state.on(
             event,
@@ -325,6 +332,7 @@ impl Pool {
         locked.state = state;
         self.control.publish(&state);
         drop(pool);
+        drop(changes);
         if let Some(binding) = &locked.bound {
             // A resume of the same table must not change the mode.
             binding.mode.store(state.mode as i32, Relaxed);

@@ -53,7 +53,7 @@ impl JobDone for Node {
         };
         let mapping = preparing.mapping();
         // kcopyd gives up if the device turns out not to have the write-zeroes that it promises.
-        let dev = &mapping.thin.pool_dev;
+        let dev = &mapping.thin.pool.data_dev;
         let is_ok = outcome.is_ok()
             || !mapping.zeroes.is_empty() && dev.has_write_zeroes() && {
                 let (sector, len) = pool.copier.zeroed(mapping);
@@ -78,7 +78,7 @@ impl Copier {
     /// Copies `len` sectors to the beginning of the new data block. The mapping goes to the pool's worker when that
     /// is done.
     pub(crate) fn copy(&self, from: Region<'_>, len: Sector, to: Preparing) {
-        let dev = to.mapping().thin.pool_dev.clone();
+        let dev = to.mapping().thin.pool.data_dev.clone();
         let sector = self.block_size.to_sectors(to.mapping().data);
         let to_region = Region { dev: &dev, sector };
         self.client
@@ -87,7 +87,7 @@ impl Copier {
 
     /// Zeroes what is to be zeroed of the new data block. The mapping goes to the pool's worker when that is done.
     pub(crate) fn zero(&self, to: Preparing) {
-        let dev = to.mapping().thin.pool_dev.clone();
+        let dev = to.mapping().thin.pool.data_dev.clone();
         let (sector, len) = self.zeroed(to.mapping());
         let to_region = Region { dev: &dev, sector };
         self.client

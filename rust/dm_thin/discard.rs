@@ -56,16 +56,22 @@ impl Pool {
     }
 
     /// Whether `bio` is to be processed by [`process_unmap`](Self::process_unmap).
+    #[inline]
     pub(crate) fn unmaps(&self, thin: &Thin, bio: &ThinBio) -> bool {
         match bio.op() {
             Op::Discard => true,
-            Op::WriteZeroes => match self.block_size.block_of(bio.len_sectors()) {
-                0 => false,
-                1 => self.zeroes_by_unmapping(thin, bio),
-                // Nothing else can deal with several blocks.
-                _ => true,
-            },
+            Op::WriteZeroes => self.unmaps_zeroes(thin, bio),
             _ => false,
+        }
+    }
+
+    #[cold]
+    fn unmaps_zeroes(&self, thin: &Thin, bio: &ThinBio) -> bool {
+        match self.block_size.block_of(bio.len_sectors()) {
+            0 => false,
+            1 => self.zeroes_by_unmapping(thin, bio),
+            // Nothing else can deal with several blocks.
+            _ => true,
         }
     }
 
@@ -117,7 +123,7 @@ impl Pool {
         };
 
         let is_hint = bio.op() == Op::Discard && !bio.is_fua();
-        let mut pass_down = match PassDown::new(&thin.pool_dev, Cause::Bio(bio)) {
+        let mut pass_down = match PassDown::new(&self.data_dev, Cause::Bio(bio)) {
             Ok(pass_down) => pass_down,
             Err(Cause::Bio(bio)) => return Err(Postponed(bio)),
             Err(Cause::Deletion) => return Ok(()),
@@ -126,7 +132,7 @@ impl Pool {
         let mut any_shared = false;
         let unmapped = self.unmap(thin, blocks, &mut |freed| {
             if passes {
-                pass_down.add(freed.block);
+                pass_down.add(freed.blocks);
                 any_shared |= freed.maybe_shared;
             }
         });
@@ -164,21 +170,23 @@ impl Pool {
         while begin < blocks.end {
             self.keep_metadata_reserve()?;
 
-            let mut pool = self.metadata.write_noio();
+            let mut changes = self.changes();
+            let mut pool = changes.write();
             let first = match pool.metadata.next_mapped(&thin.handle, begin, blocks.end) {
                 Ok(Some(first)) => first,
                 Ok(None) => break,
                 Err(e) => {
                     drop(pool);
+                    drop(changes);
                     self.lookup_failed(thin, begin, e);
                     return Err(e);
                 }
             };
             let end = first.saturating_add(BLOCKS_PER_STEP).min(blocks.end);
-            pool.blocks_freed = true;
-            let removed = pool.metadata.remove_range(&thin.handle, first, end, freed);
+            let removed = pool.remove_range(thin, first..end, freed);
+            drop(pool);
+            drop(changes);
             if let Err(e) = removed {
-                drop(pool);
                 self.metadata_operation_failed("dm_thin_remove_range", e);
                 return Err(e);
             }

@@ -6,13 +6,15 @@
 //! are. Blocks are allocated when they are first written to; snapshots share blocks until one side writes.
 //!
 //! - [`thin_target`] and [`pool_target`] are what device-mapper calls; [`message`] are the pool's messages.
-//! - [`registry`] knows all pools. [`pool`] is one: its metadata, [`control`] of its [`mode`], its
+//! - [`registry`] knows all pools. [`pool`] is one: its [metadata](pool_metadata), [`control`] of its [`mode`], its
 //!   [`features`]. What the mode becomes when something happens is for [`state`] to tell. [`reserve`] frees space
 //!   where there is none left for metadata.
-//! - A bio is remapped on the spot if its block is mapped. Everything else is for the pool's [`worker`],
+//! - A bio is remapped on the spot if its block is mapped, mostly without a look at the metadata: the
+//!   [`mapping_cache`] knows, in [`cache_pages`] that all pools share. Everything else is for the pool's [`worker`],
 //!   which [`process`]es the bios of all devices one after the other. A block whose mapping is about to
-//!   change has a cell in [`cells`]; a new [`mapping`] is made ready by the [`copier`], or by a bio that covers
-//!   it. [`in_flight`] keeps freed blocks from being used again too soon.
+//!   change has a cell in [`cells`]; its new block is from the [`supply`]; a new [`mapping`] is made ready by the
+//!   [`copier`], or by a bio that covers it; [`insertions`] get into the metadata together. [`in_flight`] keeps freed
+//!   blocks from being used again too soon.
 //! - What is not mapped reads as zeroes, or comes from an external [`origin`].
 //! - [`discard`] unmaps blocks, [`pass_down`] discards them on the data device, and [`reclaim`] does so for those
 //!   of deleted devices.
@@ -20,6 +22,7 @@
 mod block_manager;
 mod block_set;
 mod block_size;
+mod cache_pages;
 mod cells;
 mod control;
 mod copier;
@@ -27,19 +30,23 @@ mod discard;
 mod features;
 mod hold;
 mod in_flight;
+mod insertions;
 mod mapping;
+mod mapping_cache;
 mod message;
 mod mode;
 mod origin;
 mod pass_down;
 mod per_bio;
 mod pool;
+mod pool_metadata;
 mod pool_target;
 mod process;
 mod reclaim;
 mod registry;
 mod reserve;
 mod state;
+mod supply;
 mod thin;
 mod thin_target;
 mod thins;
@@ -81,6 +88,7 @@ struct DmThin {
 
 impl kernel::InPlaceModule for DmThin {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        cache_pages::init();
         try_pin_init!(Self {
             thin <- Registration::new(),
             pool <- Registration::new(),

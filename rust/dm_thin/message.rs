@@ -20,11 +20,10 @@ use kernel::{
 use thin_metadata::DeviceId;
 
 use crate::{
+    cache_pages::Usage,
     mode::Mode,
-    pool::{
-        Pool,
-        PoolMetadata, //
-    },
+    pool::Pool,
+    pool_metadata::PoolMetadata,
     reclaim::Progress,
     LOG_PREFIX, //
 };
@@ -32,6 +31,10 @@ use crate::{
 /// Asks how many data blocks of deleted thin devices are still to be discarded, and how many were since the pool
 /// was made. The C implementation has no such thing.
 const DISCARD_PROGRESS: &CStr = c"discard_progress";
+
+/// Asks how much is kept of mappings in memory: pages of this pool, the most pages of all pools, mappings in this
+/// pool's pages, and the bytes that these take. The C implementation has no such thing.
+const CACHE_STATS: &CStr = c"cache_stats";
 
 /// The message that works also while the pool is out of metadata space.
 const DELETE: &CStr = c"delete";
@@ -55,13 +58,23 @@ enum Command {
 /// metadata snapshot; and what the metadata device gives.
 pub(crate) fn handle(pool: &Arc<Pool>, msg: &mut Message<'_>) -> Result {
     let args = msg.args();
-    if args.len() == 1
-        && args
-            .get(0)
-            .is_some_and(|word| same_word(word, DISCARD_PROGRESS))
-    {
+    let asks_for = |what| args.len() == 1 && args.get(0).is_some_and(|word| same_word(word, what));
+    if asks_for(DISCARD_PROGRESS) {
         let Progress { pending, discarded } = pool.metadata.read().reclaim.progress();
         return write!(msg.reply(), "{pending} {discarded}").map_err(|_| EINVAL);
+    }
+    if asks_for(CACHE_STATS) {
+        let Usage {
+            pages,
+            limit,
+            mappings,
+            bytes,
+        } = pool.caches.usage();
+        return write!(
+            msg.reply(),
+            "pages={pages} limit={limit} mappings={mappings} bytes={bytes}"
+        )
+        .map_err(|_| EINVAL);
     }
     let asks_for_delete = args.get(0).is_some_and(|word| same_word(word, DELETE));
     match pool.mode() {
@@ -102,12 +115,13 @@ fn run(pool: &Arc<Pool>, command: &Command) -> thin_metadata::Result {
         let _ = pool.commit();
     }
     let (result, op, failed) = {
-        let mut locked = pool.metadata.write_noio();
+        let mut changes = pool.changes();
         // With an empty transaction behind it, a message that fails half-way can be undone without loss of
         // anything else.
-        match locked.commit(|| pool.flush_data()) {
+        match changes.commit() {
             Err(e) => (Err(e), "dm_pool_commit_metadata", true),
             Ok(()) => {
+                let mut locked = changes.write();
                 let mut result = command.run(pool, &mut locked);
                 if result.is_err() && locked.metadata.needs_abort() {
                     result = locked.abort().and(result);
@@ -185,7 +199,7 @@ impl Command {
         match *self {
             Self::Delete(id) => pool.delete(locked, id),
             Self::CreateThin(id) => metadata.create_thin(id),
-            Self::CreateSnap { id, origin } => metadata.create_snap(id, origin),
+            Self::CreateSnap { id, origin } => locked.create_snap(id, origin),
             Self::SetTransactionId { current, new } => metadata.set_transaction_id(current, new),
             Self::ReserveMetadataSnap => metadata.reserve_metadata_snap(|| pool.flush_data()),
             Self::ReleaseMetadataSnap => metadata.release_metadata_snap(),

@@ -70,20 +70,14 @@ impl PassDown {
         }
     }
 
-    /// Adds a block, or leaves it alone if there is no memory: its discard would only have been a favour.
-    pub(crate) fn add(&mut self, block: DataBlock) {
-        let end = block.saturating_add(1);
+    /// Adds blocks, or leaves them alone if there is no memory: their discard would only have been a favour.
+    pub(crate) fn add(&mut self, blocks: Range<DataBlock>) {
         match self.ranges.last_mut() {
-            Some(last) if last.end == block => last.end = end,
+            Some(last) if last.end == blocks.start => last.end = blocks.end,
             _ => {
-                let _ = self.ranges.push(block..end, GFP_KERNEL);
+                let _ = self.ranges.push(blocks, GFP_KERNEL);
             }
         }
-    }
-
-    /// As [`add`](Self::add), for a range.
-    pub(crate) fn add_range(&mut self, blocks: Range<DataBlock>) {
-        let _ = self.ranges.push(blocks, GFP_KERNEL);
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -12,7 +12,8 @@ use dm::{
     BlkStatus,
     Dev,
     MdId,
-    RwSemaphore, //
+    RwSemaphore,
+    Shrinker, //
 };
 use kernel::{
     prelude::*,
@@ -42,6 +43,7 @@ use crate::{
     block_manager::BufioManager,
     block_set::BlockSet,
     block_size::BlockSize,
+    cache_pages::MappingCaches,
     control::Control,
     copier::Copier,
     hold::Holds,
@@ -52,7 +54,7 @@ use crate::{
     },
     mode::Mode,
     pass_down::PassedDown,
-    reclaim::Reclaim,
+    pool_metadata::PoolMetadata,
     state::Event,
     thins::Thins,
     throttle::Throttle,
@@ -60,45 +62,10 @@ use crate::{
     LOG_PREFIX, //
 };
 
-/// The metadata, with what must be known along with them about blocks that were freed.
-pub(crate) struct PoolMetadata {
-    /// In a place of its own: it is too large for the stack of those who make a pool.
-    pub(crate) metadata: KBox<Metadata<BufioManager>>,
-    /// Whether mappings that bios may still be using were removed in this transaction.
-    pub(crate) blocks_freed: bool,
-    /// What deletions have freed.
-    pub(crate) reclaim: Reclaim,
-    /// Whether that was so in a transaction that is committed: the data blocks are free now, but must not be
-    /// used again before those bios have ended.
-    blocks_in_use: bool,
-    /// Whether a transaction was aborted. Nothing is written after that before the metadata are repaired.
-    aborted: bool,
-}
-
-impl PoolMetadata {
-    /// Makes all changes permanent. `flush_data` flushes the data device when it is time for that.
-    pub(crate) fn commit(
-        &mut self,
-        flush_data: impl FnOnce() -> thin_metadata::Result,
-    ) -> thin_metadata::Result {
-        self.metadata.commit_with(flush_data)?;
-        self.blocks_in_use |= core::mem::take(&mut self.blocks_freed);
-        self.reclaim.committed();
-        Ok(())
-    }
-
-    /// Gives up all changes since the last commit.
-    pub(crate) fn abort(&mut self) -> thin_metadata::Result {
-        self.blocks_freed = false;
-        self.reclaim.aborted();
-        self.metadata.abort()
-    }
-}
-
 /// A pool.
 ///
-/// Lock order: throttle, worker, control, metadata, thins; then the spin locks, of which no two are held at
-/// once. Nobody who holds the metadata takes control.
+/// Lock order: throttle, worker, control, changes, metadata, thins, caches; then the spin locks, of which no two are
+/// held at once. The metadata are held for writing only by those who hold changes.
 #[pin_data]
 pub(crate) struct Pool {
     pub(crate) md: MdId,
@@ -123,10 +90,15 @@ pub(crate) struct Pool {
     pub(crate) worker: Mutex<Worker>,
     #[pin]
     pub(crate) control: Control,
+    /// Held by who changes the metadata; see [`Changes`](crate::pool_metadata::Changes).
+    #[pin]
+    pub(crate) changes: Mutex<()>,
     #[pin]
     pub(crate) metadata: RwSemaphore<PoolMetadata>,
     #[pin]
     pub(crate) thins: Thins,
+    pub(crate) caches: Arc<MappingCaches>,
+    _shrinker: Shrinker<MappingCaches>,
     pub(crate) queue: OwnedQueue,
     #[pin]
     work: Work<Self, WORK>,
@@ -242,15 +214,18 @@ impl Pool {
             Copier::new(block_size).map_err(|e| (c"Error creating pool's kcopyd client", e))?;
         let queue =
             OwnedQueue::ordered(c"dm-thin").map_err(|e| (c"Error creating pool's workqueue", e))?;
-        let no_memory = |_| (c"Error allocating memory for pool", ENOMEM);
-        let holds = Holds::new().map_err(|e| (c"Error allocating memory for pool", e))?;
+        let no_memory = |e| (c"Error allocating memory for pool", e);
+        let holds = Holds::new().map_err(no_memory)?;
+        let worker = Worker::new().map_err(no_memory)?;
+        let caches = MappingCaches::new().map_err(no_memory)?;
+        let shrinker = Shrinker::new(c"dm-thin-mappings", caches.clone()).map_err(no_memory)?;
         let mut owned_name = KVec::new();
         owned_name
             .extend_from_slice(name.as_bytes(), GFP_KERNEL)
-            .map_err(no_memory)?;
+            .map_err(|e| no_memory(e.into()))?;
 
         Arc::pin_init(
-            pin_init!(Self {
+            try_pin_init!(Self {
                 md,
                 metadata_dev,
                 data_dev,
@@ -263,24 +238,21 @@ impl Pool {
                 prepared <- PreparedQueue::new(),
                 passed_down <- PassedDown::new(),
                 throttle <- Throttle::new(),
-                worker <- new_mutex!(Worker::new(), "dm_thin::Pool::worker"),
+                worker <- new_mutex!(worker, "dm_thin::Pool::worker"),
                 control <- Control::new(),
+                changes <- new_mutex!((), "dm_thin::Pool::changes"),
                 metadata <- new_rwsem!(
-                    PoolMetadata {
-                        metadata,
-                        blocks_freed: false,
-                        reclaim: Reclaim::new(),
-                        blocks_in_use: false,
-                        aborted: false,
-                    },
+                    PoolMetadata::new(metadata, caches.clone()),
                     "dm_thin::Pool::metadata"
                 ),
                 thins <- Thins::new(),
+                caches,
+                _shrinker: shrinker,
                 queue,
                 work <- new_work!("dm_thin::Pool::work"),
                 waker <- new_delayed_work!("dm_thin::Pool::waker"),
                 no_space_timeout <- new_delayed_work!("dm_thin::Pool::no_space_timeout"),
-            }),
+            }? Error),
             GFP_KERNEL,
         )
         .map_err(|e| (c"Error allocating memory for pool", e))
@@ -334,7 +306,8 @@ impl Pool {
     /// Ends all work and commits what is left.
     pub(crate) fn close(self: &Arc<Self>) -> thin_metadata::Result {
         self.stop_work();
-        let mut pool = self.metadata.write_noio();
+        let mut changes = self.changes();
+        let mut pool = changes.write();
         pool.metadata.close(|| self.flush_data())
     }
 
@@ -388,22 +361,29 @@ impl Pool {
         }
     }
 
-    /// Allocates a data block that is not `busy`, and that no bio in flight can be on its way to.
-    fn alloc_idle_data_block(
-        self: &Arc<Self>,
-        busy: &BlockSet,
-    ) -> thin_metadata::Result<DataBlock> {
+    /// Calls `f` with the metadata held for changes, when no bio in flight can be on its way to a free block.
+    ///
+    /// For the worker only: whoever else came while it waits would take the blocks for idle already.
+    pub(crate) fn with_idle_blocks<T>(&self, f: impl FnOnce(&mut PoolMetadata) -> T) -> T {
         loop {
-            let mut pool = self.metadata.write_noio();
+            let mut changes = self.changes();
+            let mut pool = changes.write();
             if !pool.blocks_in_use {
-                return pool
-                    .metadata
-                    .alloc_data_block(&mut |block| !busy.contains(block));
+                return f(&mut pool);
             }
             pool.blocks_in_use = false;
             drop(pool);
+            drop(changes);
             self.in_flight.quiesce();
         }
+    }
+
+    /// Allocates a data block that is not `busy`, and that no bio in flight can be on its way to.
+    fn alloc_idle_data_block(&self, busy: &BlockSet) -> thin_metadata::Result<DataBlock> {
+        self.with_idle_blocks(|pool| {
+            pool.metadata
+                .alloc_data_block(&mut |block| !busy.contains(block))
+        })
     }
 
     /// Makes all changes permanent.
@@ -415,9 +395,10 @@ impl Pool {
         }
 
         let (result, low) = {
-            let mut pool = self.metadata.write_noio();
-            let result = pool.commit(|| self.flush_data());
-            (result, pool.metadata.threshold_crossed())
+            let mut changes = self.changes();
+            let result = changes.commit();
+            let low = changes.write().metadata.threshold_crossed();
+            (result, low)
         };
         if low {
             self.report_low_metadata();
@@ -505,7 +486,8 @@ impl Pool {
             self.name()
         );
         let (low, aborted, noted) = {
-            let mut pool = self.metadata.write_noio();
+            let mut changes = self.changes();
+            let mut pool = changes.write();
             if pool.aborted {
                 // Somebody else was quicker.
                 return;

@@ -139,7 +139,7 @@ impl PoolTarget {
         if old != 0 {
             self.log_growth("data device", old, new);
         }
-        let resized = pool.metadata.write_noio().metadata.resize_data(new);
+        let resized = pool.changes().write().metadata.resize_data(new);
         self.resized("dm_pool_resize_data_dev", resized)
     }
 
@@ -154,7 +154,7 @@ impl PoolTarget {
         Self::warn_if_too_big(&self.metadata_dev);
         self.log_growth("metadata device", old, new);
         pool.handle(Event::MetadataSpaceFreed);
-        let resized = pool.metadata.write_noio().metadata.resize_metadata(new);
+        let resized = pool.changes().write().metadata.resize_metadata(new);
         self.resized("dm_pool_resize_metadata_dev", resized)
     }
 
@@ -345,7 +345,7 @@ impl Target for PoolTarget {
         }
 
         let threshold = Self::metadata_threshold(&metadata_dev);
-        let watched = pool.metadata.write_noio().metadata.set_threshold(threshold);
+        let watched = pool.changes().write().metadata.set_threshold(threshold);
         watched.map_err(|e| ctr.error(c"Error registering metadata threshold", e.into()))?;
 
         let binding = Binding::new(ctr.handle().clone(), requested, low_water_blocks);

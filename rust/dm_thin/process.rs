@@ -39,6 +39,7 @@ use thin_metadata::{
 };
 
 use crate::{
+    in_flight::Epoch,
     mapping::{
         NewMapping,
         Preparing,
@@ -115,11 +116,10 @@ impl Pool {
             return Ok(());
         };
 
-        let found = self
-            .metadata
-            .read()
-            .metadata
-            .find_block(&thin.handle, block, true);
+        let found = match thin.cache.get(block) {
+            Some(found) => Ok(found),
+            None => self.metadata.read().find_block(thin, block, true),
+        };
         match found {
             Ok(Some(Mapping {
                 block: data,
@@ -178,7 +178,7 @@ impl Pool {
         let Ok(cell) = worker.cells.lock(thin.id, &blocks) else {
             return Err(Postponed(bio));
         };
-        let data = match self.alloc_data_block(&worker.busy) {
+        let data = match self.supply_data_block(&mut worker.supply, &worker.busy) {
             Ok(data) => data,
             Err(e) => {
                 // Nothing can wait in a cell that was made just now.
@@ -224,7 +224,7 @@ impl Pool {
             Some(_) if overwrites => self.overwrite(preparing),
             Some(old) => {
                 let from = Region {
-                    dev: &thin.pool_dev,
+                    dev: &self.data_dev,
                     sector: self.block_size.to_sectors(old.block),
                 };
                 self.copier.copy(from, sectors, preparing);
@@ -272,16 +272,19 @@ impl Pool {
     /// It enters the set of bios in flight only now, after its mapping was looked up. That is in order as
     /// nobody but the worker waits for the set, so the block cannot have been used again in between.
     fn issue(&self, thin: &Thin, mut bio: ThinBio, data: DataBlock) {
-        bio.data_mut().epoch = Some(self.in_flight.enter());
-        self.remap(thin, &mut bio, data);
+        let epoch = self.in_flight.enter();
+        self.remap(thin, &mut bio, data, epoch);
         bio.submit();
     }
 
-    /// Turns a bio to its data block.
-    pub(crate) fn remap(&self, thin: &Thin, bio: &mut ThinBio, data: DataBlock) {
+    /// Turns a bio to its data block, having entered the set of bios in flight.
+    #[inline]
+    pub(crate) fn remap(&self, thin: &Thin, bio: &mut ThinBio, data: DataBlock, epoch: Epoch) {
         let offset = self.block_size.offset_of(bio.sector());
         let sector = self.block_size.to_sectors(data).saturating_add(offset);
-        bio.remap(&thin.pool_dev, sector);
+        // Straight to the data device, but it counts as I/O of the pool, too.
+        bio.count_for(&thin.pool_dev);
+        bio.remap(&self.data_dev, sector).epoch = Some(epoch);
     }
 
     /// Which commit must have happened before `bio` may end.

@@ -60,9 +60,9 @@ impl Reclaim {
         }
     }
 
-    /// A deletion has freed `block`. It is not discarded if there is no memory to note it.
-    pub(crate) fn note(&mut self, block: DataBlock) {
-        let _ = self.deleted.insert(&(block..block.saturating_add(1)));
+    /// A deletion has freed `blocks`. They are not discarded if there is no memory to note them.
+    pub(crate) fn note(&mut self, blocks: &Range<DataBlock>) {
+        let _ = self.deleted.insert(blocks);
     }
 
     /// The transaction is committed.
@@ -114,7 +114,7 @@ impl Pool {
             let Some(blocks) = self.next_to_reclaim(&worker.busy) else {
                 return;
             };
-            one.add_range(blocks);
+            one.add(blocks);
             one.keep_from_use(&mut worker.busy);
             worker.deletions = worker.deletions.saturating_add(1);
             self.pass_down(worker, one);
@@ -124,7 +124,8 @@ impl Pool {
     /// Takes the next blocks to be discarded; none may be left of a range that is in use again, or being discarded.
     fn next_to_reclaim(&self, busy: &BlockSet) -> Option<Range<DataBlock>> {
         let max = self.block_size.block_of(MAX_SECTORS).max(1);
-        let mut pool = self.metadata.write_noio();
+        let mut changes = self.changes();
+        let mut pool = changes.write();
         let pool = &mut *pool;
         let blocks = pool.reclaim.pending.next_run(0, max)?;
         let free = pool.metadata.find_free_range(blocks.start, blocks.end);

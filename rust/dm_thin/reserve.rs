@@ -21,10 +21,8 @@ use thin_metadata::{
 
 use crate::{
     mode::Mode,
-    pool::{
-        Pool,
-        PoolMetadata, //
-    }, //
+    pool::Pool,
+    pool_metadata::PoolMetadata, //
 };
 
 impl Pool {
@@ -34,7 +32,8 @@ impl Pool {
     /// [`Error::NoMetadataSpace`] if the reserve does not suffice; the pool is as it was then.
     pub(crate) fn delete_from_reserve(self: &Arc<Self>, id: DeviceId) -> Result {
         let (result, low, failed) = {
-            let mut pool = self.metadata.write_noio();
+            let mut changes = self.changes();
+            let mut pool = changes.write();
             if self.mode() != Mode::OutOfMetadataSpace || pool.metadata.needs_check() {
                 return Err(Error::ReadOnly);
             }
@@ -82,7 +81,7 @@ impl Pool {
         } = pool;
         metadata.delete_thin(id, &mut |freed| {
             if discards {
-                reclaim.note(freed.block);
+                reclaim.note(&freed.blocks);
             }
         })
     }

@@ -24,6 +24,7 @@ use thin_metadata::{
 };
 
 use crate::{
+    mapping_cache::MappingCache,
     origin::Origin,
     per_bio::{
         ThinBio,
@@ -49,8 +50,9 @@ pub(crate) struct Thin {
     pub(crate) id: DeviceId,
     pub(crate) handle: ThinHandle,
     pub(crate) pool: Arc<Pool>,
-    /// The pool's mapped device, whose I/O goes on to the data device.
+    /// The pool's mapped device.
     pub(crate) pool_dev: Dev,
+    pub(crate) cache: Arc<MappingCache>,
     pub(crate) origin: Option<Origin>,
     pub(crate) ti: Ti,
     /// Set while the device is suspended without flushing: bios are given back to be queued above us.
@@ -66,6 +68,7 @@ impl Thin {
         handle: ThinHandle,
         pool: Arc<Pool>,
         pool_dev: Dev,
+        cache: Arc<MappingCache>,
         origin: Option<Origin>,
         ti: Ti,
     ) -> impl PinInit<Self> {
@@ -75,6 +78,7 @@ impl Thin {
             handle,
             pool,
             pool_dev,
+            cache,
             origin,
             ti,
             requeue: AtomicFlag::new(false),

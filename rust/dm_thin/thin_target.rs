@@ -35,10 +35,12 @@ use kernel::{
 };
 use thin_metadata::{
     DeviceId,
-    Mapping, //
+    Mapping,
+    VirtualBlock, //
 };
 
 use crate::{
+    in_flight::Epoch,
     mode::Mode,
     origin::Origin,
     per_bio::{
@@ -49,6 +51,12 @@ use crate::{
     thin::Thin,
     DmThin,
     LOG_PREFIX, //
+};
+
+/// Where a flush goes, which concerns no block.
+const NO_BLOCK: Mapping = Mapping {
+    block: 0,
+    shared: false,
 };
 
 const ORIGIN_IS_POOL: &CStr = c"Error setting origin device";
@@ -67,6 +75,70 @@ impl ThinTarget {
         }
         self.pool.throttle.pass(|| self.thin.defer(bio));
         Map::Submitted
+    }
+
+    /// Maps a bio that is in the set of those in flight, but is not sent to its block at first sight. `known` is what
+    /// the cache knows of the block.
+    #[cold]
+    fn map_in_flight(
+        &self,
+        mut bio: ThinBio,
+        epoch: Epoch,
+        known: Option<Option<Mapping>>,
+    ) -> Map<PerBio> {
+        let block = self.pool.block_size.block_of(bio.sector());
+        let found = match known {
+            Some(found) => Ok(found),
+            None => self.find_block(&bio, block),
+        };
+        // After the look-up: what was found must be permanent.
+        let needs_commit = bio.is_flush_or_fua() && !self.thin.cache.is_committed();
+        match found {
+            _ if needs_commit => {
+                self.pool.in_flight.leave(epoch);
+                self.defer(bio)
+            }
+            Ok(Some(Mapping { block, shared })) if !shared || bio.is_read() => {
+                self.pool.remap(&self.thin, &mut bio, block, epoch);
+                Map::Remapped(bio)
+            }
+            Ok(None) if bio.is_read() => {
+                self.pool.in_flight.leave(epoch);
+                match self.thin.read_unmapped(bio) {
+                    Some(bio) => Map::Remapped(bio),
+                    None => Map::Submitted,
+                }
+            }
+            Ok(None) if bio.op() == Op::WriteZeroes && self.thin.has_zeroes_unmapped() => {
+                self.pool.in_flight.leave(epoch);
+                Self::end(bio, BlkStatus::OK)
+            }
+            Ok(_) | Err(thin_metadata::Error::WouldBlock) => {
+                self.pool.in_flight.leave(epoch);
+                self.defer(bio)
+            }
+            Err(e) => {
+                self.pool.in_flight.leave(epoch);
+                self.pool.lookup_failed(&self.thin, block, e);
+                Self::end(bio, BlkStatus::IOERR)
+            }
+        }
+    }
+
+    /// Looks in the metadata where `block` is. Does not wait for I/O, nor for the metadata if the bio must not.
+    fn find_block(
+        &self,
+        bio: &ThinBio,
+        block: VirtualBlock,
+    ) -> thin_metadata::Result<Option<Mapping>> {
+        let pool = match bio.is_nowait() {
+            true => self.pool.metadata.try_read(),
+            false => Some(self.pool.metadata.read()),
+        };
+        match pool {
+            Some(pool) => pool.find_block(&self.thin, block, false),
+            None => Err(thin_metadata::Error::WouldBlock),
+        }
     }
 
     /// Gives a bio its outcome at once.
@@ -163,6 +235,7 @@ impl Target for ThinTarget {
             return Err(ctr.error(reason, EINVAL));
         }
 
+        ctr.borrow_device(&pool.data_dev)?;
         ctr.set_max_io_len(u64::from(pool.block_size.sectors()))?;
         ctr.set_num_flush_bios(1);
         ctr.set_limit_swap_bios(true);
@@ -175,10 +248,9 @@ impl Target for ThinTarget {
             ctr.set_max_discard_granularity(true);
         }
 
-        let handle = pool
-            .metadata
-            .write_noio()
-            .metadata
+        let (handle, cache) = pool
+            .changes()
+            .write()
             .open_thin(id)
             .map_err(|e| ctr.error(c"Couldn't open thin internal device", e.into()))?;
         let ti = ctr.handle().clone();
@@ -189,13 +261,14 @@ impl Target for ThinTarget {
                     handle.clone(),
                     (*pool).clone(),
                     pool_dev,
+                    cache,
                     origin,
                     ti,
                 );
                 Arc::pin_init(thin, GFP_KERNEL)
             })
             .map_err(|e| {
-                pool.metadata.write_noio().metadata.close_thin(&handle);
+                pool.changes().write().close_thin(&handle);
                 match e {
                     EBUSY => {
                         let reason = c"Unable to activate thin device while pool is suspended";
@@ -207,6 +280,7 @@ impl Target for ThinTarget {
         Ok(KBox::pin(Self { thin, pool }, GFP_KERNEL)?)
     }
 
+    #[inline]
     fn map(&self, mut bio: ThinBio) -> Map<PerBio> {
         if self.thin.requeues() {
             return Self::end(bio, BlkStatus::DM_REQUEUE);
@@ -214,48 +288,27 @@ impl Target for ThinTarget {
         if self.pool.mode() == Mode::Fail {
             return Self::end(bio, BlkStatus::IOERR);
         }
-        if bio.is_flush_or_fua() || self.pool.unmaps(&self.thin, &bio) {
+        if self.pool.unmaps(&self.thin, &bio) {
             return self.defer(bio);
         }
 
         // Before the look-up: see `InFlight`.
         let epoch = self.pool.in_flight.enter();
-        let block = self.pool.block_size.block_of(bio.sector());
-        let pool = match bio.is_nowait() {
-            true => self.pool.metadata.try_read(),
-            false => Some(self.pool.metadata.read()),
+        let known = match bio.len_bytes() {
+            0 => Some(Some(NO_BLOCK)),
+            _ => {
+                let block = self.pool.block_size.block_of(bio.sector());
+                self.thin.cache.get(block)
+            }
         };
-        let found = match &pool {
-            Some(pool) => pool.metadata.find_block(&self.thin.handle, block, false),
-            None => Err(thin_metadata::Error::WouldBlock),
-        };
-        drop(pool);
-        match found {
-            Ok(Some(Mapping { block, shared })) if !shared || bio.is_read() => {
-                bio.data_mut().epoch = Some(epoch);
-                self.pool.remap(&self.thin, &mut bio, block);
+        match known {
+            Some(Some(Mapping { block, shared }))
+                if (!shared || bio.is_read()) && !bio.is_flush_or_fua() =>
+            {
+                self.pool.remap(&self.thin, &mut bio, block, epoch);
                 Map::Remapped(bio)
             }
-            Ok(None) if bio.is_read() => {
-                self.pool.in_flight.leave(epoch);
-                match self.thin.read_unmapped(bio) {
-                    Some(bio) => Map::Remapped(bio),
-                    None => Map::Submitted,
-                }
-            }
-            Ok(None) if bio.op() == Op::WriteZeroes && self.thin.has_zeroes_unmapped() => {
-                self.pool.in_flight.leave(epoch);
-                Self::end(bio, BlkStatus::OK)
-            }
-            Ok(_) | Err(thin_metadata::Error::WouldBlock) => {
-                self.pool.in_flight.leave(epoch);
-                self.defer(bio)
-            }
-            Err(e) => {
-                self.pool.in_flight.leave(epoch);
-                self.pool.lookup_failed(&self.thin, block, e);
-                Self::end(bio, BlkStatus::IOERR)
-            }
+            known => self.map_in_flight(bio, epoch, known),
         }
     }
 
@@ -263,11 +316,16 @@ impl Target for ThinTarget {
         self.pool.accept(&self.thin, bio)
     }
 
+    #[inline]
     fn end_io(&self, mut bio: ThinBio, status: BlkStatus) -> EndIo<PerBio> {
-        if let Some(epoch) = bio.data_mut().epoch.take() {
+        let PerBio {
+            epoch, overwrites, ..
+        } = bio.data_mut();
+        let overwrites = overwrites.take();
+        if let Some(epoch) = epoch.take() {
             self.pool.in_flight.leave(epoch);
         }
-        match bio.data_mut().overwrites.take() {
+        match overwrites {
             Some(preparing) => {
                 self.pool.finish(preparing.finish_overwrite(bio, status));
                 EndIo::Incomplete
@@ -340,7 +398,6 @@ impl Target for ThinTarget {
 impl Drop for ThinTarget {
     fn drop(&mut self) {
         self.pool.remove_thin(self.thin.serial);
-        let mut pool = self.pool.metadata.write_noio();
-        pool.metadata.close_thin(&self.thin.handle);
+        self.pool.changes().write().close_thin(&self.thin.handle);
     }
 }

@@ -10,6 +10,7 @@ use dm::{
     NoIo, //
 };
 use kernel::{
+    prelude::*,
     sync::Arc,
     time::{
         Delta,
@@ -21,10 +22,7 @@ use kernel::{
 use crate::{
     block_set::BlockSet,
     cells::Cells,
-    mapping::{
-        NewMapping,
-        Prepared, //
-    },
+    insertions::Insertions,
     pass_down::{
         Cause,
         PassDowns, //
@@ -35,6 +33,7 @@ use crate::{
         ThinBios, //
     },
     pool::Pool,
+    supply::Supply,
     thin::Thin,
     throttle::Round, //
 };
@@ -48,6 +47,10 @@ const BIOS_PER_CHECK: usize = 128;
 /// What only the worker knows.
 pub(crate) struct Worker {
     pub(crate) cells: Cells,
+    /// Data blocks for the bios that are being processed.
+    pub(crate) supply: Supply,
+    /// Mappings that are ready.
+    pub(crate) insertions: Insertions,
     /// Bios that go on after the next commit: flushes, and writes with FUA.
     pub(crate) after_commit: ThinBios,
     /// Bios that have written their data, and end after the next commit.
@@ -62,16 +65,18 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new() -> Self {
-        Self {
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self {
             cells: Cells::new(),
+            supply: Supply::new()?,
+            insertions: Insertions::new()?,
             after_commit: ThinBios::new(),
             end_after_commit: ThinBios::new(),
             pass_down_after_commit: PassDowns::default(),
             busy: BlockSet::new(),
             deletions: 0,
             last_commit: Instant::now(),
-        }
+        })
     }
 }
 
@@ -92,6 +97,7 @@ impl Pool {
             self.complete_mapping(worker, prepared);
             round.update();
         }
+        self.insert_mappings(worker);
         let mut passed_down = self.passed_down.take();
         while let Some(one) = passed_down.pop() {
             self.finish_pass_down(worker, one);
@@ -105,67 +111,7 @@ impl Pool {
         });
         self.commit_if_due(worker);
         self.reclaim(worker);
-    }
-
-    /// Inserts a mapping whose data block is ready, and lets the bios go on that waited for it.
-    pub(crate) fn complete_mapping(self: &Arc<Self>, worker: &mut Worker, prepared: Prepared) {
-        let prepared = match prepared.next_step() {
-            Ok(preparing) => return self.copy_from_origin(preparing),
-            Err(prepared) => prepared,
-        };
-        let (new, mut status, overwritten) = prepared.into_parts();
-        let (thin, data) = (new.thin.clone(), new.data);
-
-        if status.is_ok() && !self.mode().may_change_metadata() {
-            status = self.io_error();
-        }
-        if status.is_ok() {
-            if let Err(e) = self.insert(&new) {
-                self.metadata_operation_failed("dm_thin_insert_block", e);
-                status = self.io_error();
-            }
-        } else if self.mode().may_change_metadata() {
-            // Nobody will use the block that was allocated.
-            let freed = self
-                .metadata
-                .write()
-                .metadata
-                .dec_data_range(data, data.saturating_add(1));
-            if let Err(e) = freed {
-                self.metadata_operation_failed("dm_pool_dec_data_range", e);
-            }
-        }
-
-        let NewMapping { cell, holder, .. } = new;
-        let mut waiting = worker.cells.release(cell);
-        if !status.is_ok() {
-            if let Some(bio) = holder {
-                bio.end(status);
-            }
-            waiting.end(status);
-            return;
-        }
-
-        match holder {
-            Some(bio) if overwritten => self.end_after_needed_commit(worker, &thin, bio),
-            Some(bio) => self.remap_and_issue(worker, &thin, bio, data),
-            None => {}
-        }
-        while let Some(bio) = waiting.pop() {
-            match self.unmaps(&thin, &bio) {
-                true => thin.defer(bio),
-                false => self.remap_and_issue(worker, &thin, bio, data),
-            }
-        }
-    }
-
-    fn insert(&self, new: &NewMapping) -> thin_metadata::Result {
-        let mut pool = self.metadata.write();
-        if new.breaks_sharing {
-            pool.blocks_freed = true;
-        }
-        pool.metadata
-            .insert_block(&new.thin.handle, new.block, new.data)
+        self.caches.trim();
     }
 
     /// Processes the bios of `thin` that wait for the worker.
@@ -181,7 +127,12 @@ impl Pool {
             return;
         }
 
-        let mut bios = sort_by_sector(thin.take_deferred());
+        let bios = thin.take_deferred();
+        if bios.is_empty() {
+            return;
+        }
+        let mut bios = sort_by_sector(bios);
+        worker.supply.expect(self, thin, &bios);
         let mut count = 0usize;
         while let Some(bio) = bios.pop() {
             if let Err(Postponed(bio)) = self.process(worker, thin, bio) {
@@ -191,7 +142,7 @@ impl Pool {
                 rest.push(bio);
                 rest.append(&mut bios);
                 thin.undo_take(rest);
-                return;
+                break;
             }
             if count.is_multiple_of(BIOS_PER_CHECK) {
                 round.update();
@@ -199,16 +150,20 @@ impl Pool {
             }
             count = count.wrapping_add(1);
         }
+        self.insert_mappings(worker);
+        self.end_supply(&mut worker.supply);
     }
 
-    /// Commits if bios wait for it, or if there are changes and it is time.
+    /// Commits if bios wait for it, or if volumes were changed and it is time.
+    ///
+    /// Blocks that were allocated for mappings that are not ready yet are no reason: it would be in vain for them.
     fn commit_if_due(self: &Arc<Self>, worker: &mut Worker) {
         let nobody_waits = worker.after_commit.is_empty()
             && worker.end_after_commit.is_empty()
             && worker.pass_down_after_commit.is_empty();
         if nobody_waits
             && !(worker.last_commit.elapsed() >= COMMIT_PERIOD
-                && self.metadata.read().metadata.needs_commit())
+                && self.metadata.read().metadata.changed_this_transaction())
         {
             return;
         }
