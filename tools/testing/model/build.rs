@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Writes the mutants: copies of the module's sources in each of which one thing is wrong.
+
+use std::{
+    env,
+    fs,
+    path::Path, //
+};
+
+/// The name of a mutant, what is replaced in the source, and by what.
+type Mutant = (&'static str, &'static str, &'static str);
+
+const IN_FLIGHT: &[Mutant] = &[
+    (
+        "enter_without_barrier",
+        ".entered[usize::from(epoch)].fetch_add(1, Full)",
+        ".entered[usize::from(epoch)].fetch_add(1, Relaxed)",
+    ),
+    (
+        "enter_without_second_look",
+        "if self.epoch.load(Acquire) == epoch {",
+        "if true {",
+    ),
+    (
+        "second_look_relaxed",
+        "if self.epoch.load(Acquire) == epoch {",
+        "if self.epoch.load(Relaxed) == epoch {",
+    ),
+    (
+        "enter_without_taking_back",
+        "self.leave(Epoch(epoch));\n",
+        "",
+    ),
+    (
+        "leave_without_release",
+        ".left[usize::from(epoch)].fetch_add(1, Full);",
+        ".left[usize::from(epoch)].fetch_add(1, Relaxed); smp_mb(Full);",
+    ),
+    (
+        "leave_without_barrier",
+        ".left[usize::from(epoch)].fetch_add(1, Full)",
+        ".left[usize::from(epoch)].fetch_add(1, kernel::sync::atomic::ordering::Release)",
+    ),
+    (
+        "leave_without_waking",
+        "if self.epoch.load(Relaxed) != epoch {\n            self.wake();",
+        "if self.epoch.load(Relaxed) != epoch {",
+    ),
+    (
+        "look_then_leave",
+        "self.counts.here().left[usize::from(epoch)].fetch_add(1, Full);
+        if self.epoch.load(Relaxed) != epoch {",
+        "let current = self.epoch.load(Relaxed);
+        self.counts.here().left[usize::from(epoch)].fetch_add(1, Full);
+        if current != epoch {",
+    ),
+    (
+        "wake_without_lock",
+        "let _sleepers = self.sleepers.lock();",
+        "",
+    ),
+    ("sum_without_barrier", "smp_mb(Full);", ""),
+    (
+        "sum_entered_first",
+        "let left = sum(|counts| &counts.left);
+        smp_mb(Full);
+        let entered = sum(|counts| &counts.entered);",
+        "let entered = sum(|counts| &counts.entered);
+        smp_mb(Full);
+        let left = sum(|counts| &counts.left);",
+    ),
+    (
+        "turn_without_barrier",
+        "self.epoch.xchg(!former, Full);",
+        "self.epoch.xchg(!former, Relaxed);",
+    ),
+    (
+        "turn_after_waiting",
+        "self.epoch.xchg(!former, Full);
+
+        let mut sleepers = self.sleepers.lock();
+        while !self.is_drained(former) {
+            self.drained.wait(&mut sleepers);
+        }",
+        "let mut sleepers = self.sleepers.lock();
+        while !self.is_drained(former) {
+            self.drained.wait(&mut sleepers);
+        }
+        self.epoch.xchg(!former, Full);",
+    ),
+    (
+        "wait_for_the_new_epoch",
+        "while !self.is_drained(former) {",
+        "while !self.is_drained(!former) {",
+    ),
+    (
+        "sum_without_lock",
+        "let mut sleepers = self.sleepers.lock();
+        while !self.is_drained(former) {
+            self.drained.wait(&mut sleepers);
+        }",
+        "while !self.is_drained(former) {
+            self.drained.wait(&mut self.sleepers.lock());
+        }",
+    ),
+    (
+        "sleep_once",
+        "while !self.is_drained(former) {",
+        "if !self.is_drained(former) {",
+    ),
+];
+
+const MAPPING_CACHE: &[Mutant] = &[
+    (
+        "get_relaxed",
+        "get(word)?.load(Acquire)",
+        "get(word)?.load(Relaxed)",
+    ),
+    (
+        "put_relaxed",
+        "slot.store(entry.word, Release)",
+        "slot.store(entry.word, Relaxed)",
+    ),
+    ("forget_nothing", "word.store(UNKNOWN, Relaxed)", ""),
+    (
+        "committed_relaxed",
+        "self.changes.load(Acquire) == COMMITTED",
+        "self.changes.load(Relaxed) == COMMITTED",
+    ),
+    (
+        "set_committed_relaxed",
+        "self.changes.store(COMMITTED, Release)",
+        "self.changes.store(COMMITTED, Relaxed)",
+    ),
+];
+
+/// Makes mutants of a file of the module, which `imp` fits into the protocol as `parts`.
+fn mutate(file: &str, mutants: &[Mutant], imp: &str, parts: &str) -> String {
+    let source = format!("../../../rust/dm_thin/{file}");
+    println!("cargo::rerun-if-changed={source}");
+    let source = fs::read_to_string(source).unwrap();
+    let mut out = String::new();
+    for (name, from, to) in mutants {
+        if source.matches(from).count() != 1 {
+            // It is no mutant then, and its test fails.
+            println!("cargo::warning=mutant {name}: not once in {file}: {from}");
+        }
+        // Module documentation cannot be included.
+        let mutant = source
+            .replace(from, to)
+            .lines()
+            .filter(|line| !line.starts_with("//!"))
+            .fold(String::new(), |text, line| text + line + "\n");
+        out += &format!(
+            "#[allow(unused)]
+             pub(crate) mod {name} {{
+             {mutant}
+             pub(crate) struct Mutant;
+             impl crate::protocol::Parts for Mutant {{ {parts} }}
+             }}
+             crate::protocol::{imp}!(mutants::{name});\n"
+        );
+    }
+    out
+}
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    let mut out = mutate(
+        "in_flight.rs",
+        IN_FLIGHT,
+        "impl_set",
+        "type Set = InFlight; type Cache = crate::mapping_cache::MappingCache;",
+    );
+    out += &mutate(
+        "mapping_cache.rs",
+        MAPPING_CACHE,
+        "impl_cache",
+        "type Set = crate::in_flight::InFlight; type Cache = MappingCache;",
+    );
+    let path = Path::new(&env::var_os("OUT_DIR").unwrap()).join("mutants.rs");
+    fs::write(path, out).unwrap();
+}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A model of dm-thin's lockless parts: all that may happen when threads run through them at once.
+//!
+//! `in_flight.rs` and `mapping_cache.rs` of the module are compiled here, with [`loom`]'s atomics and locks in place of
+//! the kernel's. loom runs a test again and again, each time with another interleaving of the threads or another value
+//! that a load may see on a processor that reorders, until it has seen all that can make a difference. Most tests limit
+//! how often threads are interrupted where they need not wait; those that are ignored go deeper.
+//!
+//! A data block is a cell that loom watches. A bio that used a block after it went to another volume, or whose use is
+//! not ordered before that, ends a test, as does a sleeper whom nobody wakes.
+//!
+//! - [`protocol`]: what bios, changes of a mapping and evictions do with a cached mapping.
+//! - [`tests`]: that no bio ever uses a block which has become another's, and nobody sleeps forever.
+//! - [`mutants`]: what is not the module, but the same with a barrier missing or steps in another order. `build.rs` makes
+//!   them of the sources.
+//!
+//! What loom cannot see: loads that see a store which comes later, of another thread (load buffering), and interrupts,
+//! which are played by other threads.
+
+#![cfg(test)]
+
+extern crate self as dm;
+extern crate self as kernel;
+
+mod cache_pages;
+#[path = "../../../rust/dm_thin/in_flight.rs"]
+mod in_flight;
+#[expect(dead_code, reason = "it is played through in part")]
+#[path = "../../../rust/dm_thin/mapping_cache.rs"]
+mod mapping_cache;
+mod mutants;
+mod percpu;
+mod prelude;
+mod protocol;
+mod sparse_words;
+mod sync;
+mod tests;
+
+use percpu::PerCpu;
+use sparse_words::SparseWords;
