@@ -42,6 +42,9 @@ demo:
 test:
 	@scripts/test $(SUITES)
 
+bench:
+	@ROWS='$(ROWS)' SIZES='$(SIZES)' PROFILE='$(PROFILE)' IMPL='$(IMPL)' scripts/bench
+
 help:
 	@echo 'Module:'
 	@echo '  modules          - Build dm-thin-pool.ko (the default target)'
@@ -61,7 +64,11 @@ help:
 	@echo 'Test kernels (as root on Debian 12 or 13; the rest installs itself):'
 	@echo '  demo             - Show pools, volumes and snapshots at work in a VM'
 	@echo '  test             - Run all tests; SUITES="..." runs only some of:'
-	@echo '                     scripts lint cargo kunit functional smoke lvm2 graft'
+	@echo '                     scripts lint cargo kunit functional cache smoke lvm2 graft'
+	@echo '  bench            - Measure this module beside the C one; ROWS="read-4k-*"'
+	@echo '                     and SIZES="1Mi" measure only a part;'
+	@echo '                     PROFILE=<row> shows what its instructions are, of'
+	@echo '                     IMPL=c or rust'
 	@echo '  setup            - Only get the tools and build the test kernels'
 	@echo '  clippy           - Check all Rust code with clippy; warnings are errors'
 	@echo ''
@@ -71,4 +78,4 @@ help:
 	@echo '  rust-analyzer    - Write rust-project.json for rust-analyzer'
 	@echo '  help             - Show this'
 
-.PHONY: modules modules_install clean rust-analyzer fmt fmtcheck setup clippy demo test help
+.PHONY: modules modules_install clean rust-analyzer fmt fmtcheck setup clippy demo test bench help

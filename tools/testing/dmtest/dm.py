@@ -22,14 +22,20 @@ class Device:
     @classmethod
     def create(cls, name, table, readonly=False):
         """Creates the device, loads its table and resumes it; leaves nothing behind when one of them fails."""
-        device = cls(name)
-        device.minor = ioctl.call(ioctl.DEV_CREATE, name).minor
+        device = cls.create_empty(name)
         try:
             device.load(table, readonly)
             device.resume()
         except BaseException:
             device.remove()
             raise
+        return device
+
+    @classmethod
+    def create_empty(cls, name):
+        """Creates the device without a table."""
+        device = cls(name)
+        device.minor = ioctl.call(ioctl.DEV_CREATE, name).minor
         return device
 
     @classmethod
@@ -70,6 +76,13 @@ class Device:
     def message(self, text):
         """Sends the message to the target at sector 0."""
         ioctl.call(ioctl.TARGET_MSG, self.name, data=ioctl.MESSAGE.pack(0) + text.encode() + b"\0")
+
+    def ask(self, text):
+        """Sends a message that the target at sector 0 replies to in a few words; returns them. Other threads run meanwhile."""
+        data = ioctl.MESSAGE.pack(0) + text.encode() + b"\0"
+        reply = ioctl.call(ioctl.TARGET_MSG, self.name, data=data, size=ioctl.SMALL_BUFFER_SIZE)
+        assert reply.flags & ioctl.DATA_OUT and not reply.flags & ioctl.BUFFER_FULL, f"no reply to {text}"
+        return reply.data.split(b"\0", 1)[0].decode()
 
     def status(self, noflush=False):
         """The target's own part of the status line."""

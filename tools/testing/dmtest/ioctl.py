@@ -38,6 +38,8 @@ NOFLUSH = 1 << 11
 DATA_OUT = 1 << 16
 
 BUFFER_SIZE = 16384
+# With no more than this, Python lets other threads run during an ioctl.
+SMALL_BUFFER_SIZE = 1024
 
 _control = None
 
@@ -64,17 +66,27 @@ class Reply:
         return (self.dev >> 8) & 0xFFF
 
 
-def call(command, name, flags=0, target_count=0, data=b"", event_nr=0):
-    """Runs one ioctl on the device `name` and returns its Reply. Raises DmError."""
+def control():
+    """The descriptor that the ioctls go to."""
     global _control
     if _control is None:
         _control = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
-    size = max(BUFFER_SIZE, HEADER.size + len(data))
+    return _control
+
+
+def prepare(command, name, flags=0, target_count=0, data=b"", event_nr=0, size=BUFFER_SIZE):
+    """The request and the buffer of one ioctl on the device `name`."""
+    size = max(size, HEADER.size + len(data))
     header = HEADER.pack(4, 0, 0, size, HEADER.size, target_count, 0, flags, event_nr, 0, 0, name.encode(), b"")
-    buffer = bytearray((header + data).ljust(size, b"\0"))
     request = (3 << 30) | (HEADER.size << 16) | (0xFD << 8) | command
+    return request, bytearray((header + data).ljust(size, b"\0"))
+
+
+def call(command, name, flags=0, target_count=0, data=b"", event_nr=0, size=BUFFER_SIZE):
+    """Runs one ioctl on the device `name` and returns its Reply. Raises DmError."""
+    request, buffer = prepare(command, name, flags, target_count, data, event_nr, size)
     try:
-        fcntl.ioctl(_control, request, buffer)
+        fcntl.ioctl(control(), request, buffer)
     except OSError as error:
         raise DmError(error.errno, error.strerror, name) from None
     _, _, _, size, start, count, opened, flags, event_nr, _, dev, _, _ = HEADER.unpack_from(buffer)

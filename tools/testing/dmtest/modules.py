@@ -15,12 +15,13 @@ LOADED = "/sys/module/dm_thin_pool"
 class Modules:
     """`folder` maps names of the kernel's modules to their files, `implementations` "c" and "rust" to dm-thin-pool's.
 
-    An implementation without a file is part of the kernel.
+    An implementation without a file is part of the kernel. `parameters` are those that ours is loaded with.
     """
 
-    def __init__(self, folder, implementations):
+    def __init__(self, folder, implementations, parameters=()):
         self._files = folder
         self._implementations = implementations
+        self._parameters = list(parameters)
 
     def file(self, implementation):
         return self._implementations[implementation]
@@ -35,7 +36,7 @@ class Modules:
             if self.is_loaded(file):
                 return
             self.unload()
-        self.insert(file)
+        self.insert(file, *(self._parameters if implementation == "rust" else []))
         assert self.is_loaded(file), f"the loaded {NAME} is not {file}"
 
     def insert(self, file, *parameters):
@@ -50,6 +51,14 @@ class Modules:
         name = name.replace("_", "-")
         if name in self._files and not os.path.exists(f"/sys/module/{name.replace('-', '_')}"):
             self.insert(self._files[name])
+
+    def insert_named(self, name, *parameters):
+        """Loads one of the kernel's own modules, which must not be there yet, with these parameters."""
+        self.insert(self._files[name], *parameters)
+
+    @staticmethod
+    def remove_named(name):
+        _run("rmmod", name)
 
     def unload(self):
         if os.path.exists(LOADED):

@@ -32,9 +32,10 @@ def kunit(results, config):
     built_in = config["impl"] == "built-in"
     log = kmsg.Log(start=built_in)
     if not built_in:
-        modules = Modules(config["modules"], config["implementations"])
+        modules = Modules(config["modules"], config["implementations"], config["parameters"])
         modules.insert(modules.file("rust"))
         modules.unload()
+        modules.need("dm-load")
     with open(os.path.join(results, "kunit.log"), "w") as report:
         report.write("\n".join(log.lines()) + "\n")
     return 0
@@ -43,17 +44,24 @@ def kunit(results, config):
 def demo(results, config):
     from dmtest.modules import Modules
 
-    modules = Modules(config["modules"], config["implementations"])
+    modules = Modules(config["modules"], config["implementations"], config["parameters"])
     modules.load(config["impl"])
     print("demo starts", flush=True)
     return subprocess.run([os.path.join(ROOT, "demo", "demo")]).returncode
+
+
+def bench(results, config):
+    from bench import run
+    from dmtest.modules import Modules
+
+    return run.run(results, config, Modules(config["modules"], config["implementations"]))
 
 
 def main():
     results = sys.argv[1]
     with open(os.path.join(results, "config.json")) as file:
         config = json.load(file)
-    return {"functional": functional, "kunit": kunit, "demo": demo}[config["job"]](results, config)
+    return {"functional": functional, "kunit": kunit, "demo": demo, "bench": bench}[config["job"]](results, config)
 
 
 if __name__ == "__main__":

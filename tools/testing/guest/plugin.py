@@ -14,7 +14,7 @@ class Events:
     def __init__(self, results, config):
         self._path = os.path.join(results, "events")
         self.config = config
-        self.modules = Modules(config["modules"], config["implementations"])
+        self.modules = Modules(config["modules"], config["implementations"], config["parameters"])
         self._outcome = None
 
     def _emit(self, event, **fields):

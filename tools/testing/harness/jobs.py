@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What the runner can do: functional tests, the smoke selection of them, KUnit and the demo."""
+"""What the runner can do: functional tests, the smoke selection of them, KUnit, the demo and the benchmark."""
 
 import importlib.util
 import os
@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 
-from . import ktap, suite
+from . import bench, ktap, suite
 from .vm import (
     ROOT,
     Uml,
@@ -25,7 +25,7 @@ class Missing(Exception):
 
 
 def run(options):
-    return {"functional": functional, "smoke": marked, "lvm2": marked, "kunit": kunit, "demo": demo}[options.suite](options)
+    return {"functional": functional, "smoke": marked, "lvm2": marked, "kunit": kunit, "demo": demo, "bench": benchmark}[options.suite](options)
 
 
 def functional(options):
@@ -76,6 +76,22 @@ def kunit(options):
         tail = complaints or vm.read("console.log").splitlines()[-60:]
         results.add("kunit kernel log", "failed", 0, f"{vm.console}:\n" + "\n".join(tail))
     return results.finish()
+
+
+def benchmark(options):
+    need_programs("thin_restore")
+    if not options.vng:
+        raise Missing("vng (virtme-ng) is not installed; name it with --vng")
+    if not options.load:
+        raise Missing("bench needs the load generator: --load")
+    config = configuration(options, "bench")
+    # The run goes on with these if they are built anew meanwhile.
+    for files, name in ((config["implementations"], "rust"), (config["modules"], "dm-load")):
+        if name in files:
+            files[name] = shutil.copy(files[name], os.path.join(options.results, f"{name}.ko"))
+    with open(os.path.join(options.kernel, "include", "config", "kernel.release")) as file:
+        config["release"] = file.read().strip()
+    return bench.run(options, config)
 
 
 def demo(options):
@@ -130,7 +146,7 @@ def configuration(options, job):
         implementations["built-in"] = None
     elif NAME in modules:
         implementations["c"] = modules.pop(NAME)
-    elif job == "functional" or not options.module:
+    elif job in ("functional", "bench") or not options.module:
         raise Missing(f"no {NAME}.ko in {options.kernel}")
     if options.module:
         implementations["rust"] = os.path.abspath(options.module)
@@ -138,11 +154,16 @@ def configuration(options, job):
             raise Missing(f"no such file: {options.module}")
     if options.impl not in implementations:
         raise Missing(f"--impl {options.impl} needs --module")
+    if options.load:
+        modules["dm-load"] = os.path.abspath(options.load)
+        if not os.path.exists(options.load):
+            raise Missing(f"no such file: {options.load}")
     shutil.rmtree(options.results, ignore_errors=True)
     os.makedirs(options.results)
     return {
         "job": job, "modules": modules, "implementations": implementations, "impl": options.impl,
         "expression": options.expression, "mark": "", "tests": [], "append": options.append,
+        "parameters": options.parameter,
     }
 
 
@@ -163,9 +184,9 @@ def built_in(folder):
         return any(os.path.basename(line.strip()) == f"{NAME}.ko" for line in file)
 
 
-def need_programs():
+def need_programs(*more):
     path = os.pathsep.join(["/usr/sbin", "/usr/bin", "/sbin", "/bin"])
-    missing = [program for program in PROGRAMS if not shutil.which(program, path=path)]
+    missing = [program for program in [*PROGRAMS, *more] if not shutil.which(program, path=path)]
     if importlib.util.find_spec("pytest") is None:
         missing.append("pytest for /usr/bin/python3")
     if missing:
