@@ -10,11 +10,13 @@ import pathlib
 import sys
 
 TOP = pathlib.Path(__file__).resolve().parent.parent
+# Where a crate is, and which others it uses.
 CRATES = {
-    "persistent_data": [],
-    "thin_metadata": ["persistent_data"],
-    "dm": [],
-    "dm_thin": ["persistent_data", "thin_metadata", "dm"],
+    "persistent_data": ("rust/persistent_data", []),
+    "thin_metadata": ("rust/thin_metadata", ["persistent_data"]),
+    "dm": ("rust/dm", []),
+    "dm_thin": ("rust/dm_thin", ["persistent_data", "thin_metadata", "dm"]),
+    "dm_load": ("tools/testing/bench/load", ["dm"]),
 }
 
 
@@ -24,14 +26,14 @@ def main():
     project = json.loads(path.read_text())
     crates = project["crates"]
     index = {crate["display_name"]: i for i, crate in enumerate(crates)}
-    cfg = crates[index["kernel"]]["cfg"] + ["MODULE"]
+    cfg = crates[index["kernel"]]["cfg"] + ["MODULE", "dm_load"]
 
-    for name, uses in CRATES.items():
+    for name, (folder, uses) in CRATES.items():
         deps = ["core", "kernel", "pin_init", "zerocopy", "zerocopy_derive", *uses]
         index[name] = len(crates)
         crates.append({
             "display_name": name,
-            "root_module": str(TOP / "rust" / name / "lib.rs"),
+            "root_module": str(TOP / folder / "lib.rs"),
             "is_workspace_member": True,
             "deps": [{"crate": index[dep], "name": dep} for dep in deps],
             "cfg": cfg,
@@ -41,7 +43,7 @@ def main():
                 "DM_BINDINGS": str(output / "rust/bindings/bindings_generated.rs"),
             },
             "source": {
-                "include_dirs": [str(TOP / "rust"), str(output / "rust")],
+                "include_dirs": [str(TOP / "rust"), str(TOP / "tools"), str(output / "rust")],
                 "exclude_dirs": [],
             },
         })

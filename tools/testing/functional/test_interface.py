@@ -10,7 +10,10 @@ import re
 import pytest
 
 from dmtest import disk
-from dmtest.content import pattern
+from dmtest.content import (
+    Content,
+    pattern,
+)
 from dmtest.disk import (
     KIB,
     MIB,
@@ -360,5 +363,30 @@ def test_volume_of_another_pool_cannot_replace_one(make_pool, compare):
         again.remove()
         first.stop()
         second.stop()
+
+    compare(scenario)
+
+
+def io_counts(device):
+    """Reads, sectors read, writes, sectors written, as /sys/block tells."""
+    name = os.path.basename(os.path.realpath(device.path))
+    with open(f"/sys/block/{name}/stat") as stat:
+        fields = [int(field) for field in stat.read().split()]
+    return fields[0], fields[2], fields[4], fields[6]
+
+
+def test_statistics_of_the_pool(make_pool, compare):
+    """What its volumes do counts as I/O of the pool's device."""
+    def scenario(trace, turn):
+        pool = make_pool()
+        content = Content(pool.new_thin(0, 8 * MIB))
+        content.write(0, 4 * MIB)
+        content.thin.flush()
+        before = io_counts(pool.device)
+        for offset in range(0, 4 * MIB, 64 * KIB):
+            content.write(offset, 4 * KIB)
+            content.thin.read(offset, 64 * KIB)
+        trace.note("mapped", [after - then for after, then in zip(io_counts(pool.device), before)])
+        pool.stop()
 
     compare(scenario)

@@ -36,6 +36,14 @@ def test_fio_random_writes(pool, engine):
     load.run(thin, "--bsrange=512-128k", engine=engine)
 
 
+@pytest.mark.smoke
+def test_fio_reads_among_writes(pool):
+    """From user space as the benchmark does it: reads and writes of mapped and of new blocks, 32 at a time."""
+    thin = pool.new_thin(0, 32 * MIB)
+    for _ in range(2):
+        load.run(thin, "--bs=4k", rw="randrw", size="24m", engine="io_uring", depth=32)
+
+
 def test_fio_several_jobs(pool):
     """Four writers, each in its own quarter, mixed with their reads."""
     thin = pool.new_thin(0, 32 * MIB)

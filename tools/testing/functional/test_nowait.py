@@ -2,7 +2,6 @@
 """I/O that must not wait: served if the mapping is at hand, EAGAIN otherwise. The C module does not take it."""
 
 import os
-import threading
 import time
 
 import pytest
@@ -112,47 +111,6 @@ def test_metadata_that_are_not_in_memory(make_pool):
     with pytest.raises(BlockingIOError):
         read(thin, 32 * MIB, SECTOR)
     assert eventually(read, thin, 32 * MIB, SECTOR) == content.data[32 * MIB:32 * MIB + SECTOR]
-
-
-def test_while_a_commit_waits_for_its_device(make_pool):
-    """The metadata are locked then."""
-    pool = make_pool(start=False)
-    linear = Device.create("linear", f"0 {pool.metadata.sectors} linear {pool.metadata.path} 0")
-    pool.device = Device.create(
-        pool.name, f"0 {pool.data.sectors} thin-pool {linear.path} {pool.data.path} {pool.block_sectors} 0"
-    )
-    content = Content(pool.new_thin(0, 4 * MIB))
-    content.write(0, MIB)
-    eventually(read, content.thin, 0, SECTOR)
-    linear.suspend()
-    refused = threading.Event()
-
-    def user():
-        try:
-            while True:
-                read(content.thin, 0, SECTOR)
-                time.sleep(0.001)
-        except BlockingIOError:
-            refused.set()
-
-    writer = threading.Thread(target=content.write, args=(2 * MIB, SECTOR, os.O_DSYNC))
-    reader = threading.Thread(target=user)
-    writer.start()
-    reader.start()
-    told = refused.wait(PATIENCE)
-    was_committing = writer.is_alive()
-    linear.resume()
-    if not told:
-        # Ends the loop, if it is not stuck for good.
-        pool.device.suspend()
-        reader.join(PATIENCE)
-        pool.device.resume()
-    reader.join()
-    writer.join()
-    assert told and was_committing
-    content.verify()
-    pool.stop()
-    linear.remove()
 
 
 def test_while_suspended(pool):

@@ -12,7 +12,10 @@ from dmtest import (
     dm,
     ioctl,
 )
-from dmtest.background import Background
+from dmtest.background import (
+    Background,
+    wait_until,
+)
 from dmtest.content import (
     Content,
     pattern,
@@ -201,11 +204,13 @@ def test_interrupted_suspend_is_undone(make_pool, make_faulty, compare):
         content = Content(pool.new_thin(0, SIZE))
         content.write(0, MIB)
         # I/O of the pool's own device is what its suspend waits for, where it can be interrupted.
-        pool.data.delay(3000)
+        pool.data.delay(6000)
         reading = Background(lambda: disk.read(pool.device.path, 0, 4 * KIB))
         time.sleep(0.3)
         suspending = subprocess.Popen(["dmsetup", "suspend", "--nolockfs", pool.name], stderr=subprocess.DEVNULL)
-        time.sleep(0.7)
+        # Its volumes come first.
+        wait_until(lambda: flags(content.thin)[1], "the suspend is under way")
+        time.sleep(0.3)
         trace.note("suspends", suspending.poll() is None)
         suspending.send_signal(signal.SIGKILL)
         suspending.wait()
