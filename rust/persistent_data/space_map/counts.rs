@@ -470,7 +470,10 @@ fn shadow_bitmap<'b, T: Transaction<'b>>(
     let guard = tx.shadow(index.bitmap, &bitmap::VALIDATOR)?.guard;
     if guard.location() != index.bitmap {
         index.bitmap = guard.location();
-        index.nr_free = Bitmap::of(&guard).nr_free();
+        if !index.is_counted {
+            index.nr_free = Bitmap::of(&guard).nr_free();
+            index.is_counted = true;
+        }
     }
     Ok(guard)
 }

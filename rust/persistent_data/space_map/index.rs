@@ -14,7 +14,7 @@
 //! The last two are hints that save look-ups. Entries of the last bitmap beyond the end of the space map are
 //! zero. The kernel counts them as free, other tools do not, and after such a map has grown the kernel may
 //! have counted below zero. So the number of free entries may be off by up to a bitmap in either direction,
-//! and it is counted anew when a bitmap is first changed in a transaction.
+//! and it is counted anew when a bitmap is first changed after its entry was read.
 
 use zerocopy::byteorder::little_endian::{
     U32,
@@ -74,6 +74,8 @@ pub(crate) struct Entry {
     pub(crate) nr_free: u32,
     /// No entry before this one is zero.
     pub(crate) none_free_before: u32,
+    /// Whether the number was counted since the entry was read, and so is exact.
+    pub(crate) is_counted: bool,
 }
 
 impl Entry {
@@ -83,6 +85,7 @@ impl Entry {
             bitmap,
             nr_free: bitmap::NR_ENTRIES,
             none_free_before: 0,
+            is_counted: true,
         }
     }
 
@@ -105,6 +108,7 @@ impl Entry {
             bitmap,
             nr_free: nr_free.min(bitmap::NR_ENTRIES),
             none_free_before,
+            is_counted: false,
         })
     }
 
