@@ -41,6 +41,7 @@
 mod cursor;
 mod delete;
 mod finger;
+mod inner;
 mod insert;
 mod lookup;
 mod node;

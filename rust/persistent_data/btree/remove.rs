@@ -6,6 +6,7 @@
 //! neighbours on the way down, so that nothing needs to be done on the way up.
 
 use super::{
+    inner::find_writable,
     node::{
         Kind,
         Node,
@@ -80,50 +81,6 @@ impl<V: Value, const L: usize> Tree<V, L> {
         }
         Err(Error::Corrupt(self.root(), Corruption::TooDeep))
     }
-}
-
-impl<V: Value> Tree<V, 2> {
-    /// Changes, by `f`, the tree that `key` names in the upper level.
-    ///
-    /// Gives [`Error::NoData`] if there is none.
-    pub fn change_inner<'b, T: Transaction<'b>, X>(
-        &mut self,
-        tx: &mut T,
-        key: u64,
-        f: impl FnOnce(&mut T, &mut Tree<V, 1>) -> Result<X>,
-    ) -> Result<X> {
-        let node = shadow(tx, &mut Blocks, self.root())?;
-        *self = Self::from_root(node.location());
-        let (mut leaf, index) = find_writable(tx, node, key)?;
-        let block = leaf.location();
-        let mut leaf = NodeMut::new(&mut leaf, block)?;
-        let mut inner = Tree::from_root(leaf.child(index)?);
-        let x = f(tx, &mut inner)?;
-        // What the old root was is the new one now.
-        leaf.set_child(index, inner.root())?;
-        Ok(x)
-    }
-}
-
-/// Finds `key` in an upper level, whose `node` is the root.
-fn find_writable<'b, T: Transaction<'b>>(
-    tx: &mut T,
-    mut node: WriteGuard<'b, T::Bm>,
-    key: u64,
-) -> Result<(WriteGuard<'b, T::Bm>, usize)> {
-    let root = node.location();
-    for _ in 0..MAX_DEPTH {
-        let mut view = NodeMut::of(&mut node)?;
-        let index = view.floor(key).ok_or(Error::NoData)?;
-        if view.shape().kind == Kind::Leaf {
-            return match view.keys().get(index) {
-                Some(found) if found.get() == key => Ok((node, index)),
-                _ => Err(Error::NoData),
-            };
-        }
-        node = shadow_child(tx, &mut Blocks, &mut view, index)?;
-    }
-    Err(Error::Corrupt(root, Corruption::TooDeep))
 }
 
 fn remove_from_leaf<'b, T: Transaction<'b>, VT: ValueType>(

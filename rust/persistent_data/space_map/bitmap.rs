@@ -124,11 +124,24 @@ impl Bitmap {
     ) -> Option<Range<u32>> {
         let start = self.find_free(entries.clone(), other)?;
         let limit = entries.end.min(start.saturating_add(max));
-        let mut end = start + 1;
-        while end < limit && self.find_free(end..end + 1, other).is_some() {
-            end += 1;
+        let mut end = start;
+        while end < limit {
+            let in_word = end % ENTRIES_PER_WORD;
+            let used_at = self
+                .free_word(end / ENTRIES_PER_WORD, other)
+                .find_used(in_word);
+            end += used_at - in_word;
+            if used_at < ENTRIES_PER_WORD {
+                break;
+            }
         }
-        Some(start..end)
+        Some(start..end.min(limit))
+    }
+
+    /// The word with the given number, with what is not zero in `other` as well.
+    fn free_word(&self, word: u32, other: Option<&Bitmap>) -> Word {
+        let used = other.map_or(0, |o| o.word(word).0);
+        Word(self.word(word).0 | used)
     }
 
     /// The first of `entries` that is zero, in `other` as well.
@@ -136,8 +149,7 @@ impl Bitmap {
         let mut entry = entries.start;
         while entry < entries.end {
             let word = entry / ENTRIES_PER_WORD;
-            let used = other.map_or(0, |o| o.word(word).0);
-            let word = Word(self.word(word).0 | used);
+            let word = self.free_word(word, other);
             let base = entry - entry % ENTRIES_PER_WORD;
             if let Some(found) = word.find_free(entry - base) {
                 let found = base + found;
@@ -289,6 +301,11 @@ impl Word {
         }
     }
 
+    /// The first entry that is not zero, from `begin` on, which is below [`ENTRIES_PER_WORD`]; that if there is none.
+    fn find_used(self, begin: u32) -> u32 {
+        Entries(self.free()).first_missing(begin)
+    }
+
     /// The first entry that is zero, from `begin` on, which is below [`ENTRIES_PER_WORD`].
     fn find_free(self, begin: u32) -> Option<u32> {
         let free = self.free() & (u64::MAX << (2 * begin));
@@ -384,6 +401,18 @@ mod tests {
             Some(NR_ENTRIES - 1)
         );
         assert_eq!(a.find_free(NR_ENTRIES..NR_ENTRIES, None), None);
+
+        a.set(300, 3);
+        b.set(310, 1);
+        assert_eq!(a.find_free_run(0..NR_ENTRIES, None, 1000), Some(100..300));
+        assert_eq!(a.find_free_run(0..NR_ENTRIES, None, 7), Some(100..107));
+        assert_eq!(a.find_free_run(0..250, Some(b), 1000), Some(200..250));
+        assert_eq!(a.find_free_run(301..400, Some(b), 1000), Some(301..310));
+        assert_eq!(a.find_free_run(300..400, None, 1), Some(301..302));
+        assert_eq!(
+            a.find_free_run(301..NR_ENTRIES, None, u32::MAX),
+            Some(301..NR_ENTRIES)
+        );
         Ok(())
     }
 

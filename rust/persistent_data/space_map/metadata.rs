@@ -62,6 +62,9 @@ use crate::{
     },
 };
 
+/// How many free blocks are looked for at a time.
+const MAX_KNOWN_FREE: u32 = 64;
+
 /// The counts of the metadata device's blocks.
 pub(crate) type MetadataCounts = Counts<BlockIndex>;
 
@@ -74,6 +77,8 @@ pub struct Allocator {
     /// How many of the committed free blocks were handed out in this transaction.
     nr_handed_out: BlockNr,
     candidates: Candidates,
+    /// The next candidates as far as they are known to be free, so that they need not be looked at again.
+    next: BlockRange,
     /// The blocks that were handed out in this transaction.
     shadows: ShadowSet,
     pending: Pending,
@@ -90,6 +95,7 @@ impl Allocator {
             nr_committed_free: 0,
             nr_handed_out: 0,
             candidates: Candidates::new(begin, 0)?,
+            next: 0..0,
             shadows: ShadowSet::new(),
             pending: Pending::new(),
             threshold: Threshold::new(),
@@ -98,6 +104,8 @@ impl Allocator {
 
     /// Adds new, free blocks at the end of the device.
     pub(crate) fn extend(&mut self, blocks: BlockRange) -> Result {
+        // They are the next ones now.
+        self.next = 0..0;
         self.candidates.add(blocks)
     }
 
@@ -110,6 +118,7 @@ impl Allocator {
         self.nr_committed = counts.nr_blocks();
         self.nr_committed_free = counts.nr_blocks().saturating_sub(counts.nr_allocated());
         self.nr_handed_out = 0;
+        self.next = 0..0;
         self.candidates.restart(counts.nr_blocks())
     }
 
@@ -181,6 +190,7 @@ impl Allocator {
         let block = self.find(bm)?;
         let guard = write(block)?;
         self.candidates.take(block);
+        self.next.start = block + 1;
         if block < self.nr_committed {
             self.nr_handed_out += 1;
         }
@@ -206,6 +216,9 @@ impl Allocator {
     }
 
     fn find<B: BlockManager>(&mut self, bm: &B) -> Result<BlockNr> {
+        if !self.next.is_empty() {
+            return Ok(self.next.start);
+        }
         while let Some(blocks) = self.candidates.current() {
             if blocks.start >= self.nr_committed {
                 // Added in this transaction: none was in use before.
@@ -218,8 +231,11 @@ impl Allocator {
                 .and_then(|i| self.committed.get(i))
                 .ok_or(Error::OutOfBounds(blocks.start))?;
             let in_bitmap = blocks.start..end_of_bitmap;
-            match MetadataCounts::find_free(bm, i, entry, None, &in_bitmap, 1)? {
-                Some(run) => return Ok(run.start),
+            match MetadataCounts::find_free(bm, i, entry, None, &in_bitmap, MAX_KNOWN_FREE)? {
+                Some(run) => {
+                    self.next = run;
+                    return Ok(self.next.start);
+                }
                 None => self.candidates.skip_to(end_of_bitmap),
             }
         }
