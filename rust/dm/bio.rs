@@ -123,8 +123,8 @@ impl<P> Slot<P> {
 /// none is ever lost; [`Target::end_io`] is told of this, too, unless it drops the bio again.
 ///
 /// A bio may only be sent to devices that its own target opened ([`Ctr::get_device`]) or borrowed
-/// ([`Ctr::borrow_device`]), as these stay open long enough. Submitting one that was sent elsewhere, or nowhere, ends it with an I/O
-/// error.
+/// ([`Ctr::borrow_device`]), as these stay open long enough. Submitting one that was sent elsewhere,
+/// or nowhere, ends it with an I/O error.
 ///
 /// Once the bio came back from below ([`Target::end_io`]), its sector and length count for nothing
 /// any more, and it cannot be submitted again.

@@ -319,7 +319,6 @@ impl Shrink for MappingCaches {
 #[kernel::macros::kunit_tests(dm_thin_cache_pages)]
 mod tests {
     use super::*;
-    use dm::sparse_words::WORDS_PER_PAGE;
     use thin_metadata::format::BlockTime;
 
     /// Whether new mappings of two blocks, of which only the second has a page, leave no old one behind if there may be

@@ -45,7 +45,7 @@ impl Supply {
     }
 
     /// Notes how many blocks the writes among `bios`, which are sorted, may want.
-    pub(crate) fn expect(&mut self, pool: &Pool, thin: &Thin, bios: &ThinBios) {
+    pub(crate) fn plan_for(&mut self, pool: &Pool, thin: &Thin, bios: &ThinBios) {
         let mut last = None;
         self.wanted = 0;
         let writes = bios

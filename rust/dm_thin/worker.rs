@@ -132,7 +132,7 @@ impl Pool {
             return;
         }
         let mut bios = sort_by_sector(bios);
-        worker.supply.expect(self, thin, &bios);
+        worker.supply.plan_for(self, thin, &bios);
         let mut count = 0usize;
         while let Some(bio) = bios.pop() {
             if let Err(Postponed(bio)) = self.process(worker, thin, bio) {

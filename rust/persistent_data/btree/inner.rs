@@ -42,8 +42,7 @@ impl<V: Value> Tree<V, 2> {
         let node = shadow(tx, &mut Blocks, self.root())?;
         *self = Self::from_root(node.location());
         let (mut leaf, index) = find_writable(tx, node, key)?;
-        let block = leaf.location();
-        let mut leaf = NodeMut::new(&mut leaf, block)?;
+        let mut leaf = NodeMut::of(&mut leaf)?;
         let mut inner = Tree::from_root(leaf.child(index)?);
         let x = f(tx, &mut inner)?;
         // What the old root was is the new one now.

@@ -79,8 +79,7 @@ impl<V: Value, const L: usize> Tree<V, L> {
             finger.seek(tx, &mut Blocks, key)?;
             self.link(&mut upper, finger.root())?;
             let mut guard = finger.into_leaf()?;
-            let block = guard.location();
-            let mut leaf = NodeMut::new(&mut guard, block)?;
+            let mut leaf = NodeMut::of(&mut guard)?;
             let index = match leaf.find(key) {
                 Ok(index) => {
                     root = leaf.child(index)?;
@@ -189,8 +188,7 @@ impl<V: Value> Tree<V, 1> {
         let mut node = shadow(tx, vt, self.root())?;
         *self = Self::from_root(node.location());
         for _ in 0..MAX_DEPTH {
-            let block = node.location();
-            let mut view = NodeMut::new(&mut node, block)?;
+            let mut view = NodeMut::of(&mut node)?;
             let index = view.floor(key).ok_or(Error::NoData)?;
             if view.shape().kind == Kind::Leaf {
                 if view.keys().get(index).map(|k| k.get()) != Some(key) {

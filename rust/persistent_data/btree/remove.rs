@@ -64,8 +64,7 @@ impl<V: Value, const L: usize> Tree<V, L> {
             let node = shadow(tx, &mut Blocks, root)?;
             self.link(&mut upper, node.location())?;
             let (mut leaf, index) = find_writable(tx, node, key)?;
-            let block = leaf.location();
-            root = NodeMut::new(&mut leaf, block)?.child(index)?;
+            root = NodeMut::of(&mut leaf)?.child(index)?;
             upper = Some((leaf, index));
         }
 
@@ -89,8 +88,7 @@ fn remove_from_leaf<'b, T: Transaction<'b>, VT: ValueType>(
     leaf: &mut WriteGuard<'b, T::Bm>,
     key: u64,
 ) -> Result {
-    let block = leaf.location();
-    let mut leaf = NodeMut::new(leaf, block)?;
+    let mut leaf = NodeMut::of(leaf)?;
     let index = leaf.ceil(key);
     if leaf.keys().get(index).map(|k| k.get()) != Some(key) {
         return Err(Error::NoData);
