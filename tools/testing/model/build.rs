@@ -135,8 +135,46 @@ const MAPPING_CACHE: &[Mutant] = &[
     ),
 ];
 
-/// Makes mutants of a file of the module, which `imp` fits into the protocol as `parts`.
-fn mutate(file: &str, mutants: &[Mutant], imp: &str, parts: &str) -> String {
+const CELLS: &[Mutant] = &[
+    (
+        "wait_for_another_device",
+        "if key.device != device || cell",
+        "if cell",
+    ),
+    (
+        "wait_for_a_later_block",
+        "|| cell.begin >= blocks.end {",
+        "{",
+    ),
+    (
+        "pass_the_first_block",
+        "cell.begin >= blocks.end",
+        "cell.begin + 1 >= blocks.end",
+    ),
+    (
+        "pass_the_last_block",
+        "last: blocks.end.checked_sub(1).ok_or(EINVAL)?",
+        "last: blocks.end.checked_sub(1).ok_or(EINVAL)?.saturating_sub(1)",
+    ),
+    (
+        "look_from_the_next_block",
+        "last: blocks.start,",
+        "last: blocks.start + 1,",
+    ),
+    (
+        "release_without_bios",
+        "Some(cell) => cell.waiting",
+        "Some(_) => ThinBios::new()",
+    ),
+    (
+        "release_nothing",
+        "self.0.remove(&key)",
+        "self.0.get(&key).map(|_| Cell { begin: 0, waiting: ThinBios::new() })",
+    ),
+];
+
+/// The mutants of a file of the module, each in a module of its own; `imp` says how it is played.
+fn mutate(file: &str, mutants: &[Mutant], imp: &str) -> String {
     let source = format!("../../../rust/dm_thin/{file}");
     println!("cargo::rerun-if-changed={source}");
     let source = fs::read_to_string(source).unwrap();
@@ -156,10 +194,9 @@ fn mutate(file: &str, mutants: &[Mutant], imp: &str, parts: &str) -> String {
             "#[allow(unused)]
              pub(crate) mod {name} {{
              {mutant}
-             pub(crate) struct Mutant;
-             impl crate::protocol::Parts for Mutant {{ {parts} }}
-             }}
-             crate::protocol::{imp}!(mutants::{name});\n"
+             {}
+             }}\n",
+            imp.replace("MUTANT", &format!("mutants::{name}"))
         );
     }
     out
@@ -170,15 +207,24 @@ fn main() {
     let mut out = mutate(
         "in_flight.rs",
         IN_FLIGHT,
-        "impl_set",
-        "type Set = InFlight; type Cache = crate::mapping_cache::MappingCache;",
+        "pub(crate) struct Mutant;
+         impl crate::protocol::Parts for Mutant {
+             type Set = InFlight;
+             type Cache = crate::mapping_cache::MappingCache;
+         }
+         crate::protocol::impl_set!(MUTANT);",
     );
     out += &mutate(
         "mapping_cache.rs",
         MAPPING_CACHE,
-        "impl_cache",
-        "type Set = crate::in_flight::InFlight; type Cache = MappingCache;",
+        "pub(crate) struct Mutant;
+         impl crate::protocol::Parts for Mutant {
+             type Set = crate::in_flight::InFlight;
+             type Cache = MappingCache;
+         }
+         crate::protocol::impl_cache!(MUTANT);",
     );
+    out += &mutate("cells.rs", CELLS, "crate::prison::impl_prison!(MUTANT);");
     let path = Path::new(&env::var_os("OUT_DIR").unwrap()).join("mutants.rs");
     fs::write(path, out).unwrap();
 }

@@ -15,6 +15,9 @@
 //! - [`mutants`]: what is not the module, but the same with a barrier missing or steps in another order. `build.rs` makes
 //!   them of the sources.
 //!
+//! `cells.rs`, the bio prison, is compiled here, too. Only the worker uses it, so there are no threads to interleave;
+//! [`prison`] goes through all orders in which bios come and changes begin and end.
+//!
 //! What loom cannot see: loads that see a store which comes later, of another thread (load buffering), and interrupts,
 //! which are played by other threads.
 
@@ -24,15 +27,20 @@ extern crate self as dm;
 extern crate self as kernel;
 
 mod cache_pages;
+#[path = "../../../rust/dm_thin/cells.rs"]
+mod cells;
 #[path = "../../../rust/dm_thin/in_flight.rs"]
 mod in_flight;
 #[expect(dead_code, reason = "it is played through in part")]
 #[path = "../../../rust/dm_thin/mapping_cache.rs"]
 mod mapping_cache;
 mod mutants;
+mod per_bio;
 mod percpu;
 mod prelude;
+mod prison;
 mod protocol;
+mod rbtree;
 mod sparse_words;
 mod sync;
 mod tests;

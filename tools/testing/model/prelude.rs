@@ -15,13 +15,18 @@ pub(crate) use std::pin::Pin;
 #[derive(Debug, PartialEq)]
 pub(crate) enum Error {
     Busy,
+    Invalid,
     NoMemory,
 }
 
 pub(crate) use Error::{
     Busy as EBUSY,
+    Invalid as EINVAL,
     NoMemory as ENOMEM, //
 };
+
+/// How memory is asked for, which makes no difference here.
+pub(crate) const GFP_KERNEL: () = ();
 
 pub(crate) type Result<T = (), E = Error> = std::result::Result<T, E>;
 
