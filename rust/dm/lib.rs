@@ -59,6 +59,8 @@ mod bio_list;
 mod blk_status;
 mod block_io;
 pub mod bufio;
+#[cfg(dm_coverage)]
+pub mod coverage;
 mod ctr;
 mod dev;
 mod discard;

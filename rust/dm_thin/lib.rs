@@ -84,6 +84,8 @@ struct DmThin {
     thin: Registration<ThinTarget>,
     #[pin]
     pool: Registration<PoolTarget>,
+    #[cfg(dm_coverage)]
+    _coverage: dm::coverage::Files,
 }
 
 impl kernel::InPlaceModule for DmThin {
@@ -92,6 +94,8 @@ impl kernel::InPlaceModule for DmThin {
         try_pin_init!(Self {
             thin <- Registration::new(),
             pool <- Registration::new(),
+            #[cfg(dm_coverage)]
+            _coverage: dm::coverage::Files::new()?,
         })
     }
 }
