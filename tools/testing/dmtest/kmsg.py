@@ -7,7 +7,8 @@ import re
 MARK = "dmtest: "
 
 BAD = re.compile(
-    r"\bBUG\b|\bWARNING\b|\bOops\b|KASAN|UBSAN|KMSAN|kmemleak|Kernel panic|panicked at|general protection"
+    r"\bBUG\b|\bWARNING\b|\bOops\b|KASAN|KFENCE|KCSAN|KMSAN|UBSAN|ODEBUG|Kernel panic|panicked at|general protection"
+    r"|unreferenced object|kmemleak: (?!Kernel memory leak detector initialized|Automatic memory scanning)"
     r"|possible recursive locking|circular locking|inconsistent lock state|inversion.*detected|suspicious RCU"
     r"|lockdep is turned off|held lock freed|still has locks held|lock held when returning"
     r"|sleeping function called|scheduling while atomic|bad unlock balance|soft lockup|hard lockup|self-detected stall"

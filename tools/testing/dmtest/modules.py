@@ -15,13 +15,15 @@ LOADED = "/sys/module/dm_thin_pool"
 class Modules:
     """`folder` maps names of the kernel's modules to their files, `implementations` "c" and "rust" to dm-thin-pool's.
 
-    An implementation without a file is part of the kernel. `parameters` are those that ours is loaded with.
+    An implementation without a file is part of the kernel. `parameters` are those that ours is loaded with;
+    `coverage` is told before it is unloaded.
     """
 
-    def __init__(self, folder, implementations, parameters=()):
+    def __init__(self, folder, implementations, parameters=(), coverage=None):
         self._files = folder
         self._implementations = implementations
         self._parameters = list(parameters)
+        self._coverage = coverage
 
     def file(self, implementation):
         return self._implementations[implementation]
@@ -61,7 +63,9 @@ class Modules:
         _run("rmmod", name)
 
     def unload(self):
-        if os.path.exists(LOADED):
+        if os.path.exists(f"{LOADED}/initstate"):
+            if self._coverage:
+                self._coverage.save()
             _run("rmmod", NAME)
 
     def install(self, implementation):

@@ -11,6 +11,7 @@ import pytest
 
 from dmtest import (
     disk,
+    kmemleak,
     kmsg,
     metadata,
 )
@@ -112,8 +113,17 @@ FAULTS = [
     "Kernel panic - not syncing: Fatal exception",
     "    not ok 2 wrong",
     "list_add corruption. prev->next should be next",
+    "UBSAN: array-index-out-of-bounds in drivers/md/dm.c:1:1",
+    "ODEBUG: free active (active state 0) object: 00000000 object type: work_struct hint: thin",
+    "BUG: KFENCE: use-after-free read in thin_map+0x1/0x2",
+    "BUG: KCSAN: data-race in thin_map / thin_endio",
+    "unreferenced object 0x0000000061f9b500 (size 128):",
+    "kmemleak: 3 new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
+    "kmemleak: Kernel memory leak detector disabled",
 ]
 HARMLESS = [
+    "KernelAddressSanitizer initialized (generic)",
+    "kmemleak: Kernel memory leak detector initialized (mem pool available: 15841)",
     "dm_thin_pool: loading out-of-tree module taints kernel.",
     "device-mapper: thin: Creation of new thinly-provisioned device with id 0 failed.",
     "device-mapper: table: 254:1: thin-pool: Invalid block size (-EINVAL)",
@@ -135,6 +145,23 @@ def test_log_is_seen(kernel):
 
 def test_lockdep_is_at_work():
     assert kmsg.checks_locking() is not False
+
+
+def test_memory_is_checked(run):
+    """User Mode Linux is built with all that checks memory, and so is the module; on x86_64 there is none of it."""
+    with open("/proc/kallsyms") as file:
+        symbols = {line.split()[2] for line in file}
+    at_work = {"kasan_report", "kmemleak_alloc", "should_failslab", "__ubsan_handle_out_of_bounds"} & symbols
+    assert len(at_work) in (0, 4), at_work
+    if at_work and run["impl"] == "rust":
+        with open(run["implementations"]["rust"], "rb") as file:
+            assert b"__asan_report_load8_noabort" in file.read()
+
+
+def test_leaks_are_looked_for():
+    """Where there is kmemleak, it is at work: once it has lost track of something, it refuses to scan."""
+    if kmemleak.is_there():
+        kmemleak.scan()
 
 
 def test_changed_content_is_noticed(pool):

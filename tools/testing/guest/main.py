@@ -26,19 +26,25 @@ def functional(results, config):
 
 
 def kunit(results, config):
-    from dmtest import kmsg
+    from dmtest import kmemleak, kmsg
+    from dmtest.coverage import Coverage
     from dmtest.modules import Modules
 
+    leaks = ""
     built_in = config["impl"] == "built-in"
     log = kmsg.Log(start=built_in)
     if not built_in:
-        modules = Modules(config["modules"], config["implementations"], config["parameters"])
+        modules = Modules(config["modules"], config["implementations"], config["parameters"], Coverage(os.path.join(results, "profraw")))
         modules.insert(modules.file("rust"))
+        symbols = kmemleak.symbols("dm_thin_pool")
         modules.unload()
         modules.need("dm-load")
+        if kmemleak.is_there():
+            leaks = kmemleak.find(symbols)
+            print(leaks, flush=True)
     with open(os.path.join(results, "kunit.log"), "w") as report:
         report.write("\n".join(log.lines()) + "\n")
-    return 0
+    return 1 if leaks else 0
 
 
 def demo(results, config):

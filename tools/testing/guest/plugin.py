@@ -3,8 +3,10 @@
 
 import json
 import os
+import time
 
-from dmtest import kmsg
+from dmtest import kmemleak, kmsg
+from dmtest.coverage import Coverage
 from dmtest.modules import Modules
 
 
@@ -14,7 +16,7 @@ class Events:
     def __init__(self, results, config):
         self._path = os.path.join(results, "events")
         self.config = config
-        self.modules = Modules(config["modules"], config["implementations"], config["parameters"])
+        self.modules = Modules(config["modules"], config["implementations"], config["parameters"], Coverage(os.path.join(results, "profraw")))
         self._outcome = None
 
     def _emit(self, event, **fields):
@@ -51,4 +53,21 @@ class Events:
         self._emit("result", test=nodeid, outcome=outcome, seconds=round(seconds, 2), text=text)
 
     def pytest_sessionfinish(self, session, exitstatus):
+        if session.items:
+            self._finish(session.items[0].location[0])
         self._emit("end", status=int(exitstatus))
+
+    def _finish(self, file):
+        """Unloads the module, and looks for what it has left behind. To the host this is one more test."""
+        test = f"{file}::leaks"
+        kmsg.mark(f"start {test}")
+        self._emit("start", test=test)
+        began = time.monotonic()
+        try:
+            symbols = kmemleak.symbols("dm_thin_pool")
+            self.modules.unload()
+            found = kmemleak.find(symbols) if kmemleak.is_there() else ""
+        except (AssertionError, OSError) as error:
+            found = str(error)
+        outcome = "failed" if found else "passed"
+        self._emit("result", test=test, outcome=outcome, seconds=round(time.monotonic() - began, 2), text=found)

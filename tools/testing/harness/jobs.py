@@ -37,7 +37,7 @@ def functional(options):
         label = share.split("::")[0].removesuffix(".py")
         return suite.Run(
             label, lambda name: Uml(options.kernel, os.path.join(options.results, name)), dict(config, tests=[share]),
-            results, test_limit=options.test_timeout or 120, boot_limit=30,
+            results, test_limit=options.test_timeout or 240, boot_limit=120,
         )
 
     return suite.run(results, suite.files(FUNCTIONAL, options.tests), options.jobs, make)

@@ -105,7 +105,7 @@ class Run:
         test = self._current or f"{self.label} {BOOT}"
         tail = "\n".join(self._vm.read("console.log").splitlines()[-60:])
         self._results.add(test, "failed", time.monotonic() - self._since, f"{why}; the console's end, {self._vm.console}:\n{tail}")
-        if self._current:
+        if self._current in (self._pending or []):
             self._pending.remove(self._current)
 
     def _scan(self):
