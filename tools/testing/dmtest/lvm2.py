@@ -43,6 +43,8 @@ global {{
 	locking_dir = "/run/lock/lvm"
 	use_lvmpolld = 0
 	event_activation = 0
+	# User Mode Linux itself does not take all locks that lockdep wants when asynchronous I/O ends.
+	use_aio = 0
 	thin_check_executable = "{thin_check}"
 }}
 backup {{
