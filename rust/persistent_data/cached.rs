@@ -115,6 +115,8 @@ pub struct CachedBm<D> {
     loaded: Mutex<VecDeque<BlockNr>>,
     /// How many blocks the cache tries to stay below.
     limit: usize,
+    /// What a write met that no flush has told of.
+    write_error: Mutex<Option<Error>>,
     read_only: AtomicBool,
 }
 
@@ -137,6 +139,7 @@ impl<D: Device> CachedBm<D> {
             dirty: Mutex::new(BTreeSet::new()),
             loaded: Mutex::new(VecDeque::new()),
             limit,
+            write_error: Mutex::new(None),
             read_only: AtomicBool::new(false),
         };
         bm.resize()?;
@@ -196,6 +199,42 @@ impl<D: Device> CachedBm<D> {
             (validator.prepare)(&mut data, block);
         }
         Ok(data)
+    }
+
+    /// Writes those changed blocks for which `choose` is true, without a flush, as a cache may do at any time. The next
+    /// flush tells of an error; until then, what could not be written stays in the cache.
+    pub fn write_back(&self, mut choose: impl FnMut(BlockNr) -> bool) {
+        if self.is_read_only() {
+            return;
+        }
+        let blocks = self.dirty_blocks();
+        if let Err(e) = self.write_blocks(blocks.into_iter().filter(|b| choose(*b)), true) {
+            lock(&self.write_error).get_or_insert(e);
+        }
+    }
+
+    /// Writes changed blocks, all of them whatever happens.
+    fn write_blocks(&self, blocks: impl Iterator<Item = BlockNr>, keep_failed: bool) -> Result {
+        let mut result = Ok(());
+        for block in blocks {
+            let slot = self.slot(block)?;
+            let mut state = lock(&slot.state);
+            // Others may be reading it, so a copy is made ready for the device.
+            if let Some(data) = slot.read(block)?.as_deref() {
+                let mut data = *data;
+                if let Some(validator) = state.validator {
+                    (validator.prepare)(&mut data, block);
+                }
+                let written = self.device.write(block, &data);
+                result = result.and(written);
+                if written.is_err() && keep_failed {
+                    continue;
+                }
+            }
+            state.dirty = false;
+            lock(&self.dirty).remove(&block);
+        }
+        result
     }
 
     fn slot(&self, block: BlockNr) -> Result<&Slot> {
@@ -424,28 +463,15 @@ impl<D: Device> BlockManager for CachedBm<D> {
 
     fn flush(&self) -> Result {
         self.check_writable()?;
-        let mut result = Ok(());
-        for block in self.dirty_blocks() {
-            let slot = self.slot(block)?;
-            let mut state = lock(&slot.state);
-            // Others may be reading it, so a copy is made ready for the device.
-            if let Some(data) = slot.read(block)?.as_deref() {
-                let mut data = *data;
-                if let Some(validator) = state.validator {
-                    (validator.prepare)(&mut data, block);
-                }
-                let written = self.device.write(block, &data);
-                result = result.and(written);
-            }
-            state.dirty = false;
-            lock(&self.dirty).remove(&block);
-        }
+        let earlier = lock(&self.write_error).take().map_or(Ok(()), Err);
+        let written = self.write_blocks(self.dirty_blocks().into_iter(), false);
         let flushed = self.device.flush();
-        result.and(flushed)
+        earlier.and(written).and(flushed)
     }
 
     fn reset(&mut self) {
         self.forget_all();
+        *lock(&self.write_error) = None;
     }
 
     fn is_read_only(&self) -> bool {

@@ -7,8 +7,7 @@ use super::{
     errno,
     model::{
         id,
-        Model,
-        Pool, //
+        Model, //
     },
     no_flush,
     pool,
@@ -20,14 +19,6 @@ use crate::{
     Error,
     View, //
 };
-
-/// A metadata snapshot has no space maps, and so does not know the size of the data device.
-pub(super) fn held(pool: &Pool) -> Option<Pool> {
-    Some(Pool {
-        nr_data: 0,
-        ..pool.clone()
-    })
-}
 
 #[test]
 fn one_snapshot_is_held_at_most() {
@@ -73,7 +64,7 @@ fn it_shows_the_pool_as_it_was() {
     })
     .unwrap();
     assert!(flushed);
-    model.held = held(&model.pool);
+    model.held = model.pool.held();
     model.check(&mut md);
     md.commit().unwrap();
     model.check_committed(&mut md);
@@ -144,7 +135,7 @@ fn an_abort_undoes_reserve_and_release() {
     md.abort().unwrap();
     let mut model = Model::new(10);
     model.create(1);
-    model.held = held(&model.pool);
+    model.held = model.pool.held();
     model.check_committed(&mut md);
     tools::check(&md.bm().image()).expect("thin_check");
 }

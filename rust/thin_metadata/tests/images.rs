@@ -9,9 +9,9 @@ use persistent_data::{
 
 use super::{
     check_with_tools,
+    judge::read,
     model::{
         id,
-        read,
         Model, //
     },
     no_flush,

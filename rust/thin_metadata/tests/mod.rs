@@ -8,6 +8,7 @@ mod crash;
 mod faults;
 mod held_root;
 mod images;
+mod judge;
 mod model;
 mod open;
 mod random;

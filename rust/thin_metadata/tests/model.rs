@@ -1,49 +1,52 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A model of a pool in memory, and what must be true of a pool that equals it.
+//! A model of a pool in memory.
 
 use std::collections::{
     BTreeMap,
     BTreeSet, //
 };
 
-use persistent_data::block_manager::BlockManager;
+use crate::DeviceId;
 
-use crate::{
-    format::{
-        BlockTime,
-        MAX_DATA_BLOCKS, //
-    },
-    DeviceId,
-    Error,
-    MappedRange,
-    Mapping,
-    Metadata,
-    ThinHandle,
-    View, //
-};
-
+/// A device and its mappings.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
-pub(super) struct Device {
-    pub(super) mapped_blocks: u64,
-    pub(super) transaction_id: u64,
-    pub(super) creation_time: u32,
-    pub(super) snapshotted_time: u32,
+pub struct Device {
+    /// How many blocks are mapped.
+    pub mapped_blocks: u64,
+    /// The pool's transaction id when it was created.
+    pub transaction_id: u64,
+    /// The time when it was created.
+    pub creation_time: u32,
+    /// The time when it was last part of a snapshot.
+    pub snapshotted_time: u32,
     /// Virtual block → data block and time.
-    pub(super) mappings: BTreeMap<u64, (u64, u32)>,
+    pub mappings: BTreeMap<u64, (u64, u32)>,
 }
 
 /// What a superblock leads to.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
-pub(super) struct Pool {
-    pub(super) time: u32,
-    pub(super) transaction_id: u64,
+pub struct Pool {
+    /// How many snapshots have been taken.
+    pub time: u32,
+    /// The transaction id.
+    pub transaction_id: u64,
     /// The size of the data device in blocks; a metadata snapshot does not know it.
-    pub(super) nr_data: u64,
-    pub(super) devices: BTreeMap<u64, Device>,
+    pub nr_data: u64,
+    /// The devices by their ids.
+    pub devices: BTreeMap<u64, Device>,
 }
 
 impl Pool {
+    /// What a metadata snapshot that is taken now keeps: it has no space maps, and so does not know the size of the data
+    /// device.
+    pub fn held(&self) -> Option<Self> {
+        Some(Self {
+            nr_data: 0,
+            ..self.clone()
+        })
+    }
+
     fn count_references(&self, counts: &mut BTreeMap<u64, u32>) {
         for device in self.devices.values() {
             for (block, _) in device.mappings.values() {
@@ -55,17 +58,21 @@ impl Pool {
 
 /// A pool and its metadata snapshot.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
-pub(super) struct Model {
-    pub(super) pool: Pool,
-    pub(super) held: Option<Pool>,
+pub struct Model {
+    /// What the superblock leads to.
+    pub pool: Pool,
+    /// What the metadata snapshot's superblock leads to.
+    pub held: Option<Pool>,
 }
 
-pub(super) fn id(id: u64) -> DeviceId {
+/// A device's id.
+pub fn id(id: u64) -> DeviceId {
     DeviceId::try_from(id).expect("a small id")
 }
 
 impl Model {
-    pub(super) fn new(nr_data: u64) -> Self {
+    /// A pool without devices.
+    pub fn new(nr_data: u64) -> Self {
         Self {
             pool: Pool {
                 nr_data,
@@ -75,7 +82,8 @@ impl Model {
         }
     }
 
-    pub(super) fn create(&mut self, id: u64) {
+    /// Adds a device.
+    pub fn create(&mut self, id: u64) {
         let device = Device {
             transaction_id: self.pool.transaction_id,
             creation_time: self.pool.time,
@@ -85,7 +93,8 @@ impl Model {
         assert!(self.pool.devices.insert(id, device).is_none());
     }
 
-    pub(super) fn snap(&mut self, id: u64, origin: u64) {
+    /// Adds a snapshot of `origin`.
+    pub fn snap(&mut self, id: u64, origin: u64) {
         self.pool.time += 1;
         let time = self.pool.time;
         let transaction_id = self.pool.transaction_id;
@@ -99,25 +108,28 @@ impl Model {
         assert!(self.pool.devices.insert(id, snap).is_none());
     }
 
-    pub(super) fn device(&mut self, id: u64) -> &mut Device {
+    /// A device that exists.
+    pub fn device(&mut self, id: u64) -> &mut Device {
         self.pool.devices.get_mut(&id).expect("the device exists")
     }
 
-    pub(super) fn insert(&mut self, id: u64, virtual_block: u64, block: u64) {
+    /// Maps a block.
+    pub fn insert(&mut self, id: u64, virtual_block: u64, block: u64) {
         let time = self.pool.time;
         let device = self.device(id);
         device.mappings.insert(virtual_block, (block, time));
         device.mapped_blocks = device.mappings.len() as u64;
     }
 
-    pub(super) fn remove(&mut self, id: u64, begin: u64, end: u64) {
+    /// Removes the mappings of `begin..end`.
+    pub fn remove(&mut self, id: u64, begin: u64, end: u64) {
         let device = self.device(id);
         device.mappings.retain(|b, _| *b < begin || *b >= end);
         device.mapped_blocks = device.mappings.len() as u64;
     }
 
     /// How many devices, with those of the metadata snapshot, map to each data block in use.
-    pub(super) fn references(&self) -> BTreeMap<u64, u32> {
+    pub fn references(&self) -> BTreeMap<u64, u32> {
         let mut counts = BTreeMap::new();
         self.pool.count_references(&mut counts);
         if let Some(held) = &self.held {
@@ -126,182 +138,8 @@ impl Model {
         counts
     }
 
-    pub(super) fn used(&self) -> BTreeSet<u64> {
+    /// The data blocks that are mapped.
+    pub fn used(&self) -> BTreeSet<u64> {
         self.references().into_keys().collect()
     }
-
-    /// Checks all that can be asked of `md` against the model.
-    pub(super) fn check<B: BlockManager>(&self, md: &mut Metadata<B>) {
-        let pool = &self.pool;
-        assert_eq!(md.transaction_id(), Ok(pool.transaction_id));
-        assert_eq!(md.time(), pool.time);
-        assert_eq!(
-            md.metadata_snap().map(|x| x.is_some()),
-            Ok(self.held.is_some())
-        );
-        for (&dev, device) in &pool.devices {
-            check_device(md, dev, device, pool.nr_data);
-        }
-        for dev in 0..20 {
-            if !pool.devices.contains_key(&dev) {
-                assert_eq!(md.open_thin(id(dev)), Err(Error::NoDevice(id(dev))));
-            }
-        }
-        self.check_references(md);
-    }
-
-    /// Checks the reference counts of all data blocks.
-    ///
-    /// A node of a tree that several devices share refers to its data blocks once, so a count is not more
-    /// than the number of mappings, and not zero if there are any.
-    fn check_references<B: BlockManager>(&self, md: &Metadata<B>) {
-        let references = self.references();
-        for block in 0..self.pool.nr_data {
-            let found = md.data_sm.get_count(&md.bm, block).expect("a count");
-            let wanted = references.get(&block).copied().unwrap_or(0);
-            assert_eq!(found == 0, wanted == 0, "block {block}: {found}, {wanted}");
-            assert!(found <= wanted, "block {block}: {found}, {wanted}");
-            assert_eq!(md.block_is_shared(block), Ok(found > 1));
-        }
-    }
-
-    /// Checks `md`, which has just been committed or opened, against the model.
-    pub(super) fn check_committed<B: BlockManager>(&self, md: &mut Metadata<B>) {
-        self.check(md);
-        assert!(!md.needs_commit());
-        assert!(!md.changed_this_transaction());
-        assert_eq!(md.nr_data_blocks(), Ok(self.pool.nr_data));
-        assert_eq!(
-            md.free_data_blocks(),
-            Ok(self.pool.nr_data - self.used().len() as u64)
-        );
-        let view = View::new(md.bm()).expect("a view");
-        assert_eq!(read(&view), self.pool);
-        let snap = view.metadata_snap().expect("a superblock");
-        assert_eq!(snap.map(|snap| read(&snap)), self.held);
-    }
-}
-
-fn check_device<B: BlockManager>(md: &mut Metadata<B>, dev: u64, device: &Device, nr_data: u64) {
-    let thin = md.open_thin(id(dev)).expect("the device exists");
-    assert_eq!(md.mapped_count(&thin), Ok(device.mapped_blocks));
-    assert_eq!(
-        md.highest_mapped(&thin),
-        Ok(device.mappings.keys().next_back().copied())
-    );
-    let wanted = |virtual_block: u64| {
-        device
-            .mappings
-            .get(&virtual_block)
-            .map(|&(block, time)| Mapping {
-                block,
-                shared: device.snapshotted_time > time,
-            })
-    };
-    for &virtual_block in device.mappings.keys() {
-        for near in [virtual_block, virtual_block.wrapping_add(1)] {
-            assert_eq!(md.find_block(&thin, near, true), Ok(wanted(near)));
-            // Everything was just read.
-            assert_eq!(md.find_block(&thin, near, false), Ok(wanted(near)));
-        }
-    }
-    assert_eq!(md.snapshotted_time(&thin), Ok(device.snapshotted_time));
-    for &virtual_block in device.mappings.keys().step_by(7) {
-        for block in [virtual_block, virtual_block + 1, virtual_block + 64] {
-            check_near(md, &thin, device, block);
-        }
-    }
-
-    let mut ranges = Vec::new();
-    for &virtual_block in device.mappings.keys() {
-        let Mapping { block, shared } = wanted(virtual_block).expect("it is mapped");
-        assert!(block < nr_data && nr_data <= MAX_DATA_BLOCKS);
-        match ranges.last_mut() {
-            Some(MappedRange {
-                begin,
-                end,
-                block: first,
-                shared: s,
-            }) if *end == virtual_block && *s == shared && *first + (*end - *begin) == block => {
-                *end += 1;
-            }
-            _ => ranges.push(MappedRange {
-                begin: virtual_block,
-                end: virtual_block + 1,
-                block,
-                shared,
-            }),
-        }
-    }
-    let mut found = Vec::new();
-    let mut begin = 0;
-    while let Some(range) = md
-        .find_mapped_range(&thin, begin, u64::MAX)
-        .expect("a range")
-    {
-        begin = range.end;
-        found.push(range);
-    }
-    assert_eq!(found, ranges);
-    md.close_thin(&thin);
-}
-
-/// Checks what a look-up of `block` tells of its neighbours: all those that are in the same leaf.
-fn check_near<B: BlockManager>(md: &Metadata<B>, thin: &ThinHandle, device: &Device, block: u64) {
-    let window = block & !63..(block & !63) + 64;
-    let mut found = Vec::new();
-    let mapping = md.find_block_near(thin, block, false, window.clone(), |block, value| {
-        assert_eq!(BlockTime::from_word(value.to_word()), value);
-        found.push((block, (value.block(), value.time())));
-    });
-    assert_eq!(mapping, md.find_block(thin, block, false));
-
-    let wanted: Vec<_> = device
-        .mappings
-        .range(window)
-        .map(|(block, value)| (*block, *value))
-        .collect();
-    // A leaf may begin or end within the window; it has a third of its 252 entries at least, unless it is the only one.
-    assert!(found.windows(2).all(|pair| pair[0].0 < pair[1].0));
-    let own = wanted.iter().position(|(b, _)| *b == block);
-    assert_eq!(own.is_some(), found.iter().any(|(b, _)| *b == block));
-    assert!(wanted.windows(found.len().max(1)).any(|run| run == found) || found.is_empty());
-    if device.mappings.len() < 84 {
-        assert_eq!(found, wanted);
-    }
-}
-
-/// All that a view shows.
-pub(super) fn read<B: BlockManager>(view: &View<'_, B>) -> Pool {
-    let superblock = view.superblock();
-    let mut pool = Pool {
-        time: superblock.time.get(),
-        transaction_id: superblock.trans_id.get(),
-        nr_data: superblock.data_sm_root().expect("a root").nr_blocks.get(),
-        devices: BTreeMap::new(),
-    };
-    view.for_devices(|id, details| {
-        assert_eq!(view.device(id), Ok(Some(details)));
-        let mut device = Device {
-            mapped_blocks: details.mapped_blocks.get(),
-            transaction_id: details.transaction_id.get(),
-            creation_time: details.creation_time.get(),
-            snapshotted_time: details.snapshotted_time.get(),
-            mappings: BTreeMap::new(),
-        };
-        view.for_mappings(id, |virtual_block, value| {
-            device
-                .mappings
-                .insert(virtual_block, (value.block(), value.time()));
-            Ok(())
-        })?;
-        if let Some((&virtual_block, &(block, _))) = device.mappings.iter().next() {
-            let found = view.mapping(id, virtual_block)?;
-            assert_eq!(found.map(|x| x.block()), Some(block));
-        }
-        assert!(pool.devices.insert(id.key(), device).is_none());
-        Ok(())
-    })
-    .expect("a walk");
-    pool
 }

@@ -12,7 +12,6 @@ use proptest::prelude::*;
 
 use super::{
     check_with_tools,
-    held_root::held,
     model::{
         id,
         Model, //
@@ -287,7 +286,7 @@ impl State {
                 result => {
                     result?;
                     self.committed = model.clone();
-                    model.held = held(&model.pool);
+                    model.held = model.pool.held();
                     self.changed.clear();
                 }
             },

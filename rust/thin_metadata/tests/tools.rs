@@ -21,12 +21,18 @@ use super::model::{
 };
 
 /// A file with an image, removed when dropped.
-pub(super) struct Image(PathBuf);
+pub struct Image(PathBuf);
 
 impl Image {
-    pub(super) fn new(content: &[u8]) -> Self {
+    /// A file with `content`, in memory where that is possible.
+    pub fn new(content: &[u8]) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let path = std::env::temp_dir().join(format!(
+        let memory = Path::new("/dev/shm");
+        let folder = match memory.is_dir() {
+            true => memory.to_path_buf(),
+            false => std::env::temp_dir(),
+        };
+        let path = folder.join(format!(
             "thin_metadata.{}.{}",
             std::process::id(),
             NEXT.fetch_add(1, Ordering::Relaxed)
@@ -35,7 +41,8 @@ impl Image {
         Self(path)
     }
 
-    pub(super) fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -69,13 +76,13 @@ fn tool(name: &str) -> Command {
 }
 
 /// What `thin_check` says about an image.
-pub(super) fn check(image: &[u8]) -> Result<(), String> {
+pub fn check(image: &[u8]) -> Result<(), String> {
     let file = Image::new(image);
     run(tool("thin_check").arg(file.path())).map(drop)
 }
 
 /// What `thin_dump` finds in an image; with `snap` in the metadata snapshot there.
-pub(super) fn dump(image: &[u8], snap: Option<u64>) -> Pool {
+pub fn dump(image: &[u8], snap: Option<u64>) -> Pool {
     let file = Image::new(image);
     let mut command = tool("thin_dump");
     if let Some(block) = snap {
@@ -85,7 +92,7 @@ pub(super) fn dump(image: &[u8], snap: Option<u64>) -> Pool {
 }
 
 /// An image of `nr_blocks` blocks that `thin_restore` makes.
-pub(super) fn restore(pool: &Pool, data_block_size: u32, nr_blocks: u64) -> Vec<u8> {
+pub fn restore(pool: &Pool, data_block_size: u32, nr_blocks: u64) -> Vec<u8> {
     let xml = Image::new(write(pool, data_block_size).as_bytes());
     let file = Image::new(&vec![0; nr_blocks as usize * 4096]);
     run(tool("thin_restore")

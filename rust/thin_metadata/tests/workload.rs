@@ -5,7 +5,6 @@
 use persistent_data::memory::MemoryBm;
 
 use super::{
-    held_root::held,
     model::{
         id,
         Model, //
@@ -41,7 +40,7 @@ pub(super) fn base() -> (Metadata<MemoryBm>, Model) {
         model.snap(3, 2);
         insert(&mut md, &mut model, 2, 100..150)?;
         md.reserve_metadata_snap(no_flush)?;
-        model.held = held(&model.pool);
+        model.held = model.pool.held();
         insert(&mut md, &mut model, 3, 300..320)?;
         md.commit()
     })();
