@@ -45,6 +45,9 @@ test:
 bench:
 	@ROWS='$(ROWS)' SIZES='$(SIZES)' PROFILE='$(PROFILE)' IMPL='$(IMPL)' scripts/bench
 
+soak:
+	@PARTS='$(PARTS)' SCALE='$(SCALE)' SEED='$(SEED)' scripts/soak
+
 help:
 	@echo 'Module:'
 	@echo '  modules          - Build dm-thin-pool.ko (the default target)'
@@ -69,6 +72,9 @@ help:
 	@echo '                     and SIZES="1Mi" measure only a part;'
 	@echo '                     PROFILE=<row> shows what its instructions are, of'
 	@echo '                     IMPL=c or rust'
+	@echo '  soak             - Hours of crashes, faults, fuzzing and stress, with a'
+	@echo '                     report; PARTS="crash fuzz" runs only some of it,'
+	@echo '                     SCALE=0.1 less of each, SEED=<n> the same once more'
 	@echo '  setup            - Only get the tools and build the test kernels'
 	@echo '  clippy           - Check all Rust code with clippy; warnings are errors'
 	@echo ''
@@ -78,4 +84,4 @@ help:
 	@echo '  rust-analyzer    - Write rust-project.json for rust-analyzer'
 	@echo '  help             - Show this'
 
-.PHONY: modules modules_install clean rust-analyzer fmt fmtcheck setup clippy demo test bench help
+.PHONY: modules modules_install clean rust-analyzer fmt fmtcheck setup clippy demo test bench soak help
