@@ -100,7 +100,7 @@ pub struct Metadata<B: BlockManager> {
     /// Whether there is something to commit.
     pub(crate) dirty: bool,
     /// Whether the device may show a superblock that a crash can take away: a commit has failed while it was
-    /// written.
+    /// written, or whoever had the pool open before may have left it so.
     pub(crate) unstable: bool,
     /// The metadata blocks that are kept back for commits, and not reported as free.
     pub(crate) reserve: BlockNr,
@@ -162,7 +162,7 @@ impl<B: BlockManager> Metadata<B> {
             step: 0,
             flush_failed: AtomicBool::new(false),
             dirty: false,
-            unstable: false,
+            unstable: true,
             reserve: 0,
             threshold: None,
         };

@@ -66,7 +66,10 @@ impl<B: BlockManager> Metadata<B> {
         match self.state {
             State::Prepared { .. } | State::Written => return Ok(true),
             State::Open if !self.dirty => {
-                // All that a commit would do: no block was handed out yet.
+                if !self.bm.is_read_only() {
+                    self.stabilise()?;
+                }
+                // All else that a commit would do: no block was handed out yet.
                 self.data_sm.look_again()?;
                 return Ok(false);
             }
@@ -355,14 +358,21 @@ impl<B: BlockManager> Metadata<B> {
         Ok(())
     }
 
-    /// Makes a change, whose failure leaves the transaction undefined.
-    pub(crate) fn change<T>(&mut self, f: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+    /// Makes the superblock that the device shows stable, if it may not be.
+    ///
+    /// What its commit freed is still in use if a crash takes the superblock away, so this comes before anything is
+    /// changed. And nobody may be told that there is nothing to commit while a crash can undo what they see.
+    fn stabilise(&mut self) -> Result {
         if self.unstable {
-            // An abort has found a superblock that a failed commit wrote. What that commit freed is still in
-            // use if a crash takes the superblock away, so it must be stable before anything is changed.
             self.bm.flush()?;
             self.unstable = false;
         }
+        Ok(())
+    }
+
+    /// Makes a change, whose failure leaves the transaction undefined.
+    pub(crate) fn change<T>(&mut self, f: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        self.stabilise()?;
         match f(self) {
             Ok(x) => {
                 self.dirty = true;

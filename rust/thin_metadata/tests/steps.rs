@@ -260,6 +260,45 @@ fn a_flush_for_needs_check_that_fails_is_not_forgotten() {
 }
 
 #[test]
+fn nothing_to_commit_means_that_a_crash_takes_nothing_away() {
+    let (mut md, old) = workload::base();
+    let mut new = old.clone();
+    workload::change(&mut md, &mut new).expect("no faults here");
+    take_steps(&mut md, 3).unwrap();
+    md.bm().fail(Io::Flush, 0);
+    assert_eq!(md.flush().map(drop).map_err(Error::errno), Err(5));
+    md.abort().unwrap();
+    // The superblock is on the device, but not stable.
+    assert!(workload::is_changed(&md));
+    assert!(!check(md.bm().crash(), &old, &new));
+
+    md.set_read_only(true);
+    md.commit().unwrap();
+    assert!(!check(md.bm().crash(), &old, &new));
+    md.set_read_only(false);
+    md.bm().fail(Io::Flush, 0);
+    assert_eq!(md.commit().map_err(Error::errno), Err(5));
+    md.commit().unwrap();
+    assert!(check(md.bm().crash(), &old, &new));
+}
+
+#[test]
+fn what_is_found_is_stable_before_it_is_changed() {
+    let (md, _) = workload::base();
+    let flushes = |md: &Metadata<MemoryBm>| md.bm().counts().flushes;
+    let mut md = reopen(&md);
+    assert_eq!(flushes(&md), 0);
+    md.create_thin(id(7)).unwrap();
+    assert_eq!(flushes(&md), 1);
+    md.create_thin(id(8)).unwrap();
+    assert_eq!(flushes(&md), 1);
+    // Once for each step of a commit.
+    md.commit().unwrap();
+    md.create_thin(id(9)).unwrap();
+    assert_eq!(flushes(&md), 3);
+}
+
+#[test]
 fn a_device_that_is_read_only_meanwhile_gets_its_commit_later() {
     for nr_steps in [1, 2, 3] {
         let (mut md, old) = workload::base();
