@@ -156,7 +156,16 @@ impl Profile {
 
     /// All other commands.
     pub fn ops(&self, rng: &mut Rng) -> Vec<Op> {
-        (0..self.nr_ops).map(|_| self.op(rng)).collect()
+        let mut ops = Vec::new();
+        for _ in 0..self.nr_ops {
+            let op = self.op(rng);
+            ops.push(op);
+            // Whoever opens the pool next finds a superblock that a loss of power can still take away.
+            if matches!(op, Op::Steps(3.., true)) && rng.one_in(2) {
+                ops.push(Op::Kill);
+            }
+        }
+        ops
     }
 
     fn blocks(&self, rng: &mut Rng) -> Blocks {

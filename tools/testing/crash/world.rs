@@ -494,6 +494,7 @@ impl World {
                 _ => unreachable!(),
             }
         }
+        self.write_back(self.nr_ops * 8);
         match aborts {
             // The superblock may have got to the device, or not.
             true if n < 5 => {
