@@ -4,8 +4,6 @@
 
 mod basics;
 mod batches;
-mod crash;
-mod faults;
 mod held_root;
 mod images;
 mod judge;

@@ -206,6 +206,11 @@ impl Scene {
         }
     }
 
+    /// What it begins with.
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
     /// Has each chance of a fault taken, one in a run. Gives how many there were.
     pub fn each(&self, what: What, judge: &mut Judge) -> Result<u64, Violation> {
         for after in 0.. {

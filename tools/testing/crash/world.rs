@@ -381,18 +381,24 @@ impl World {
 
     /// Says that no data block can be had, if that is so.
     fn check_no_data_space(&self) {
-        let shown = self.device.shown().expect("it was formatted");
-        let mut used = shown.model.used();
-        used.extend(self.model.used());
-        used.extend(&self.taken);
         assert_eq!(
-            used.len() as u64,
+            self.in_use().len() as u64,
             self.model.pool.nr_data,
             "there are free data blocks"
         );
     }
 
+    /// The data blocks that must not be handed out: those that the last commit or anybody since then has used.
+    fn in_use(&self) -> BTreeSet<u64> {
+        let shown = self.device.shown().expect("it was formatted");
+        let mut used = shown.model.used();
+        used.extend(self.model.used());
+        used.extend(&self.taken);
+        used
+    }
+
     fn insert(&mut self, dev: u64, thin: &ThinHandle, blocks: Blocks) -> Result {
+        let mut used = self.in_use();
         for virtual_block in blocks.iter() {
             let block = match self.md.alloc_data_block(&mut |_| true) {
                 Err(Error::NoDataSpace) => {
@@ -401,6 +407,7 @@ impl World {
                 }
                 result => result?,
             };
+            assert!(used.insert(block), "data block {block} is in use");
             self.taken.insert(block);
             self.md.insert_block(thin, virtual_block, block)?;
             self.model.insert(dev, virtual_block, block);
@@ -415,6 +422,7 @@ impl World {
         blocks: Blocks,
         surplus: u64,
     ) -> Result {
+        let in_use = self.in_use();
         let mut data = Vec::new();
         let wanted = (blocks.count + surplus) as u32;
         match self
@@ -426,6 +434,9 @@ impl World {
                 return Ok(());
             }
             result => assert_eq!(result? as usize, data.len()),
+        }
+        for block in &data {
+            assert!(!in_use.contains(block), "data block {block} is in use");
         }
         self.taken.extend(&data);
         let (used, unused) = data.split_at(data.len().min(blocks.count as usize));

@@ -258,6 +258,29 @@ impl<'a> Superblock<'a> {
 const DATA_SPACE_MAP: usize = 64;
 const METADATA_SPACE_MAP: usize = 192;
 
+/// The seeds of the checksums of all kinds of blocks.
+const CSUM_XORS: [u32; 4] = [
+    SUPERBLOCK_CSUM_XOR,
+    tree::CSUM_XOR,
+    space_map::INDEX_CSUM_XOR,
+    space_map::BITMAP_CSUM_XOR,
+];
+
+/// The seed of the checksum of a block that has the right one: it tells superblocks, nodes, indexes and bitmaps.
+pub fn seal_of(data: &[u8]) -> Option<u32> {
+    let body = data.get(4..)?;
+    let sum = !crc32c::crc32c(body);
+    let found = u32_at(data, 0);
+    CSUM_XORS.into_iter().find(|xor| sum ^ xor == found)
+}
+
+/// Makes the checksum right again, for a seed that [`seal_of`] gave.
+pub fn seal(data: &mut [u8], xor: u32) {
+    if let Some((head, body)) = data.split_at_mut_checked(4) {
+        head.copy_from_slice(&(!crc32c::crc32c(body) ^ xor).to_le_bytes());
+    }
+}
+
 /// Checks an image, and gives what it holds.
 pub fn check<B: Blocks + ?Sized>(image: &B) -> Result<Content> {
     if image.nr_blocks() == 0 {

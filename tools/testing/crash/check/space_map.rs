@@ -14,8 +14,8 @@ use super::{
 };
 use crate::image::Blocks;
 
-const INDEX_CSUM_XOR: u32 = 160_478;
-const BITMAP_CSUM_XOR: u32 = 240_779;
+pub(super) const INDEX_CSUM_XOR: u32 = 160_478;
+pub(super) const BITMAP_CSUM_XOR: u32 = 240_779;
 
 /// Where the entries of an index block or a bitmap begin.
 const HEADER_SIZE: usize = 16;

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::image::Blocks;
 
-const CSUM_XOR: u32 = 121_107;
+pub(super) const CSUM_XOR: u32 = 121_107;
 const INTERNAL: u32 = 1;
 const LEAF: u32 = 2;
 const HEADER_SIZE: usize = 32;
