@@ -210,7 +210,7 @@ impl<'a> Superblock<'a> {
             return Err(format!("superblock {block}: metadata block size"));
         }
         let data_block_size = this.u32(336);
-        if !(128..=1 << 21).contains(&data_block_size) || data_block_size % 128 != 0 {
+        if !(128..=1 << 21).contains(&data_block_size) || !data_block_size.is_multiple_of(128) {
             return Err(format!(
                 "superblock {block}: data block size {data_block_size}"
             ));
