@@ -15,9 +15,12 @@
 //!
 //! [`settings`] tells what the words mean, [`report`] what the reply says. [`pattern`] says where I/O goes: for a
 //! shuffle a [`permutation`] does. [`thread`] submits it, [`histogram`] counts how long it took.
+//!
+//! Beside it there is the target of [`order`], for tests of power cuts.
 
 mod histogram;
 mod message;
+mod order;
 mod pattern;
 mod permutation;
 mod report;
@@ -28,7 +31,10 @@ mod thread;
 use dm::Registration;
 use kernel::prelude::*;
 
-use crate::target::LoadTarget;
+use crate::{
+    order::OrderTarget,
+    target::LoadTarget, //
+};
 
 /// What log lines begin with, after `device-mapper: `.
 const LOG_PREFIX: &str = "load";
@@ -45,12 +51,15 @@ module! {
 struct DmLoad {
     #[pin]
     load: Registration<LoadTarget>,
+    #[pin]
+    order: Registration<OrderTarget>,
 }
 
 impl kernel::InPlaceModule for DmLoad {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             load <- Registration::new(),
+            order <- Registration::new(),
         })
     }
 }
