@@ -14,10 +14,16 @@ class Faulty:
     def __init__(self, disk):
         self.disk = disk
         self.name = f"faulty{next(_numbers)}"
+        # A device that always fails, if there is need of one.
+        self._broken = None
         self.device = Device.create(self.name, self._table(f"linear {disk.path} 0"))
 
     def _table(self, target):
         return f"0 {self.disk.sectors} {target}"
+
+    def names(self):
+        """Of all mapped devices that it is made of."""
+        return [self.name] + ([self._broken.name] if self._broken else [])
 
     @property
     def path(self):
@@ -57,6 +63,32 @@ class Faulty:
         """Reads fail, writes work."""
         self._become(f"flakey {self.disk.path} 0 0 3600 1 error_reads")
 
+    def fail_sectors(self, start, count, reads=True, writes=True):
+        """As many sectors are bad; flushes of the disk succeed."""
+        if not self._broken:
+            self._broken = Device.create(f"{self.name}-broken", self._table("error"))
+        end = start + count
+        ways = [f"{(self._broken if bad else self.disk).path} {start} 0" for bad in (reads, writes, False)]
+        self.device.reload("\n".join(
+            f"{first} {last - first} {target}" for first, last, target in (
+                (0, start, f"linear {self.disk.path} 0"),
+                (start, end, f"delay {' '.join(ways)}"),
+                (end, self.disk.sectors, f"linear {self.disk.path} {end}"),
+            ) if last > first
+        ), noflush=True)
+
+    def come_and_go(self, good, bad, how):
+        """Works for `good` seconds, then is for `bad` seconds `how` dm-flakey is told, and again."""
+        self._become(f"flakey {self.disk.path} 0 {good} {bad} {len(how.split())} {how}")
+
+    def turn_flakey(self, how):
+        """Is all the time as dm-flakey is told."""
+        self._become(f"flakey {self.disk.path} 0 0 3600 {len(how.split())} {how}")
+
+    def become_dusty(self, block_size):
+        """Blocks can be told to be bad, by message to the device; writing to one makes it good."""
+        self._become(f"dust {self.disk.path} 0 {block_size}")
+
     def fail(self):
         """Nothing works."""
         self._become("error")
@@ -69,3 +101,5 @@ class Faulty:
         if self.device:
             self.device.remove()
             self.device = None
+            if self._broken:
+                self._broken.remove()

@@ -25,6 +25,10 @@ class Modules:
         self._parameters = list(parameters)
         self._coverage = coverage
 
+    def names(self):
+        """The kernel's modules that there are."""
+        return list(self._files)
+
     def file(self, implementation):
         return self._implementations[implementation]
 

@@ -33,6 +33,27 @@ def run(pytestconfig):
 
 
 @pytest.fixture(scope="session")
+def settings(run):
+    """`settings(name, usual)`: a number that the run was given with --set, or else the usual one."""
+    def setting(name, usual):
+        return type(usual)(run["settings"].get(name, usual))
+
+    return setting
+
+
+@pytest.fixture(scope="session")
+def figures(pytestconfig):
+    """`figures(test, **numbers)` puts numbers into the run's report."""
+    return pytestconfig.dmtest.figures
+
+
+@pytest.fixture(scope="session")
+def progress(pytestconfig):
+    """`progress(text)` tells how far a test is that takes long; it does not count as hung then."""
+    return pytestconfig.dmtest.progress
+
+
+@pytest.fixture(scope="session")
 def modules(pytestconfig):
     return pytestconfig.dmtest.modules
 
@@ -122,7 +143,7 @@ def make_pool(make_disk, make_faulty):
         made.heal()
     for made in pools:
         made.stop()
-    assert set(ioctl.names()) == {made.name for made in make_faulty.made}, "devices were left"
+    assert set(ioctl.names()) == {name for made in make_faulty.made for name in made.names()}, "devices were left"
     for made in pools:
         made.check()
 
@@ -182,7 +203,17 @@ def mounted(tmp_path):
             subprocess.run(["umount", str(folder)], check=True)
 
 
+def pytest_generate_tests(metafunc):
+    """A test marked `seeds(name, usual)` is played as often as --set <name>=<n> says; its first seed is --set seed=<n>."""
+    marker = metafunc.definition.get_closest_marker("seeds")
+    if marker:
+        given = metafunc.config.dmtest.config["settings"]
+        first = int(given.get("seed", 1))
+        metafunc.parametrize("seed", range(first, first + int(given.get(marker.args[0], marker.args[1]))))
+
+
 def pytest_configure(config):
+    config.addinivalue_line("markers", "seeds(name, usual): random; played with as many seeds as the setting says")
     config.addinivalue_line("markers", "named_addition: the C module has no such thing")
     config.addinivalue_line("markers", "lvm2: lvm2 on top; runs on x86_64 as well")
     config.addinivalue_line("markers", "smoke: belongs to the short selection that runs on x86_64")

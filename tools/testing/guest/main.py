@@ -63,11 +63,17 @@ def bench(results, config):
     return run.run(results, config, Modules(config["modules"], config["implementations"]))
 
 
+def power(results, config):
+    from guest import power
+
+    return power.run(results, config)
+
+
 def main():
     results = sys.argv[1]
     with open(os.path.join(results, "config.json")) as file:
         config = json.load(file)
-    return {"functional": functional, "kunit": kunit, "demo": demo, "bench": bench}[config["job"]](results, config)
+    return {"functional": functional, "kunit": kunit, "demo": demo, "bench": bench, "power": power}[config["job"]](results, config)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,17 @@ class Events:
         self.config = config
         self.modules = Modules(config["modules"], config["implementations"], config["parameters"], Coverage(os.path.join(results, "profraw")))
         self._outcome = None
+        self._told = 0.0
+
+    def figures(self, test, **numbers):
+        """Numbers for the run's report."""
+        self._emit("figures", test=test, numbers=numbers)
+
+    def progress(self, text):
+        """Every ten seconds a line about a test that takes long."""
+        if time.monotonic() > self._told + 10:
+            self._told = time.monotonic()
+            self._emit("progress", text=text)
 
     def _emit(self, event, **fields):
         # Closing the file is what makes the line visible on the host.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What the runner can do: functional tests, the smoke selection of them, KUnit, the demo and the benchmark."""
+"""What the runner can do: functional tests, the smoke selection of them, KUnit, kills, the demo and the benchmark."""
 
 import importlib.util
 import os
@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 
-from . import bench, ktap, suite
+from . import bench, ktap, power, suite
 from .vm import (
     ROOT,
     Uml,
@@ -25,7 +25,8 @@ class Missing(Exception):
 
 
 def run(options):
-    return {"functional": functional, "smoke": marked, "lvm2": marked, "kunit": kunit, "demo": demo, "bench": benchmark}[options.suite](options)
+    return {"functional": functional, "smoke": marked, "lvm2": marked, "kunit": kunit, "demo": demo, "bench": benchmark, "power": kills}[
+        options.suite](options)
 
 
 def functional(options):
@@ -40,7 +41,7 @@ def functional(options):
             results, test_limit=options.test_timeout or 240, boot_limit=120,
         )
 
-    return suite.run(results, suite.files(FUNCTIONAL, options.tests), options.jobs, make)
+    return suite.run(results, suite.files(FUNCTIONAL, options.tests), options.jobs, make, options.report)
 
 
 def marked(options):
@@ -58,7 +59,7 @@ def marked(options):
             results, test_limit=options.test_timeout or 240, boot_limit=180,
         )
 
-    return suite.run(results, ["x86_64"], 1, make)
+    return suite.run(results, ["x86_64"], 1, make, options.report)
 
 
 def kunit(options):
@@ -92,6 +93,11 @@ def benchmark(options):
     with open(os.path.join(options.kernel, "include", "config", "kernel.release")) as file:
         config["release"] = file.read().strip()
     return bench.run(options, config)
+
+
+def kills(options):
+    need_programs()
+    return power.run(options, configuration(options, "power"))
 
 
 def demo(options):
@@ -163,7 +169,7 @@ def configuration(options, job):
     return {
         "job": job, "modules": modules, "implementations": implementations, "impl": options.impl,
         "expression": options.expression, "mark": "", "tests": [], "append": options.append,
-        "parameters": options.parameter,
+        "parameters": options.parameter, "settings": dict(setting.split("=", 1) for setting in options.set),
     }
 
 

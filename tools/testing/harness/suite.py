@@ -3,6 +3,7 @@
 
 import json
 import os
+import sys
 import time
 
 from dmtest import kmsg
@@ -16,6 +17,7 @@ class Results:
     def __init__(self, suite):
         self.suite = suite
         self.outcomes = {"passed": 0, "failed": 0, "skipped": 0}
+        self.figures = []
         self.began = time.monotonic()
 
     def add(self, test, outcome, seconds, text=""):
@@ -23,6 +25,11 @@ class Results:
         print(f"{outcome.upper() if outcome == 'failed' else outcome:7} {seconds:6.1f} s  {test}", flush=True)
         if outcome == "failed" and text:
             print("    " + text.rstrip().replace("\n", "\n    "), flush=True)
+
+    def report(self, path):
+        """Appends the counts and all figures to the file `path`, as a line of JSON."""
+        with open(path, "a") as file:
+            file.write(json.dumps({"suite": self.suite, **self.outcomes, "figures": self.figures}) + "\n")
 
     def finish(self):
         """Prints the suite's last line and returns its exit code."""
@@ -98,6 +105,11 @@ class Run:
                 if event["test"] in (self._pending or []):
                     self._pending.remove(event["test"])
                 self._results.add(event["test"], event["outcome"], event["seconds"], event["text"])
+            elif event["event"] == "progress":
+                print(f"[{self._vm.seconds():.0f} s] {event['text']}", file=sys.stderr, flush=True)
+            elif event["event"] == "figures":
+                self._results.figures.append({"test": event["test"], **event["numbers"]})
+                print(f"        {event['test']}: {', '.join(f'{count} {name}' for name, count in event['numbers'].items())}", flush=True)
             elif event["event"] == "end":
                 self._ended = True
 
@@ -120,8 +132,8 @@ def complaints(vm):
     return kmsg.bad(vm.read("dmesg.log").splitlines())
 
 
-def run(results, shares, at_once, make_run):
-    """Runs all `shares` with at most `at_once` VMs at a time; `make_run(share)` gives a Run."""
+def run(results, shares, at_once, make_run, report=None):
+    """Runs all `shares` with at most `at_once` VMs at a time; `make_run(share)` gives a Run. Figures go to the file `report`."""
     waiting = list(shares)
     active = []
     try:
@@ -133,6 +145,8 @@ def run(results, shares, at_once, make_run):
     finally:
         for one in active:
             one.kill()
+    if report:
+        results.report(report)
     return results.finish()
 
 
