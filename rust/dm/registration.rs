@@ -140,7 +140,9 @@ impl<T: Target> Callbacks<T> {
         argc: c_uint,
         argv: *mut *mut c_char,
     ) -> c_int {
-        from_result(|| {
+        // SAFETY: The target is under construction and so ours. The core has put a reason there that tells nothing.
+        let unknown = unsafe { (*target).error };
+        let result = from_result(|| {
             let ptr = NonNull::new(target).ok_or(EINVAL)?;
             // SAFETY: `target` is valid until the destructor returns, or until we return an error;
             // `undo` and `dtr` revoke the handle before.
@@ -186,7 +188,16 @@ impl<T: Target> Callbacks<T> {
                 (*target).private = KBox::into_raw(instance).cast();
             }
             Ok(0)
-        })
+        });
+        if result == -(bindings::ENOMEM as c_int) {
+            // SAFETY: As above.
+            unsafe {
+                if (*target).error == unknown {
+                    (*target).error = c"Out of memory".as_char_ptr().cast_mut();
+                }
+            }
+        }
+        result
     }
 
     /// # Safety
