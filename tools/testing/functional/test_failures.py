@@ -212,6 +212,8 @@ def test_failed_pool_lets_go_of_waiting_writes(make_pool, make_faulty, compare, 
         content.write(0, SIZE)
         waiting = Background(lambda: content.thin.write(SIZE, pattern("waits", BLOCK)))
         wait_until(lambda: pool.status().mode == "out_of_data_space", "running full")
+        # One for the mark of low water, and one for the mode, some time after the change.
+        wait_until(lambda: pool.device.event_nr() == 2, "the events")
         look(trace, pool, "running full")
         pool.metadata.fail_writes()
         trace.attempt("create_thin", lambda: pool.create_thin(5))
