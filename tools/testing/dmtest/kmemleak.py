@@ -22,13 +22,24 @@ def is_there():
 
 def symbols(module):
     """Where the functions of a loaded module are, as sorted pairs of address and name; what find() needs once it is unloaded."""
-    found = []
+    return sorted((address, name) for address, name, owner in _functions() if owner == f"[{module}]")
+
+
+def own_functions():
+    """Where the function that keeps count of objects is: its address, and that of the next function; none without kmemleak."""
+    kernel = sorted((address, name) for address, name, owner in _functions() if not owner)
+    for (start, name), (end, _) in zip(kernel, kernel[1:]):
+        if name == "__alloc_object":
+            return start, end
+    return 0, 0
+
+
+def _functions():
     with open("/proc/kallsyms") as file:
         for line in file:
-            fields = line.split()
-            if fields[-1] == f"[{module}]" and fields[1] in "tT":
-                found.append((int(fields[0], 16), fields[2]))
-    return sorted(found)
+            address, kind, name, *owner = line.split()
+            if kind in "tT":
+                yield int(address, 16), name, "".join(owner)
 
 
 def scan():

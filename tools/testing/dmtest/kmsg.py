@@ -5,6 +5,9 @@ import os
 import re
 
 MARK = "dmtest: "
+# A mark: up to the next one, allocations fail on purpose.
+ALLOCATIONS_FAIL = "allocations fail"
+NO_MEMORY = re.compile(r"vmalloc error: size|page allocation failure|FAULT_INJECTION: forcing a failure")
 
 BAD = re.compile(
     r"\bBUG\b|\bWARNING\b|\bOops\b|KASAN|KFENCE|KCSAN|KMSAN|UBSAN|ODEBUG|Kernel panic|panicked at|general protection"
@@ -42,8 +45,22 @@ class Log:
 
 
 def bad(lines):
-    """Those of the lines that mean a fault of the kernel; our own marks do not."""
-    return [line for line in lines if BAD.search(line) and MARK not in line]
+    """Those of the lines that mean a fault of the kernel; our own marks do not.
+
+    Where allocations fail on purpose, the kernel may say so, with a stack.
+    """
+    found = []
+    on_purpose = told = False
+    for line in lines:
+        if MARK in line:
+            on_purpose = ALLOCATIONS_FAIL in line
+        elif on_purpose and NO_MEMORY.search(line):
+            told = True
+        elif told and "Call Trace:" in line:
+            told = False
+        elif BAD.search(line):
+            found.append(line)
+    return found
 
 
 def mark(text):

@@ -137,6 +137,15 @@ def test_faults_are_told_from_other_lines():
     assert kmsg.bad([*HARMLESS, *FAULTS]) == FAULTS
 
 
+def test_failed_allocations_may_be_told():
+    told = ["python3: vmalloc error: size 4096, vm_struct allocation failed", "Stack:", "Call Trace:", " [<610f2037>] show_stack+0x1e7/0x200"]
+    on_purpose = f"{kmsg.MARK}{kmsg.ALLOCATIONS_FAIL}"
+    assert kmsg.bad(told) == ["Call Trace:"]
+    assert kmsg.bad([on_purpose, *told, *told]) == []
+    assert kmsg.bad([on_purpose, *told, FAULTS[0], "Call Trace:"]) == [FAULTS[0], "Call Trace:"]
+    assert kmsg.bad([on_purpose, f"{kmsg.MARK}start", *told]) == ["Call Trace:"]
+
+
 def test_log_is_seen(kernel):
     kernel.lines()
     kmsg.mark("seen")
