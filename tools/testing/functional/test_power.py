@@ -181,11 +181,9 @@ def record(make_disk, settings, seed, tmp_path):
         background = load.Background(
             fio, "--bs=4k", "--fsync=16", "--time_based", "--runtime=3600", "--rate_iops=100", "--do_verify=0", depth=4,
         )
-        end = time.monotonic() + settings("power_seconds", 2.0)
-        turns = 0
-        while time.monotonic() < end:
+        turns = settings("power_turns", 80)
+        for _ in range(turns):
             work.turn()
-            turns += 1
             kinds.update(work.systems)
         background.kill()
         for writer, folder in writers:
@@ -215,7 +213,7 @@ def test_power_cuts(make_disk, modules, settings, figures, progress, tmp_path, s
     choice = random.Random(f"power {seed}")
     # Of so many, each is looked into with a probability that makes about this number.
     total = sum(1 for entry in entries if entry.number is not None)
-    share = {what: settings(f"power_{what}s", usual) / total for what, usual in (("look", 120), ("tear", 60), ("open", 5))}
+    share = {what: settings(f"power_{what}s", usual) / total for what, usual in (("look", 50), ("tear", 25), ("open", 3))}
     points = 0
     try:
         for when, point in replay.points():
