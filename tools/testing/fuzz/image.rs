@@ -157,10 +157,4 @@ impl Image {
     pub fn changed(&self) -> Vec<u64> {
         self.changed.keys().copied().collect()
     }
-
-    /// All bytes.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let blocks = 0..self.base.nr_blocks();
-        blocks.flat_map(|block| *self.block(block)).collect()
-    }
 }

@@ -69,11 +69,18 @@ def power(results, config):
     return power.run(results, config)
 
 
+def hostile(results, config):
+    from guest import hostile
+
+    return hostile.hostile(results, config)
+
+
 def main():
     results = sys.argv[1]
     with open(os.path.join(results, "config.json")) as file:
         config = json.load(file)
-    return {"functional": functional, "kunit": kunit, "demo": demo, "bench": bench, "power": power}[config["job"]](results, config)
+    work = {"functional": functional, "kunit": kunit, "demo": demo, "bench": bench, "power": power, "hostile": hostile}[config["job"]]
+    return work(results, config)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 
-from . import bench, ktap, power, suite
+from . import bench, hostile, ktap, power, suite
 from .vm import (
     ROOT,
     Uml,
@@ -25,8 +25,10 @@ class Missing(Exception):
 
 
 def run(options):
-    return {"functional": functional, "smoke": marked, "lvm2": marked, "kunit": kunit, "demo": demo, "bench": benchmark, "power": kills}[
-        options.suite](options)
+    return {
+        "functional": functional, "smoke": marked, "lvm2": marked, "kunit": kunit, "demo": demo, "bench": benchmark, "power": kills,
+        "hostile": hostile_images,
+    }[options.suite](options)
 
 
 def functional(options):
@@ -100,6 +102,13 @@ def kills(options):
     return power.run(options, configuration(options, "power"))
 
 
+def hostile_images(options):
+    need_programs()
+    if not options.images_program:
+        raise Missing("hostile needs the program that makes images: --images-program")
+    return hostile.run(options, configuration(options, "hostile"))
+
+
 def demo(options):
     """Shows the guest's demo as it runs, without the kernel's own lines around it."""
     need_programs()
@@ -152,7 +161,7 @@ def configuration(options, job):
         implementations["built-in"] = None
     elif NAME in modules:
         implementations["c"] = modules.pop(NAME)
-    elif job in ("functional", "bench") or not options.module:
+    elif job in ("functional", "bench", "hostile") or not options.module:
         raise Missing(f"no {NAME}.ko in {options.kernel}")
     if options.module:
         implementations["rust"] = os.path.abspath(options.module)

@@ -2,10 +2,18 @@
 
 //! Writes mutated images to files, for a module in a virtual machine.
 //!
-//! `hostile_images SEED NUMBER FILE` writes one image and prints what it is, as a line of JSON. Each twentieth one is
-//! not edited.
+//! `hostile_images SEED FOLDER NUMBER...` writes images to files that have their numbers as names, and prints what each is,
+//! as a line of JSON. Each twentieth one is not edited.
 
-use std::process::ExitCode;
+use std::{
+    error::Error,
+    fs::File,
+    os::unix::fs::FileExt,
+    path::Path,
+    process::ExitCode, //
+};
+
+use persistent_data::block::BLOCK_SIZE;
 
 use dm_thin_fuzz::{
     base::{
@@ -25,15 +33,30 @@ const UNEDITED: u64 = 20;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let [seed, number, file] = &arguments[..] else {
-        eprintln!("usage: hostile_images SEED NUMBER FILE");
-        return ExitCode::FAILURE;
+    let result = match &arguments[..] {
+        [seed, folder, numbers @ ..] => write_all(seed, folder, numbers),
+        _ => Err("usage: hostile_images SEED FOLDER NUMBER...".into()),
     };
-    let (Ok(seed), Ok(number)) = (seed.parse::<u64>(), number.parse::<u64>()) else {
-        eprintln!("hostile_images: seed and number are numbers");
-        return ExitCode::FAILURE;
-    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("hostile_images: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
+fn write_all(seed: &str, folder: &str, numbers: &[String]) -> Result<(), Box<dyn Error>> {
+    let seed: u64 = seed.parse()?;
+    for number in numbers {
+        let image = write(seed, number.parse()?, &Path::new(folder).join(number))?;
+        println!("{{\"image\": {number}, {image}}}");
+    }
+    Ok(())
+}
+
+/// Writes an image and tells about it.
+fn write(seed: u64, number: u64, path: &Path) -> Result<String, Box<dyn Error>> {
     let random = &mut Random::new(seed << 32 | number);
     let bases = base::all();
     let base = &bases[random.below(bases.len())];
@@ -44,19 +67,24 @@ fn main() -> ExitCode {
     };
     let edits: Vec<_> = (0..count).map(|_| mutator::edit(random)).collect();
     edit::apply(&mut image, &edits);
-    if let Err(e) = std::fs::write(file, image.to_bytes()) {
-        eprintln!("hostile_images: {file}: {e}");
-        return ExitCode::FAILURE;
+
+    // Without what is zero, which would take up memory.
+    let file = File::create(path)?;
+    file.set_len(base.nr_blocks() * BLOCK_SIZE as u64)?;
+    for block in 0..base.nr_blocks() {
+        let data = image.block(block);
+        if data.iter().any(|byte| *byte != 0) {
+            file.write_all_at(data, block * BLOCK_SIZE as u64)?;
+        }
     }
     let edits: Vec<_> = edits
         .iter()
         .map(|record| format!("\"{}\"", edit::describe(&image, record)))
         .collect();
-    println!(
-        "{{\"image\": {number}, \"base\": \"{}\", \"data_blocks\": {}, \"block_sectors\": {DATA_BLOCK_SIZE}, \"edits\": [{}]}}",
+    Ok(format!(
+        "\"base\": \"{}\", \"data_blocks\": {}, \"block_sectors\": {DATA_BLOCK_SIZE}, \"edits\": [{}]",
         base.name,
         base.nr_data,
         edits.join(", ")
-    );
-    ExitCode::SUCCESS
+    ))
 }
