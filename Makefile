@@ -68,7 +68,7 @@ help:
 	@echo '  demo             - Show pools, volumes and snapshots at work in a VM'
 	@echo '  test             - Run all tests; SUITES="..." runs only some of:'
 	@echo '                     scripts lint cargo fuzz kunit functional cache power'
-	@echo '                     smoke lvm2 graft'
+	@echo '                     hostile smoke lvm2 graft'
 	@echo '  bench            - Measure this module beside the C one; ROWS="read-4k-*"'
 	@echo '                     and SIZES="1Mi" measure only a part;'
 	@echo '                     PROFILE=<row> shows what its instructions are, of'

@@ -64,6 +64,11 @@ def parts(place):
         machines("debug", "all functional tests, with a search for lost memory"),
         machines("cache-1", "all functional tests, with a mapping cache of one page", "--parameter", "mapping_cache_pages=1"),
         machines("cache-0", "all functional tests, without a mapping cache", "--parameter", "mapping_cache_pages=0"),
+        machines("memory", "each allocation of the module fails", "--set", "memory_faults=100000", "--test-timeout", 1800,
+                 "test_memory_faults.py"),
+        Part("images", "mutated metadata images in pools, under this module and under the C one", [
+            str(TESTING / "soak" / "images"), "--count", str(many(2500)), "--seed", str(seed), "--beside",
+            "--results", str(place.reports / "machines" / "images"), "--report", place.report("images")]),
         machines("kills", "machines that are killed while they work on a pool",
                  "--kills", many(100), "--seed", seed, suite="power"),
         machines("logs", "power cuts, with the whole stack", "--set", f"power_logs={many(40)}", "--set", f"seed={seed}",
