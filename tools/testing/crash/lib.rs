@@ -10,6 +10,7 @@
 //!
 //! The [`check`]er is of its own: it reads images by their format, without the libraries that wrote them.
 
+pub mod caught;
 pub mod check;
 pub mod faults;
 pub mod image;

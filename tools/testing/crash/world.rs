@@ -284,8 +284,6 @@ impl World {
                     result => {
                         result?;
                         md.dec_data_range(begin, end)?;
-                        // What was free for a moment cannot be had before the commit.
-                        self.taken.extend(begin..end);
                     }
                 }
             }
@@ -381,6 +379,10 @@ impl World {
 
     /// Says that no data block can be had, if that is so.
     fn check_no_data_space(&self) {
+        if self.has_faults {
+            // What was put back while memory was short waits for the commit.
+            return;
+        }
         assert_eq!(
             self.in_use().len() as u64,
             self.model.pool.nr_data,
@@ -448,10 +450,8 @@ impl World {
         for (virtual_block, block) in pairs {
             self.model.insert(dev, virtual_block, block);
         }
-        if !self.has_faults {
-            for block in unused {
-                self.taken.remove(block);
-            }
+        for block in unused {
+            self.taken.remove(block);
         }
         Ok(())
     }
