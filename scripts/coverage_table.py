@@ -15,7 +15,7 @@ import sys
 CRATES = ("persistent_data", "thin_metadata")
 TESTS = re.compile(r"(^|/)(tests|examples)/|(^|/)(small_)?tests\.rs$")
 # Nothing comes after the module of tests in a file.
-TEST_MODULE = re.compile(r"^#\[cfg\((any\()?test\b")
+TEST_MODULE = re.compile(r"^#\[cfg\((any\()?(test|dm_thin_kunit)\b")
 
 
 def end_of_code(path):
