@@ -4,8 +4,9 @@
 `--set stress_seconds=<n>` makes a round longer, `--set stress_rounds=<n>` plays several, the first with `--set seed=<n>`.
 """
 
-import mmap
+import os
 import random
+import subprocess
 import time
 from contextlib import contextmanager
 
@@ -31,6 +32,7 @@ PATIENCE = 60
 
 # What is left when memory is made short.
 SHORT = 96 * MIB
+FILLING = bytes(4 * MIB)
 
 
 def available():
@@ -41,17 +43,17 @@ def available():
 @contextmanager
 def short_of_memory():
     """Little memory is free meanwhile; what can be given back has to be."""
-    taken = []
-    while available() > SHORT:
-        # Not of zeroes: each page is really there.
-        taken.append(mmap.mmap(-1, 4 * MIB))
-        for offset in range(0, 4 * MIB, 4 * KIB):
-            taken[-1][offset] = 1
+    # A file system of its own, for the disks' must not become full.
+    folder = "/run/hog"
+    os.makedirs(folder, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100%", "hog", folder], check=True)
     try:
+        with open(f"{folder}/file", "wb", buffering=0) as file:
+            while available() > SHORT:
+                file.write(FILLING)
         yield
     finally:
-        for memory in taken:
-            memory.close()
+        subprocess.run(["umount", folder], check=True)
 
 
 class Stress:
