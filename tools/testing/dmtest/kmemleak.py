@@ -16,8 +16,9 @@ ADDRESS = re.compile(r"^( +)0x([0-9a-f]+)$", re.MULTILINE)
 
 
 def is_there():
-    """Whether this kernel has kmemleak."""
-    return os.path.exists(FILE)
+    """Whether this kernel has kmemleak, and was not told to do without."""
+    with open("/proc/cmdline") as line:
+        return os.path.exists(FILE) and "kmemleak=off" not in line.read().split()
 
 
 def symbols(module):
