@@ -5,7 +5,7 @@
 use crate::rng::Rng;
 
 /// The highest device id of random commands.
-pub const MAX_DEVICE: u64 = 9;
+pub const MAX_DEVICE: u64 = 5;
 
 /// A command for a pool.
 #[derive(Clone, Copy, Debug)]
@@ -171,7 +171,7 @@ impl Profile {
     fn blocks(&self, rng: &mut Rng) -> Blocks {
         let begin = match rng.within(0..10) {
             0 => (1 << 40) + rng.within(0..50),
-            1..=6 => rng.within(0..600),
+            1..=7 => rng.within(0..400),
             _ => rng.within(0..5000),
         };
         let count = match rng.within(0..4) {
@@ -213,8 +213,12 @@ impl Profile {
             0..=3 => Op::Create(dev),
             4..=5 => Op::Delete(dev),
             6..=10 => {
-                let Blocks { begin, count, .. } = self.blocks(rng);
-                Op::Remove(dev, begin, count * 3)
+                let begin = self.blocks(rng).begin;
+                let count = match rng.one_in(3) {
+                    true => rng.within(1..20),
+                    false => rng.within(1..self.most_blocks * 6),
+                };
+                Op::Remove(dev, begin, count)
             }
             11 => Op::RemoveAll(dev),
             12 => Op::References(rng.within(0..self.nr_data), rng.within(0..40)),
