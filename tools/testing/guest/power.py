@@ -163,7 +163,7 @@ def work(pool, config, past, systems, mixed, events, counts):
     while True:
         work.turn()
         turns += 1
-        if turns % 20 == 0:
+        if turns % 10 == 0:
             for writer in writers:
                 writer.check()
             events.emit(event="working", counts={"turns": turns, "steps": len(steps.steps)})

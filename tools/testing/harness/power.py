@@ -18,6 +18,10 @@ METADATA = 4 << 20
 DATA = 256 << 20
 PATIENCE = 240
 
+# A machine is killed before it has written as many lines, or after so many seconds.
+MOST = 400
+STROKE = 20
+
 
 def run(options, config):
     results = suite.Results("power")
@@ -55,6 +59,7 @@ class Boot:
         folder = os.path.join(options.results, f"boot{config['boot'] % 2}")
         self._limit = options.test_timeout or PATIENCE
         self._shared = config["shared"]
+        self._path = os.path.join(self._shared, f"journal.{config['boot']}")
         self.vm = Uml(options.kernel, folder)
         self.vm.start(config, [f"ubd{number}={os.path.join(self._shared, name)}" for number, name in enumerate(("metadata", "data"))])
 
@@ -65,9 +70,13 @@ class Boot:
             early = choice is not None and choice.random() < 0.1
             if not self._wait("loaded" if early else "verified"):
                 return "failed", self._why("did not get ready"), {}
-            end = time.monotonic() + (choice.uniform(0, 2) if choice else self._limit)
-            while self.vm.running() and time.monotonic() < end:
+            end = time.monotonic() + (STROKE if choice else self._limit)
+            # Whatever the machine's speed, it has got as far.
+            lines = choice.randrange(MOST) if choice and not early else 0
+            pause = choice.uniform(0, 0.05) if choice else 0
+            while self.vm.running() and time.monotonic() < end and (choice is None or self._journal() < lines):
                 time.sleep(0.01)
+            time.sleep(pause)
             alive = self.vm.running()
         finally:
             self.vm.kill()
@@ -81,6 +90,14 @@ class Boot:
         if choice is None and self.vm.status() != 0:
             return "failed", self._why("ended with an error"), counts
         return "passed", "", counts
+
+    def _journal(self):
+        """How many lines the journal has: two for each step."""
+        try:
+            with open(self._path, "rb") as file:
+                return file.read().count(b"\n")
+        except FileNotFoundError:
+            return 0
 
     def _events(self):
         lines = self.vm.read("events").splitlines()
