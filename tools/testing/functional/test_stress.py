@@ -150,7 +150,11 @@ class Stress:
     def do_discard(self):
         if not self.kept:
             return False
-        self._one().discard(*self._range())
+        content = self._one()
+        # All mappings are known before, and must not be afterwards.
+        content.verify()
+        content.discard(*self._range())
+        content.verify()
 
     def do_zero(self):
         if not self.kept:
