@@ -153,7 +153,20 @@ impl OwnedQueue {
 
     /// Has a closure run.
     pub fn spawn<F: FnOnce() + Send + 'static>(&self, flags: Flags, f: F) -> Result {
-        Ok(self.queue().try_spawn(flags, f)?)
+        let mut f = Some(f);
+        let once = move || {
+            if let Some(f) = f.take() {
+                f();
+            }
+        };
+        self.spawn_boxed(flags, KBox::new(once, flags)?)
+    }
+
+    /// There is but one of this function. `try_spawn` is one for each type of closure, with a text of its own to
+    /// name the class of a lock that they share, which lockdep does not like.
+    #[inline(never)]
+    fn spawn_boxed(&self, flags: Flags, mut f: KBox<dyn FnMut() + Send>) -> Result {
+        Ok(self.queue().try_spawn(flags, move || f())?)
     }
 
     /// Has a closure run and waits for its result. Must not be called by a work of the queue.
