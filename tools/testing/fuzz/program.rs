@@ -464,25 +464,16 @@ impl Program {
                 })?;
                 self.in_bounds(md, found.map(|found| found.block))
             }
-            39 => {
-                let mut at = begin;
-                for _ in 0..32 {
-                    let Some(found) = md.find_mapped_range(&thin, at, end)? else {
-                        break;
-                    };
-                    assert!(at <= found.begin && found.begin < found.end && found.end <= end);
-                    let last = found.block + (found.end - found.begin - 1);
-                    self.in_bounds(md, Some(last))?;
-                    at = found.end;
-                }
-                Ok(())
-            }
+            39 => self.ranges(md, &thin, begin..end, 32),
             40 => {
                 let next = md.next_mapped(&thin, begin, end)?;
                 assert!(next.is_none_or(|next| (begin..end).contains(&next)));
                 Ok(())
             }
-            41 => md.mapped_count(&thin).map(drop),
+            41 => {
+                md.mapped_count(&thin)?;
+                self.ranges(md, &thin, 0..u64::MAX, 1000)
+            }
             42 => {
                 let _ = md.find_block(&thin, begin, false);
                 md.issue_prefetches();
@@ -494,6 +485,27 @@ impl Program {
                 md.snapshotted_time(&thin).map(drop)
             }
         }
+    }
+
+    /// The first runs of mapped blocks within a range.
+    fn ranges(
+        &self,
+        md: &Metadata<Watched>,
+        thin: &ThinHandle,
+        range: Range<u64>,
+        max: u32,
+    ) -> Result {
+        let mut at = range.start;
+        for _ in 0..max {
+            let Some(found) = md.find_mapped_range(thin, at, range.end)? else {
+                break;
+            };
+            assert!(at <= found.begin && found.begin < found.end && found.end <= range.end);
+            let last = found.block + (found.end - found.begin - 1);
+            self.in_bounds(md, Some(last))?;
+            at = found.end;
+        }
+        Ok(())
     }
 
     fn in_bounds(&self, md: &Metadata<Watched>, block: Option<u64>) -> Result {

@@ -15,7 +15,9 @@ from .vm import Uml
 
 # Images for one VM, as long as nothing happens.
 BATCH = 40
-LIMIT = 60
+# Seconds without progress after which a VM counts as hung, while it boots and during an image.
+BOOT_LIMIT = 180
+LIMIT = 90
 # What good metadata may answer: no such volume, there is one already, in use, no space.
 USUAL = {"ok", "ENODATA", "EEXIST", "EBUSY", "ENOSPC"}
 CAUSES = ("KASAN", "kernel BUG at", "BUG:", "Oops", "panicked at", "Kernel panic", "WARNING", "UBSAN", "lockdep is off", "INFO: task")
@@ -27,7 +29,7 @@ class Share:
     def __init__(self, label, numbers, make_vm, config):
         self.label = label
         self.answers = {}
-        self.leaks = ""
+        self.trouble = ""
         self._numbers = list(numbers)
         self._make_vm = make_vm
         self._config = config
@@ -47,7 +49,7 @@ class Share:
         """Looks after the VM; whether there is more to do."""
         alive = self._vm.running()
         self._events()
-        hung = alive and time.monotonic() - self._since > LIMIT
+        hung = alive and time.monotonic() - self._since > (LIMIT if self._read else BOOT_LIMIT)
         if alive and not hung:
             return True
         self._vm.kill()
@@ -57,16 +59,14 @@ class Share:
             tail = self._vm.read("console.log").replace("\r", "").splitlines()[-200:]
             begin = max((n for n, line in enumerate(tail) if f"image {self._current['image']}" in line), default=0)
             self._answer({"about": self._current, "outcome": "hung" if hung else "died", "cause": cause(tail[begin:]), "log": tail[begin:][:60]})
-        elif not self.answers or self._since_boot_nothing():
+        elif self._vm.status() is None:
+            # Not by an image: nothing that the rest would not meet, too.
+            self.trouble += "\n".join(["the VM stopped between images", *self._vm.read("console.log").splitlines()[-60:]])
             self._numbers.clear()
-            self.answers.setdefault("boot", {"about": {"image": -1}, "outcome": "died", "cause": "boot", "log": []})
         if not self._numbers:
             return False
         self._boot()
         return True
-
-    def _since_boot_nothing(self):
-        return self._read == 0
 
     def _events(self):
         text = self._vm.read("events")
@@ -82,7 +82,7 @@ class Share:
                 self._current = None
             else:
                 self._ended = True
-                self.leaks += event["leaks"]
+                self.trouble += event["leaks"]
 
     def _answer(self, answer):
         self.answers[answer["about"]["image"]] = answer
@@ -120,7 +120,7 @@ def outcome(answer):
 
 
 def play(options, config, numbers, label):
-    """Plays the images, several VMs at once; gives the answers by number, and leaks."""
+    """Plays the images, several VMs at once; gives the answers by number, and what else went wrong."""
     waiting = [numbers[n:n + BATCH] for n in range(0, len(numbers), BATCH)]
     active, done = [], []
     began = last = time.monotonic()
@@ -150,7 +150,7 @@ def play(options, config, numbers, label):
     answers = {}
     for share in done:
         answers.update(share.answers)
-    return answers, "".join(share.leaks for share in done)
+    return answers, "".join(share.trouble for share in done)
 
 
 def judge(answer):
@@ -168,12 +168,11 @@ def judge(answer):
 
 
 def run(options, config):
-    """`--images` is the program that makes images, `--count` how many, `--beside` whether the C module gets them, too."""
+    """`--images-program` makes images, `--count` of them from `--first` on; `--beside` gives them to the C module, too."""
     numbers = list(range(options.first, options.first + options.count))
     config = dict(config, images=os.path.abspath(options.images_program), seed=options.seed)
     began = time.monotonic()
-    # So that it can be built anew meanwhile, and its answers be told from another one's.
-    answers, leaks = play(options, config, numbers, config["impl"])
+    answers, trouble = play(options, config, numbers, config["impl"])
     failed = 0
     for number in numbers:
         answer = answers.get(number)
@@ -185,9 +184,9 @@ def run(options, config):
                 print(f"    {line}")
             print(f"    replay: {' '.join([*sys.argv[:2], '--images-program', options.images_program, '--kernel', options.kernel])} "
                   f"--module {options.module} --seed {options.seed} --first {number} --count 1")
-    if leaks:
+    if trouble:
         failed += 1
-        print(f"FAILED: memory was lost\n{leaks}")
+        print(f"FAILED: memory was lost, or a VM\n{trouble}")
     table = {config["impl"]: collections.Counter(outcome(answer) for answer in answers.values())}
     both = {config["impl"]: answers}
     if options.beside:
