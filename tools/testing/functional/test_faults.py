@@ -123,7 +123,7 @@ def make_trial(make_pool, make_faulty):
 
 @pytest.fixture
 def watchdog():
-    with Watchdog(60) as dog:
+    with Watchdog(100) as dog:
         yield dog
 
 

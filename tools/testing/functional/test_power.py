@@ -154,7 +154,7 @@ class Checker:
             command(*CHECK[kind], thin.path)
 
 
-def record(make_disk, settings, seed, tmp_path):
+def record(make_disk, settings, progress, seed, tmp_path):
     """Works on a pool; returns the log, the steps, the kinds of file systems by volume, and counts."""
     recorder = Recorder(make_disk, METADATA, DATA, 1024 * MIB)
     steps = Steps(lambda number, step: recorder.mark(f"b{number}"), lambda number: recorder.mark(f"e{number}"))
@@ -182,8 +182,9 @@ def record(make_disk, settings, seed, tmp_path):
             fio, "--bs=4k", "--fsync=16", "--time_based", "--runtime=3600", "--rate_iops=100", "--do_verify=0", depth=4,
         )
         turns = settings("power_turns", 80)
-        for _ in range(turns):
+        for turn in range(turns):
             work.turn()
+            progress(f"power: seed {seed}, {turn} of {turns} steps recorded")
             kinds.update(work.systems)
         background.kill()
         for writer, folder in writers:
@@ -205,7 +206,7 @@ def test_power_cuts(make_disk, modules, settings, figures, progress, tmp_path, s
     for name in ("dm-log-writes", "dm-snapshot", "dm-load"):
         modules.need(name)
     began = time.monotonic()
-    (entries, logs), steps, kinds, counts = record(make_disk, settings, seed, tmp_path)
+    (entries, logs), steps, kinds, counts = record(make_disk, settings, progress, seed, tmp_path)
     disks = [make_disk(METADATA, "cut"), make_disk(DATA, "cut")]
     history = History()
     replay = Replay(entries, logs, disks[0].file, disks[1].file, history, steps.steps)

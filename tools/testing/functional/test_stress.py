@@ -28,7 +28,7 @@ from dmtest.watchdog import (
 
 SIZE = 8 * MIB
 WRITERS = 3
-PATIENCE = 60
+PATIENCE = 100
 
 # What is left when memory is made short.
 SHORT = 96 * MIB
@@ -225,7 +225,7 @@ def test_everything_at_once(make_pool, run, settings, figures, progress, seed):
     smoke = run["mark"] == "smoke"
     seconds = settings("stress_seconds", 12 if smoke else 20)
     began = time.monotonic()
-    with Watchdog(PATIENCE * (3 if smoke else 1)) as watchdog:
+    with Watchdog(PATIENCE * (2 if smoke else 1)) as watchdog:
         stress = Stress(make_pool, run["impl"], seed)
         stress.start(seconds)
         try:
