@@ -60,7 +60,7 @@ class Stress:
     """One round. Each method named do_* is something that is done to the pool, as often as `weights` says."""
 
     WEIGHTS = {
-        "snapshot": 6, "delete": 3, "change": 4, "discard": 3, "zero": 2, "metadata_snap": 3, "reload_pool": 3, "reload_volume": 4,
+        "snapshot": 6, "delete": 3, "change": 4, "discard": 5, "zero": 2, "metadata_snap": 3, "reload_pool": 3, "reload_volume": 4,
         "suspend_pool": 2, "suspend_volume": 3, "grow_data": 1, "grow_metadata": 1, "drop_caches": 2, "memory": 1, "origin": 2,
     }
 
@@ -151,10 +151,13 @@ class Stress:
         if not self.kept:
             return False
         content = self._one()
-        # All mappings are known before, and must not be afterwards.
+        # All mappings are known before, and must not be afterwards; blocks that somebody else has, too, keep what they hold.
+        self.number += 1
+        self.pool.create_snap(self.number, content.thin.id)
         content.verify()
         content.discard(*self._range())
         content.verify()
+        self.pool.delete(self.number)
 
     def do_zero(self):
         if not self.kept:
