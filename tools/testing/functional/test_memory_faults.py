@@ -117,7 +117,7 @@ def test_creation_of_a_pool(make_pool, run, kernel, most, tally, how):
     pool.stop()
     kernel.lines()
     reasons = set()
-    for number in choose(tally["allocations"], most, 4 if how == "format" else 30):
+    for number in choose(tally["allocations"], most, 4 if how == "format" else 48):
         prepare()
         with allocations.nth(number) as fault:
             try:
