@@ -322,6 +322,7 @@ fn each_open(
 /// All faults of a seed; seed 0 is that of all commands in a fixed order.
 pub fn run_seed(seed: u64, judge: &mut Judge) -> Result<u64, Violation> {
     let mut sum = 0;
+    judge.counts.runs += 1;
     let scene = match seed {
         0 => {
             for what in ALL {
