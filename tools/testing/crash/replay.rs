@@ -192,7 +192,11 @@ impl Judge {
                     let is_stable = meaning
                         .as_ref()
                         .is_some_and(|stable| stable.content == commit.content);
-                    let may_change = writes.iter().any(|write| write.block == 0);
+                    // Another superblock may be on its way, if only its flags differ.
+                    let may_change = writes.iter().any(|write| {
+                        let content = write.meaning.as_ref().map(|written| &written.content);
+                        write.block == 0 && content != Some(&commit.content)
+                    });
                     if !is_stable || may_change {
                         return Err(format!(
                             "a commit was reported that is not stable (superblock: {is_stable}, written: {may_change})"

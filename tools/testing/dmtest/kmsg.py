@@ -11,7 +11,8 @@ NO_MEMORY = re.compile(r"vmalloc error: size|page allocation failure|FAULT_INJEC
 
 BAD = re.compile(
     r"\bBUG\b|\bWARNING\b|\bOops\b|KASAN|KFENCE|KCSAN|KMSAN|UBSAN|ODEBUG|Kernel panic|panicked at|general protection"
-    r"|unreferenced object|kmemleak: (?!Kernel memory leak detector initialized|Automatic memory scanning)"
+    # Before anything else runs, kmemleak says that it was told to do without.
+    r"|unreferenced object|(?<!\[    0\.000000\] )kmemleak: (?!Kernel memory leak detector initialized|Automatic memory scanning)"
     r"|possible recursive locking|circular locking|inconsistent lock state|inversion.*detected|suspicious RCU"
     r"|lockdep is turned off|held lock freed|still has locks held|lock held when returning"
     r"|sleeping function called|scheduling while atomic|bad unlock balance|soft lockup|hard lockup|self-detected stall"

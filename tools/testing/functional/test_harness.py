@@ -123,6 +123,7 @@ FAULTS = [
 ]
 HARMLESS = [
     "KernelAddressSanitizer initialized (generic)",
+    "[    0.000000] kmemleak: Kernel memory leak detector disabled",
     "kmemleak: Kernel memory leak detector initialized (mem pool available: 15841)",
     "dm_thin_pool: loading out-of-tree module taints kernel.",
     "device-mapper: thin: Creation of new thinly-provisioned device with id 0 failed.",
