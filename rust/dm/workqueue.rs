@@ -165,6 +165,7 @@ impl OwnedQueue {
     /// There is but one of this function. `try_spawn` is one for each type of closure, with a text of its own to
     /// name the class of a lock that they share, which lockdep does not like.
     #[inline(never)]
+    #[expect(clippy::redundant_closure, reason = "a box is no closure")]
     fn spawn_boxed(&self, flags: Flags, mut f: KBox<dyn FnMut() + Send>) -> Result {
         Ok(self.queue().try_spawn(flags, move || f())?)
     }
