@@ -48,6 +48,9 @@ use crate::{
     },
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Where blocks are kept.
 pub trait Device {
     /// Its size in blocks.

@@ -144,3 +144,42 @@ impl fmt::Display for Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_told_in_a_line_and_by_an_errno() {
+        let corrupt = Error::Corrupt(7, Corruption::KeyOrder);
+        let location = Error::WrongLocation { block: 7, found: 8 };
+        let checksum = Error::Checksum {
+            block: 7,
+            wanted: 1,
+            found: 2,
+        };
+        for (error, errno, text) in [
+            (Error::NoMemory, 12, "out of memory"),
+            (Error::NoSpace, 28, "no free block"),
+            (Error::NoData, 61, "no such key"),
+            (Error::WouldBlock, 11, "block is not in memory"),
+            (Error::ReadOnly, 1, "metadata is read-only"),
+            (Error::Invalid, 22, "invalid argument"),
+            (Error::Unsupported, 22, "unsupported feature flags"),
+            (Error::Io(6), 6, "I/O error 6"),
+            (Error::OutOfBounds(7), 5, "block 7 is out of bounds"),
+            (Error::Conflict(7), 117, "block 7 is referenced twice"),
+            (Error::WrongValidator(7), 117, "block 7 is of another kind"),
+            (location, 15, "block 7 says it is block 8"),
+            (checksum, 84, "block 7 has checksum 2, wanted 1"),
+            (corrupt, 84, "block 7 is corrupt: KeyOrder"),
+            (
+                Error::RefCount(7),
+                22,
+                "reference count of block 7 is out of range",
+            ),
+        ] {
+            assert_eq!((error.errno(), error.to_string().as_str()), (errno, text));
+        }
+    }
+}
