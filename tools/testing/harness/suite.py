@@ -160,6 +160,7 @@ def files(folder, wanted):
             raise SystemExit(f"no such test file: {', '.join(missing)}")
         return wanted
     slow = [f"test_{name}.py" for name in (
-        "external_origin", "lvm2", "bad_input", "discard", "suspend", "scale", "compare", "modes", "metadata_space", "tables",
+        "external_origin", "lvm2", "bad_input", "power", "faults", "discard", "suspend", "cache", "memory_faults", "scale", "compare",
+        "fuzzed_input", "modes", "metadata_space", "tables", "failures",
     )]
     return [name for name in slow if name in found] + [name for name in found if name not in slow]
