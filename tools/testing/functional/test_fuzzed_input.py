@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Random tables and messages, made by spoiling good ones: both modules must answer the same, and go on working.
 
-How many, and from which seed: `--append dmtest.lines=20000 --append dmtest.seed=7`.
+How many, and from which seed: `--set fuzzed_lines=20000 --set seed=7`.
 """
 
 import errno
@@ -37,13 +37,6 @@ MESSAGES = [
 ]
 # Ours alone has these.
 ADDITIONS = re.compile(rb"cache_stats|discard_progress|discard_on_delete")
-
-
-def options():
-    """How many lines, and the seed, as the kernel's command line has them."""
-    with open("/proc/cmdline") as file:
-        found = dict(word.split("=", 1) for word in file.read().split() if word.startswith("dmtest.") and "=" in word)
-    return int(found.get("dmtest.lines", LINES)), int(found.get("dmtest.seed", SEED))
 
 
 class Maker:
@@ -176,11 +169,11 @@ def named(folder, pool, spare, thin):
 
 
 @pytest.fixture
-def rounds(make_pool, make_disk, compare, tmp_path):
+def rounds(make_pool, make_disk, compare, tmp_path, settings):
     """Plays `scenario(trace, pool, thin, spare, maker, count)` on a pool for each round of lines."""
 
     def run(scenario):
-        lines, seed = options()
+        lines, seed = settings("fuzzed_lines", LINES), settings("seed", SEED)
 
         def turn(trace, number):
             for begin in range(0, lines, ROUND):

@@ -69,6 +69,8 @@ def parts(place):
         Part("images", "mutated metadata images in pools, under this module and under the C one", [
             str(TESTING / "soak" / "images"), "--count", str(many(2500)), "--seed", str(seed), "--beside",
             "--results", str(place.reports / "machines" / "images"), "--report", place.report("images")]),
+        machines("lines", "random tables and messages, to both modules", "--set", f"fuzzed_lines={many(20_000)}",
+                 "--set", f"seed={seed}", "--test-timeout", 20_000, "test_fuzzed_input.py"),
         machines("kills", "machines that are killed while they work on a pool",
                  "--kills", many(100), "--seed", seed, suite="power"),
         machines("logs", "power cuts, with the whole stack", "--set", f"power_logs={many(40)}", "--set", f"seed={seed}",
@@ -79,6 +81,8 @@ def parts(place):
                  "--set", f"seed={seed}", "--test-timeout", 900, "test_stress.py"),
         Part("model", "the lockless parts and the prison, in more interleavings",
              cargo("test", "--locked", "-p", "dm_thin_model", "--", "--include-ignored")),
+        Part("coverage", "how many lines of the libraries and of the module the tests reach", [
+            str(TESTING / "soak" / "coverage"), place.report("coverage")]),
         Part("mutants", "faults that are planted on purpose and must be found",
              [str(TESTING / "mutants" / "run"), "--report", place.report("mutants")]),
     ]
