@@ -11,6 +11,10 @@ import time
 import pytest
 
 from dmtest import load
+from dmtest.background import (
+    Background,
+    wait_until,
+)
 from dmtest.content import (
     Content,
     pattern,
@@ -147,6 +151,36 @@ def test_suspend_waits_for_io(slow_pool, what):
     writer.join()
     assert not left, "suspend came back while a write was on its way"
     content.verify()
+
+
+@pytest.mark.parametrize("how", ["discard", "delete"])
+def test_block_is_used_again_when_its_readers_are_gone(make_pool, modules, how):
+    """A read that is still on its way to a block gets what was there, although the block has another owner by then."""
+    modules.need("dm-delay")
+    pool = make_pool(start=False, data_size=16 * BLOCK)
+    slow = Device.create("slow", f"0 {pool.data.sectors} delay {pool.data.path} 0 1500 {pool.data.path} 0 0")
+    pool.device = Device.create(
+        pool.name,
+        f"0 {pool.data.sectors} thin-pool {pool.metadata.path} {slow.path} {pool.block_sectors} 0 2 skip_block_zeroing no_discard_passdown",
+    )
+    old = Content(pool.new_thin(0, 16 * BLOCK))
+    new = Content(pool.new_thin(1, 16 * BLOCK))
+    old.write(0, 16 * BLOCK)
+    if how == "delete":
+        # A snapshot keeps the blocks that the reader is on its way to, and is deleted meanwhile.
+        pool.create_snap(2, 0)
+    wanted, found = bytes(old.data[:16 * BLOCK]), []
+    reader = Background(lambda: found.append(old.thin.read(0, 16 * BLOCK)))
+    wait_until(lambda: int(slow.status(noflush=True).split()[0]) == 16, "the read is on its way")
+    old.thin.discard(0, 16 * BLOCK)
+    if how == "delete":
+        pool.delete(2)
+    new.write(0, 16 * BLOCK)
+    assert reader.outcome() == "ok"
+    assert found == [wanted], "the read got what the block's next owner wrote"
+    new.verify()
+    pool.stop()
+    slow.remove()
 
 
 def test_removal_waits_for_io(slow_pool):
