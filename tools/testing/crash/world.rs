@@ -317,8 +317,8 @@ impl World {
                 md.abort()?;
                 self.take_shown();
             }
-            Op::Reopen if md.is_failed() => {
-                // There is nothing to commit any more.
+            Op::Reopen if md.is_failed() || md.needs_abort() => {
+                // There is nothing to commit any more, or nothing that could be.
                 md.close(no_flush)?;
                 self.md = open(&self.device)?;
                 self.take_shown();
