@@ -56,7 +56,6 @@ class Machine:
         self._idle = idle
         self._progress = progress
         self._on_event = on_event
-        self._read = 0
         self._doing = "boot"
         self._ended = False
         vm.start(config)
@@ -93,10 +92,8 @@ class Machine:
         return f"{why} at: {self._doing}; the console's end, {self.vm.console}:\n{tail}"
 
     def _events(self):
-        text = self.vm.read("events")
-        end = text.rfind("\n") + 1
-        fresh, self._read = text[self._read:end], max(self._read, end)
-        for line in fresh.splitlines():
+        fresh = self.vm.new_lines("events")
+        for line in fresh:
             event = json.loads(line)
             if event["event"] == "start":
                 self._doing = event["what"]

@@ -39,7 +39,7 @@ class Share:
     def _boot(self):
         self._boots += 1
         self._vm = self._make_vm(f"{self.label}.{self._boots}")
-        self._read = 0
+        self._is_up = False
         self._current = None
         self._ended = False
         self._since = time.monotonic()
@@ -49,7 +49,7 @@ class Share:
         """Looks after the VM; whether there is more to do."""
         alive = self._vm.running()
         self._events()
-        hung = alive and time.monotonic() - self._since > (LIMIT if self._read else BOOT_LIMIT)
+        hung = alive and time.monotonic() - self._since > (LIMIT if self._is_up else BOOT_LIMIT)
         if alive and not hung:
             return True
         self._vm.kill()
@@ -69,11 +69,9 @@ class Share:
         return True
 
     def _events(self):
-        text = self._vm.read("events")
-        end = text.rfind("\n") + 1
-        fresh, self._read = text[self._read:end], max(self._read, end)
-        for line in fresh.splitlines():
+        for line in self._vm.new_lines("events"):
             event = json.loads(line)
+            self._is_up = True
             self._since = time.monotonic()
             if event["event"] == "start":
                 self._current = event["about"]

@@ -55,7 +55,6 @@ class Run:
     def _boot(self):
         self._boots += 1
         self._vm = self._make_vm(f"{self.label}.{self._boots}" if self._boots > 1 else self.label)
-        self._read = 0
         self._current = None
         self._since = time.monotonic()
         self._ended = False
@@ -90,10 +89,7 @@ class Run:
         self._vm.kill()
 
     def _events(self):
-        text = self._vm.read("events")
-        end = text.rfind("\n") + 1
-        fresh, self._read = text[self._read:end], max(self._read, end)
-        for line in fresh.splitlines():
+        for line in self._vm.new_lines("events"):
             event = json.loads(line)
             self._since = time.monotonic()
             if event["event"] == "collected":

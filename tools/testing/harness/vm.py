@@ -23,6 +23,7 @@ class Vm:
         self.kernel = kernel
         self.results = results
         self._process = None
+        self._read = {}
 
     def start(self, config, arguments=()):
         """Boots with `config` as the guest's orders and `arguments` added to the kernel's command line."""
@@ -72,6 +73,14 @@ class Vm:
                 return file.read()
         except FileNotFoundError:
             return ""
+
+    def new_lines(self, name):
+        """The whole lines that a file in the results folder got since the last call."""
+        text = self.read(name)
+        end = text.rfind("\n") + 1
+        begin = self._read.get(name, 0)
+        self._read[name] = max(begin, end)
+        return text[begin:end].splitlines()
 
 
 class Uml(Vm):
