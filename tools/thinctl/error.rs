@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What can go wrong.
+
+use std::{
+    fmt,
+    io, //
+};
+
+/// What a command gives up with.
+///
+/// Each kind has an exit code of its own; clap ends with 2 when the command line is wrong.
+#[derive(Debug)]
+pub enum Error {
+    /// A system call failed: what was done, and its error.
+    Io(String, io::Error),
+    /// A request to device-mapper failed: what was asked, and what it said.
+    Dm(String, String),
+    /// The metadata could not be read.
+    Metadata(thin_metadata::Error),
+    /// There is no pool, volume, generation or file of this name.
+    NotFound(String),
+    /// Something is in the way that may go away: a lock, a metadata snapshot of somebody else, an open volume.
+    Busy(String),
+    /// A volume is not in the state that is needed, or something exists already.
+    Refused(String),
+    /// A stream, a backup or a file of thinctl's own is cut off, damaged or of another version.
+    Damaged(String),
+    /// A command that was called failed.
+    Command(String),
+    /// A signal asked to stop.
+    Interrupted(i32),
+}
+
+/// What functions of this crate give.
+pub type Result<T = ()> = std::result::Result<T, Error>;
+
+impl Error {
+    /// The exit code of the process.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Io(..) | Self::Dm(..) => 1,
+            // 2 is clap's.
+            Self::NotFound(_) => 3,
+            Self::Busy(_) => 4,
+            Self::Refused(_) => 5,
+            Self::Damaged(_) => 6,
+            Self::Metadata(_) => 7,
+            Self::Command(_) => 8,
+            Self::Interrupted(signal) => {
+                u8::try_from(*signal).map_or(255, |n| n.saturating_add(128))
+            }
+        }
+    }
+
+    /// For `map_err`: names what a failed system call was for.
+    pub fn io(what: impl fmt::Display) -> impl FnOnce(io::Error) -> Self {
+        move |e| Self::Io(what.to_string(), e)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(what, e) => write!(f, "{what}: {e}"),
+            Self::Dm(what, e) => write!(f, "{what}: {e}"),
+            Self::Metadata(e) => write!(f, "metadata: {e}"),
+            Self::NotFound(what)
+            | Self::Busy(what)
+            | Self::Refused(what)
+            | Self::Damaged(what)
+            | Self::Command(what) => f.write_str(what),
+            Self::Interrupted(signal) => write!(f, "stopped by signal {signal}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<thin_metadata::Error> for Error {
+    fn from(e: thin_metadata::Error) -> Self {
+        Self::Metadata(e)
+    }
+}
+
+impl From<persistent_data::Error> for Error {
+    fn from(e: persistent_data::Error) -> Self {
+        Self::Metadata(e.into())
+    }
+}
