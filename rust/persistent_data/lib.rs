@@ -32,6 +32,8 @@ pub mod block_manager;
 pub mod btree;
 #[cfg(not(CONFIG_RUST))]
 pub mod cached;
+#[cfg(not(CONFIG_RUST))]
+pub mod direct;
 pub mod error;
 #[cfg(not(CONFIG_RUST))]
 pub mod file;

@@ -34,6 +34,7 @@ pub mod superblock;
 pub mod view;
 
 mod data_blocks;
+mod diff;
 mod held_root;
 mod space;
 mod thin;

@@ -55,6 +55,11 @@ impl<'b, B: BlockManager> View<'b, B> {
         }
     }
 
+    /// Where it is read.
+    pub fn bm(&self) -> &'b B {
+        self.bm
+    }
+
     /// The superblock.
     pub fn superblock(&self) -> &Superblock {
         &self.superblock
@@ -91,17 +96,22 @@ impl<'b, B: BlockManager> View<'b, B> {
         Ok(self.mapping_tree().lookup(self.bm, &[id.key(), block])?)
     }
 
+    /// The tree of a device's mappings.
+    pub fn device_tree(&self, id: DeviceId) -> Result<DeviceTree> {
+        let top = TopTree::from_root(self.superblock.data_mapping_root.get());
+        match top.lookup(self.bm, &[id.key()])? {
+            Some(root) => Ok(DeviceTree::from_root(root.get())),
+            None => Err(Error::NoDevice(id)),
+        }
+    }
+
     /// Calls `f` with each mapping of a device, in the order of virtual blocks, until it fails.
     pub fn for_mappings(
         &self,
         id: DeviceId,
         mut f: impl FnMut(VirtualBlock, BlockTime) -> Result,
     ) -> Result {
-        let top = TopTree::from_root(self.superblock.data_mapping_root.get());
-        let tree = match top.lookup(self.bm, &[id.key()])? {
-            Some(root) => DeviceTree::from_root(root.get()),
-            None => return Err(Error::NoDevice(id)),
-        };
+        let tree = self.device_tree(id)?;
         walk(|visit| {
             tree.walk(self.bm, &mut |&[block], value| {
                 visit(&mut || f(block, *value))
@@ -114,7 +124,7 @@ type Visit<'a> = &'a mut dyn FnMut(&mut dyn FnMut() -> Result) -> persistent_dat
 
 /// Runs a walk of the library, whose callbacks have errors of the library, with callbacks that have errors of
 /// this crate.
-fn walk(f: impl FnOnce(Visit<'_>) -> persistent_data::Result) -> Result {
+pub(crate) fn walk(f: impl FnOnce(Visit<'_>) -> persistent_data::Result) -> Result {
     let mut failed = None;
     let result = f(&mut |visit| {
         visit().map_err(|e| {

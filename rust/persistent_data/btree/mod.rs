@@ -40,6 +40,7 @@
 
 mod cursor;
 mod delete;
+mod diff;
 mod finger;
 mod inner;
 mod insert;
@@ -49,8 +50,10 @@ mod rebalance;
 mod remove;
 mod remove_range;
 mod shadow;
+mod subtree;
 mod update_leaf;
 mod value;
+mod visit;
 
 #[cfg(any(test, dm_thin_kunit))]
 pub(crate) mod small_tests;

@@ -2,7 +2,10 @@
 
 //! What must be true of a pool that equals a model.
 
-use std::collections::BTreeMap;
+use std::collections::{
+    BTreeMap,
+    BTreeSet, //
+};
 
 use persistent_data::block_manager::BlockManager;
 
@@ -73,6 +76,7 @@ impl Model {
         );
         let view = View::new(md.bm()).expect("a view");
         assert_eq!(read(&view), self.pool);
+        check_differences(&view, &self.pool);
         let snap = view.metadata_snap().expect("a superblock");
         assert_eq!(snap.map(|snap| read(&snap)), self.held);
     }
@@ -200,4 +204,42 @@ pub(super) fn read<B: BlockManager>(view: &View<'_, B>) -> Pool {
     })
     .expect("a walk");
     pool
+}
+
+/// Compares each device with the next one.
+fn check_differences<B: BlockManager>(view: &View<'_, B>, pool: &Pool) {
+    let devices: Vec<_> = pool.devices.iter().collect();
+    for pair in devices.windows(2) {
+        let [(&left, l), (&right, r)] = pair else {
+            panic!("windows of two");
+        };
+        let blocks: BTreeSet<_> = l.mappings.keys().chain(r.mappings.keys()).collect();
+        let mut all: Vec<_> = blocks
+            .into_iter()
+            .map(|b| (*b, l.mappings.get(b).copied(), r.mappings.get(b).copied()))
+            .collect();
+        let unpack = |value: BlockTime| (value.block(), value.time());
+
+        let mut found = Vec::new();
+        view.merge(id(left), id(right), |block, l, r| {
+            found.push((block, l.map(unpack), r.map(unpack)));
+            Ok(())
+        })
+        .expect("merge");
+        assert_eq!(found, all);
+
+        found.clear();
+        view.diff(id(left), id(right), |block, l, r| {
+            found.push((block, l.map(unpack), r.map(unpack)));
+            Ok(())
+        })
+        .expect("diff");
+        all.retain(|(_, l, r)| l.map(|x| x.0) != r.map(|x| x.0));
+        assert_eq!(found, all);
+
+        let enough = Err(Error::EndOfTime);
+        let stopped = view.merge(id(left), id(right), |_, _, _| enough);
+        let is_empty = l.mappings.is_empty() && r.mappings.is_empty();
+        assert_eq!(stopped, if is_empty { Ok(()) } else { enough });
+    }
 }

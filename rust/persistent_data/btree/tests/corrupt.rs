@@ -166,6 +166,13 @@ fn do_everything<V: TestValue>(
     note(tree.highest_key(bm).map(drop));
     note(tree.walk(bm, &mut |_, _| Ok(())));
     note(tree.cursor(bm, true).and_then(|mut c| c.skip(u64::MAX)));
+    note(tree.visit(bm, &mut |_, _| true, &mut |_, _, _| Ok(())));
+    for other in [root + 1, root.saturating_sub(1)] {
+        let other = Tree::from_root(other);
+        let same = |a: &V, b: &V| a.id() == b.id();
+        note(tree.diff(&other, bm, same, &mut |_, _, _| Ok(())));
+        note(other.merge(&tree, bm, &mut |_, _, _| Ok(())));
+    }
 
     let mut change = |f: &dyn Fn(&mut CountingTx<'_>, &mut Tree<V, 1>) -> Result| {
         let bm = bm.crash();
@@ -195,6 +202,19 @@ fn do_everything<V: TestValue>(
     change(&|tx, tree| tree.update(tx, &mut vt(), key, |_, _, _| Ok(())));
     change(&|tx, tree| tree.delete(tx, &mut vt()));
     errors
+}
+
+/// Goes through all of a tree by all means.
+fn go_through(bm: &MemoryBm, root: BlockNr) -> [Result; 3] {
+    let tree = Tree::<U64, 1>::from_root(root);
+    Craft::new(3999, LEAF, &[]).put(bm);
+    let empty = Tree::from_root(3999);
+    let same = |a: &U64, b: &U64| a == b;
+    [
+        tree.diff(&empty, bm, same, &mut |_, _, _| Ok(())),
+        empty.merge(&tree, bm, &mut |_, _, _| Ok(())),
+        tree.visit(bm, &mut |_, _| true, &mut |_, _, _| Ok(())),
+    ]
 }
 
 /// A tree of `n` entries with even keys.
@@ -293,6 +313,7 @@ fn loops_end() {
             assert_eq!(tree.lookup(&bm, &[5]), Err(deep));
             assert_eq!(tree.lookup_next(&bm, &[5]), Err(deep));
             assert_eq!(tree.highest_key(&bm), Err(deep));
+            assert_eq!(go_through(&bm, 1), [Err(deep); 3]);
             let errors = do_everything::<U64>(&bm, &tx, 1, 5);
             assert!(errors.len() >= 10, "only {errors:?}");
         }
@@ -314,6 +335,7 @@ fn a_tower_of_multiples_ends() {
     let tree = Tree::<U64, 1>::from_root(1);
     let order = corrupt(12, Corruption::KeyOrder);
     assert_eq!(tree.walk(&bm, &mut |_, _| Ok(())), order);
+    assert_eq!(go_through(&bm, 1), [corrupt(2, Corruption::KeyOrder); 3]);
     let deleted = tree.delete(&mut tx.reopened(&bm), &mut Plain::new());
     assert_eq!(deleted, Err(Error::RefCount(12)));
     do_everything::<U64>(&bm, &tx, 1, 100);
@@ -339,6 +361,13 @@ fn leaves_beside_internal_nodes_are_told() {
         removed,
         Err(Error::Corrupt(_, Corruption::Unbalanced))
     ));
+    assert_eq!(go_through(&bm, 1), [corrupt(3, Corruption::Unbalanced); 3]);
+    Craft::new(3, INTERNAL, &[(10, 6)]).put(&bm);
+    Craft::new(6, INTERNAL, &[(10, 7)]).put(&bm);
+    assert_eq!(go_through(&bm, 1), [corrupt(6, Corruption::Unbalanced); 3]);
+    Craft::new(6, LEAF, &[]).put(&bm);
+    assert_eq!(go_through(&bm, 1), [corrupt(6, Corruption::EmptyNode); 3]);
+    Craft::new(3, LEAF, &[(10, 1), (11, 1)]).put(&bm);
     for key in [0, 1, 10, 11, 20] {
         do_everything::<U64>(&bm, &tx, 1, key);
     }
@@ -400,6 +429,10 @@ fn a_key_out_of_bounds_is_not_searched_for_ever() {
     let order = Error::Corrupt(3, Corruption::KeyOrder);
     assert_eq!(tree.lookup_next(&bm, &[6]), Err(order));
     assert_eq!(tree.walk(&bm, &mut |_, _| Ok(())), Err(order));
+    assert_eq!(go_through(&bm, 1), [corrupt(3, Corruption::KeyOrder); 3]);
+    Craft::new(2, LEAF, &[(0, 1), (10, 1)]).put(&bm);
+    assert_eq!(go_through(&bm, 1), [corrupt(2, Corruption::KeyOrder); 3]);
+    Craft::new(2, LEAF, &[(0, 1), (5, 1)]).put(&bm);
     // What is found in the leaf where it should be is good enough here.
     let mut found = Vec::new();
     let scanned = tree.scan(&bm, &[1], 20, |key, _| {

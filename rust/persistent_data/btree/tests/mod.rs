@@ -4,6 +4,7 @@
 
 mod corrupt;
 mod counting;
+mod diff;
 mod levels;
 mod model;
 mod orders;

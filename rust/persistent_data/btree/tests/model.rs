@@ -13,6 +13,7 @@ use super::{
         Fat,
         References, //
     },
+    diff,
     Counted,
     CountingTx,
     Owned,
@@ -39,6 +40,7 @@ enum Op {
     Delete(usize),
     Commit,
     Look(usize, u64),
+    Compare(usize, usize),
 }
 
 fn ops(keys: u64, run: u64) -> impl Strategy<Value = Vec<Op>> {
@@ -56,7 +58,8 @@ fn ops(keys: u64, run: u64) -> impl Strategy<Value = Vec<Op>> {
         2 => tree.clone().prop_map(Op::Snapshot),
         1 => tree.clone().prop_map(Op::Delete),
         2 => Just(Op::Commit),
-        4 => (tree, 0..keys).prop_map(|(t, k)| Op::Look(t, k)),
+        4 => (tree.clone(), 0..keys).prop_map(|(t, k)| Op::Look(t, k)),
+        4 => (tree.clone(), tree).prop_map(|(a, b)| Op::Compare(a, b)),
     ];
     prop::collection::vec(op, 1..80)
 }
@@ -162,6 +165,12 @@ impl<'b, V: TestValue> Forest<'b, V> {
                 assert_eq!(lowest.map(|[k]| k), model.keys().next().copied());
                 let highest = tree.highest_key(bm).unwrap();
                 assert_eq!(highest.map(|[k]| k), model.keys().next_back().copied());
+            }
+            Op::Compare(a, b) => {
+                self.tx.commit();
+                let (left, right) = (&self.trees[a % nr], &self.trees[b % nr]);
+                diff::compare(self.tx.bm, left, right);
+                diff::visit(self.tx.bm, left, right);
             }
         }
     }
