@@ -12,10 +12,8 @@ use std::{
 /// Each kind has an exit code of its own; clap ends with 2 when the command line is wrong.
 #[derive(Debug)]
 pub enum Error {
-    /// A system call failed: what was done, and its error.
+    /// A system call or a request to device-mapper failed: what was done, and its error.
     Io(String, io::Error),
-    /// A request to device-mapper failed: what was asked, and what it said.
-    Dm(String, String),
     /// The metadata could not be read.
     Metadata(thin_metadata::Error),
     /// There is no pool, volume, generation or file of this name.
@@ -39,7 +37,7 @@ impl Error {
     /// The exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Io(..) | Self::Dm(..) => 1,
+            Self::Io(..) => 1,
             // 2 is clap's.
             Self::NotFound(_) => 3,
             Self::Busy(_) => 4,
@@ -53,6 +51,14 @@ impl Error {
         }
     }
 
+    /// The errno of a failed system call.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Io(_, e) => e.raw_os_error(),
+            _ => None,
+        }
+    }
+
     /// For `map_err`: names what a failed system call was for.
     pub fn io(what: impl fmt::Display) -> impl FnOnce(io::Error) -> Self {
         move |e| Self::Io(what.to_string(), e)
@@ -63,7 +69,6 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io(what, e) => write!(f, "{what}: {e}"),
-            Self::Dm(what, e) => write!(f, "{what}: {e}"),
             Self::Metadata(e) => write!(f, "metadata: {e}"),
             Self::NotFound(what)
             | Self::Busy(what)

@@ -8,13 +8,53 @@
 //!
 //! From the bottom up:
 //!
-//! - [`error`]: what can go wrong, and the exit code for it.
-//! - [`state`]: the name of what a volume contains.
-//! - [`stream`]: the changes that lead from one state to another, as bytes for a pipe or a file.
+//! - [`error`], [`size`], [`progress`], [`rate`]: what can go wrong, numbers of bytes, how far work is and how fast it
+//!   may be.
+//! - [`diff`], [`census`], [`usage`], [`relations`], [`map`]: what metadata say; [`svg`] and [`terminal`] draw it, with
+//!   [`colour`] and [`bits`] underneath.
+//! - [`state`], [`stream`]: the name of what a volume contains, and what leads from one state to another.
+//! - [`repository`]: backups in a folder.
+//! - [`dm`], [`pool`], [`device`]: device-mapper, pools, and the data of volumes.
+//! - [`home`], [`journal`], [`signals`]: what is remembered, and what is undone however a process ends.
+//! - [`session`], [`naming`]: work with one pool, and which state a volume is in.
+//! - [`extents`], [`copy`]: lists of changes, and the data for them.
+//! - [`send`], [`receive`], [`backup`], [`merge`], [`migrate`], [`replicate`]: what it is all for.
+//! - [`cli`], [`commands`]: the command line.
 
+pub mod backup;
+pub mod bits;
+pub mod census;
+pub mod cli;
+pub mod colour;
+pub mod commands;
+pub mod copy;
+pub mod device;
+pub mod diff;
+pub mod dm;
 pub mod error;
+pub mod extents;
+pub mod home;
+pub mod journal;
+pub mod map;
+pub mod merge;
+pub mod migrate;
+pub mod naming;
+pub mod pool;
+pub mod progress;
+pub mod rate;
+pub mod receive;
+pub mod relations;
+pub mod replicate;
+pub mod repository;
+pub mod send;
+pub mod session;
+pub mod signals;
+pub mod size;
 pub mod state;
 pub mod stream;
+pub mod svg;
+pub mod terminal;
+pub mod usage;
 
 pub use error::{
     Error,

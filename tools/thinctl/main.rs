@@ -1,5 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The command line of thinctl.
+//! The program `thinctl`; see the library of this name.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use thinctl::{
+    cli::Cli,
+    commands, //
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match commands::run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("thinctl: {e}");
+            ExitCode::from(e.exit_code())
+        }
+    }
+}

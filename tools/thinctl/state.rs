@@ -69,3 +69,13 @@ impl<'de> Deserialize<'de> for StateId {
             .map_err(serde::de::Error::custom)
     }
 }
+
+/// `n` random bytes in hexadecimal digits.
+pub fn random_hex(n: usize) -> crate::Result<String> {
+    use std::io::Read;
+    let mut bytes = vec![0; n];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(Error::io("/dev/urandom"))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Backing up a volume that may be in use.
+//!
+//! The snapshot of the last generation is kept in the pool, so that the next one has only what has changed since.
+
+use std::path::Path;
+
+use serde::{
+    Deserialize,
+    Serialize, //
+};
+
+use crate::{
+    error::{
+        Error,
+        Result, //
+    },
+    naming::contents,
+    repository::{
+        Generation,
+        Locked, //
+    },
+    send::{
+        plan,
+        send,
+        Request, //
+    },
+    session::Session,
+    state::StateId,
+};
+
+/// The snapshots that were kept: that of the last generation, and one that was about to become it.
+#[derive(Default, Serialize, Deserialize)]
+struct Kept {
+    snapshots: Vec<u32>,
+}
+
+/// How to make a backup.
+pub struct Options<'a> {
+    /// The folder of the repository.
+    pub repository: &'a Path,
+    /// The volume's name in the repository.
+    pub name: &'a str,
+    /// Whether to make a full one in any case.
+    pub full: bool,
+    /// How hard to compress.
+    pub level: i32,
+}
+
+/// Adds the next generation of volume `id` to a repository; `None` if nothing has changed. `progress` is told of how much
+/// there is to do, and of each piece of data.
+pub fn backup(
+    session: &Session,
+    id: u32,
+    repository: &Locked,
+    options: &Options<'_>,
+    mut progress: impl FnMut(Option<u64>, u64),
+) -> Result<Option<Generation>> {
+    let Options {
+        name, full, level, ..
+    } = *options;
+    let place = options
+        .repository
+        .canonicalize()
+        .map_err(Error::io(options.repository.display()))?;
+    let key = blake3::hash(place.join(name).as_os_str().as_encoded_bytes()).to_hex();
+    let file = format!("backup-{id}-{}.json", key.get(..16).unwrap_or_default());
+    let mut kept: Kept = session.home.load(&file)?.unwrap_or_default();
+    let last = match repository.generations(name) {
+        Ok(mut generations) => generations.pop(),
+        Err(Error::NotFound(_)) => None,
+        Err(e) => return Err(e),
+    };
+    // Those of generations that did not come about are of no use.
+    let current = match &last {
+        Some(last) => find(session, &kept, last.header.to)?,
+        None => None,
+    };
+    for &other in kept.snapshots.iter().filter(|&&id| Some(id) != current) {
+        session.delete(other)?;
+    }
+    kept.snapshots = current.into_iter().collect();
+    let base = current.filter(|_| !full);
+
+    let snapshot = session.snapshot(id)?;
+    if let Some(base) = base {
+        if !changed(session, base, snapshot)? {
+            session.delete(snapshot)?;
+            return Ok(None);
+        }
+    }
+    // Until the generation is there, the one before may be needed again.
+    kept.snapshots.push(snapshot);
+    session.keep(snapshot, || session.home.store(&file, &kept))?;
+
+    let volume = session.active(id)?.iter().map(|v| v.size).max();
+    let request = Request {
+        id: snapshot,
+        from: base,
+        // Nothing can be made of a chain whose volume becomes smaller.
+        size: last
+            .map_or(0, |last| last.header.size)
+            .max(volume.unwrap_or(0)),
+        resume: None,
+    };
+    let plan = plan(session, &request)?;
+    progress(Some(plan.header.data), 0);
+    let generation = repository.add(name, |output| {
+        send(session, plan, output, level, |n| progress(None, n))?;
+        Ok(())
+    })?;
+
+    kept.snapshots = vec![snapshot];
+    session.home.store(&file, &kept)?;
+    if let Some(before) = current {
+        session.delete(before)?;
+    }
+    Ok(Some(generation))
+}
+
+/// The snapshot that was kept of a state.
+fn find(session: &Session, kept: &Kept, state: StateId) -> Result<Option<u32>> {
+    let mut there = Vec::new();
+    for &snapshot in &kept.snapshots {
+        if session.exists(snapshot)? {
+            there.push(snapshot);
+        }
+    }
+    let snap = session.metadata_snap()?;
+    let view = snap.view()?;
+    for snapshot in there {
+        let contents = contents(session, &view, snapshot)?;
+        if contents.frozen && contents.state == state {
+            return Ok(Some(snapshot));
+        }
+    }
+    Ok(None)
+}
+
+fn changed(session: &Session, a: u32, b: u32) -> Result<bool> {
+    let snap = session.metadata_snap()?;
+    let view = snap.view()?;
+    Ok(contents(session, &view, a)?.digest != contents(session, &view, b)?.digest)
+}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The command line.
+
+use std::{
+    num::NonZeroU64,
+    path::PathBuf, //
+};
+
+use clap::{
+    Args,
+    Parser,
+    Subcommand, //
+};
+use clap_complete::Shell;
+
+use crate::{
+    size,
+    stream::ResumeToken, //
+};
+
+/// Backup, migration, merging and replication of thin volumes, from metadata snapshots.
+///
+/// POOL is the name of an active pool: that of its device, or lvm2's vg/lv. Volumes are named by their ids in the pool, or
+/// by the names of their devices while they are active.
+#[derive(Parser)]
+#[command(name = "thinctl", version, after_long_help = EXIT_CODES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// What applies to all commands.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    a system call or a request to device-mapper failed
+  2    the command line is wrong
+  3    there is no pool, volume, generation or file of this name
+  4    something is in the way that may go away: a lock, somebody else's metadata snapshot, an open volume
+  5    refused: a volume is not in the state that is needed, or something exists already
+  6    a stream, a backup or a file of thinctl's own is cut off, damaged or of another version
+  7    the metadata cannot be read
+  8    a command that was called failed
+  128+ stopped by the signal of that number, less 128";
+
+/// What applies to all commands.
+#[derive(Args)]
+pub struct Global {
+    /// Print results as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Show no progress
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Release a metadata snapshot that is in the way, whoever has taken it
+    #[arg(long, global = true)]
+    pub force: bool,
+    /// Where to remember what must be remembered
+    #[arg(
+        long,
+        global = true,
+        value_name = "FOLDER",
+        env = "THINCTL_HOME",
+        default_value = "/var/lib/thinctl"
+    )]
+    pub home: PathBuf,
+}
+
+/// How a stream is made.
+#[derive(Args, Clone)]
+pub struct Sending {
+    /// How hard to compress, from 1 (quick) to 19
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
+    pub level: i32,
+    /// Send no more than so many bytes a second, as in 10M
+    #[arg(long, value_parser = size::parse_rate)]
+    pub rate: Option<NonZeroU64>,
+}
+
+/// What to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Show what a pool has and how much of it is used
+    Status {
+        /// The pool
+        pool: String,
+    },
+    /// List a pool's volumes: mapped, exclusive and shared bytes, and what they are snapshots of
+    Ls {
+        /// The pool
+        pool: String,
+    },
+    /// Draw which blocks of a pool, or of a volume, are mapped, shared and free
+    Map {
+        /// The pool
+        pool: String,
+        /// The volume; without it, the pool's data device is drawn
+        volume: Option<String>,
+        /// Write an SVG to this file
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
+        /// How many columns of characters to draw
+        #[arg(long, value_name = "N")]
+        width: Option<u32>,
+    },
+    /// Show which ranges of two volumes differ
+    Diff {
+        /// The pool
+        pool: String,
+        /// The left volume
+        left: String,
+        /// The right volume
+        right: String,
+        /// Show also which ranges are the same
+        #[arg(long)]
+        same: bool,
+    },
+    /// Take a snapshot of a volume, which is suspended meanwhile if it is active
+    Snapshot {
+        /// The pool
+        pool: String,
+        /// The volume
+        origin: String,
+        /// The id of the snapshot
+        id: u32,
+    },
+    /// Write a volume, or what has changed since another one, to the standard output
+    Send {
+        /// The pool
+        pool: String,
+        /// The volume, which nobody writes to
+        volume: String,
+        /// The volume that the stream starts from
+        #[arg(long, value_name = "VOLUME")]
+        from: Option<String>,
+        /// Go on where a stream was cut off, as `thinctl token` tells
+        #[arg(long, value_name = "TOKEN")]
+        resume: Option<ResumeToken>,
+        /// How
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// Make a volume of a stream from the standard input
+    ///
+    /// A stream of a whole volume makes a new volume. One that has what changed since a state takes the volume from that
+    /// state to the next. The volume is changed all at once in the end.
+    Receive {
+        /// The pool
+        pool: String,
+        /// The id of the volume
+        id: u32,
+        /// Apply the stream to a snapshot of this volume, and leave the volume as it is
+        #[arg(long, value_name = "VOLUME")]
+        base: Option<String>,
+    },
+    /// Print where a stream that was cut off should go on
+    Token {
+        /// The pool
+        pool: String,
+        /// The id of the volume
+        id: u32,
+    },
+    /// Give up what was received of a stream that was cut off
+    Abandon {
+        /// The pool
+        pool: String,
+        /// The id of the volume
+        id: u32,
+    },
+    /// Make the next generation of a backup; the volume may be in use
+    Backup {
+        /// The pool
+        pool: String,
+        /// The volume
+        volume: String,
+        /// The folder with the backups
+        repository: PathBuf,
+        /// The volume's name there [default: the pool's name and the volume's id]
+        #[arg(long)]
+        name: Option<String>,
+        /// Make a full generation
+        #[arg(long)]
+        full: bool,
+        /// How
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// List the generations of backups
+    Backups {
+        /// The folder with the backups
+        repository: PathBuf,
+        /// The volume's name there
+        name: Option<String>,
+    },
+    /// Read backups whole, and check all of it
+    Verify {
+        /// The folder with the backups
+        repository: PathBuf,
+        /// The volume's name there
+        name: Option<String>,
+    },
+    /// Delete old generations, such that those which stay can be restored
+    Prune {
+        /// The folder with the backups
+        repository: PathBuf,
+        /// The volume's name there
+        name: String,
+        /// How many generations to keep
+        #[arg(long, value_name = "N")]
+        keep: usize,
+    },
+    /// Make a volume of a backup
+    Restore {
+        /// The folder with the backups
+        repository: PathBuf,
+        /// The volume's name there
+        name: String,
+        /// The pool
+        pool: String,
+        /// The id of the volume
+        id: u32,
+        /// The generation [default: the last]
+        #[arg(long, value_name = "N")]
+        generation: Option<u64>,
+    },
+    /// Move a volume to another pool, while it is in use
+    Migrate {
+        /// Pool and volume, as in POOL:ID
+        from: String,
+        /// Where to: POOL, or POOL:ID for another id
+        to: String,
+        /// Delete the volume in its old pool afterwards
+        #[arg(long)]
+        delete: bool,
+    },
+    /// Write what a volume has of its own into its external origin
+    Merge {
+        /// The pool
+        pool: String,
+        /// The volume
+        volume: String,
+        /// The external origin, which nobody uses
+        #[arg(long, value_name = "DEVICE")]
+        into: PathBuf,
+        /// Delete the volume afterwards
+        #[arg(long)]
+        delete: bool,
+    },
+    /// Send what has changed of a volume to a command, again and again
+    Replicate {
+        /// The pool
+        pool: String,
+        /// The volume, which may be in use
+        volume: String,
+        /// The command, for instance 'ssh HOST thinctl receive POOL ID'
+        #[arg(long, value_name = "COMMAND")]
+        to: String,
+        /// So many seconds lie between the beginnings of two turns
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        every: u64,
+        /// End after so many turns
+        #[arg(long, value_name = "N")]
+        turns: Option<u64>,
+        /// Delete the snapshots that are kept for the next turn, and end
+        #[arg(long)]
+        forget: bool,
+        /// How
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// Write manual pages and shell completions into a folder
+    Generate {
+        /// The folder
+        folder: PathBuf,
+        /// Completions for these shells
+        #[arg(long, value_name = "SHELL", default_values_t = [Shell::Bash, Shell::Fish, Shell::Zsh])]
+        shell: Vec<Shell>,
+    },
+}

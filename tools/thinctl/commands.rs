@@ -1,0 +1,444 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the commands of the command line do.
+
+mod look;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{
+        self,
+        IsTerminal,
+        Write, //
+    },
+    path::Path,
+    time::{
+        Duration,
+        Instant, //
+    },
+};
+
+use clap::CommandFactory;
+use serde::Serialize;
+
+use crate::{
+    backup,
+    cli::{
+        Cli,
+        Command,
+        Global,
+        Sending, //
+    },
+    error::{
+        Error,
+        Result, //
+    },
+    merge, migrate,
+    progress::Progress,
+    rate::Limited,
+    receive,
+    replicate::Replication,
+    repository::{
+        self,
+        Generation,
+        Repository, //
+    },
+    send,
+    session::Session,
+    signals,
+    stream::{
+        Changes,
+        Reader, //
+    },
+};
+
+/// Runs the command that the command line names.
+pub fn run(cli: &Cli) -> Result {
+    signals::watch()?;
+    let global = &cli.global;
+    match &cli.command {
+        Command::Status { pool } => look::status(global, pool),
+        Command::Ls { pool } => look::ls(global, pool),
+        Command::Map {
+            pool,
+            volume,
+            svg,
+            width,
+        } => look::map(global, pool, volume.as_deref(), svg.as_deref(), *width),
+        Command::Diff {
+            pool,
+            left,
+            right,
+            same,
+        } => look::diff(global, pool, left, right, *same),
+        Command::Snapshot { pool, origin, id } => {
+            let session = global.session(pool)?;
+            let origin = session.pool.volume_id(&session.dm, origin)?;
+            session.snapshot_as(*id, origin)
+        }
+        Command::Send {
+            pool,
+            volume,
+            from,
+            resume,
+            sending,
+        } => {
+            if io::stdout().is_terminal() {
+                return Err(Error::Refused(
+                    "a stream is not for a terminal: redirect the output".to_owned(),
+                ));
+            }
+            let session = global.session(pool)?;
+            let id = session.pool.volume_id(&session.dm, volume)?;
+            let from = global.volume(&session, from.as_deref())?;
+            let request = send::Request {
+                id,
+                from,
+                size: 0,
+                resume: resume.as_ref(),
+            };
+            let plan = send::plan(&session, &request)?;
+            let progress = global.progress("send");
+            progress.set_total(plan.header.data);
+            let output = sending.limit(Box::new(io::stdout()));
+            send::send(&session, plan, output, sending.level, |n| progress.add(n))?;
+            Ok(())
+        }
+        Command::Receive { pool, id, base } => {
+            let session = global.session(pool)?;
+            let base = global.volume(&session, base.as_deref())?;
+            let mut reader = Reader::new(io::stdin().lock())?;
+            let progress = global.progress("receive");
+            progress.set_total(reader.header().data);
+            let outcome = receive::receive(&session, *id, base, &mut reader, |n| progress.add(n))?;
+            drop(progress);
+            global.print(&outcome, |f| match outcome {
+                receive::Outcome::Received => Ok(()),
+                receive::Outcome::AlreadyThere => {
+                    writeln!(f, "volume {id} was in the stream's state already")
+                }
+            })
+        }
+        Command::Token { pool, id } => {
+            let session = global.session(pool)?;
+            let partial = receive::Partial::load(&session, *id)?.ok_or_else(|| {
+                Error::NotFound(format!(
+                    "no volume {id} is being received in pool {}",
+                    session.pool.name
+                ))
+            })?;
+            let token = partial.token().to_string();
+            global.print(&token, |f| writeln!(f, "{token}"))
+        }
+        Command::Abandon { pool, id } => receive::abandon(&global.session(pool)?, *id),
+        Command::Migrate { from, to, delete } => {
+            let (from, name) = from
+                .rsplit_once(':')
+                .ok_or_else(|| Error::Refused(format!("\"{from}\" is not POOL:ID")))?;
+            let from = global.session(from)?;
+            let id = from.pool.volume_id(&from.dm, name)?;
+            let (to, to_id) = match to.rsplit_once(':') {
+                Some((to, to_id)) => (to, to_id.parse().map_err(|e| bad_number(to_id, e))?),
+                None => (to.as_str(), id),
+            };
+            let to = global.session(to)?;
+            let progress = global.progress("migrate");
+            let migrated = migrate::migrate(&from, id, &to, to_id, |total, n| {
+                update(&progress, total, n)
+            })?;
+            drop(progress);
+            if *delete {
+                from.delete(id)?;
+            }
+            global.print(&migrated, |f| {
+                writeln!(
+                    f,
+                    "{} bytes in {} passes; suspended for {:.3} s, for {} bytes",
+                    migrated.copied, migrated.passes, migrated.suspended, migrated.copied_suspended
+                )?;
+                migrated.switched.iter().try_for_each(|name| {
+                    writeln!(f, "{name} has a table of pool {} now", to.pool.name)
+                })
+            })
+        }
+        Command::Merge {
+            pool,
+            volume,
+            into,
+            delete,
+        } => {
+            let session = global.session(pool)?;
+            let id = session.pool.volume_id(&session.dm, volume)?;
+            let progress = global.progress("merge");
+            let merged = merge::merge(&session, id, into, |total, n| update(&progress, total, n))?;
+            drop(progress);
+            if *delete {
+                session.delete(id)?;
+            }
+            global.print(&merged, |f| writeln!(f, "{} bytes written", merged.written))
+        }
+        Command::Replicate {
+            pool,
+            volume,
+            to,
+            every,
+            turns,
+            forget,
+            sending,
+        } => {
+            let session = global.session(pool)?;
+            let id = session.pool.volume_id(&session.dm, volume)?;
+            let replication = Replication::new(&session, id, to, sending.level)?;
+            if *forget {
+                return replication.forget();
+            }
+            replicate(
+                global,
+                replication,
+                Duration::from_secs(*every),
+                *turns,
+                sending,
+            )
+        }
+        Command::Generate { folder, shell } => generate(folder, shell),
+        Command::Backup {
+            pool,
+            volume,
+            repository,
+            name,
+            full,
+            sending,
+        } => {
+            let session = global.session(pool)?;
+            let id = session.pool.volume_id(&session.dm, volume)?;
+            let usual = format!("{}-{id}", session.pool.name);
+            let options = backup::Options {
+                repository,
+                name: name.as_deref().unwrap_or(&usual),
+                full: *full,
+                level: sending.level,
+            };
+            let repository = match Repository::open(repository) {
+                Err(Error::NotFound(_)) => Repository::create(repository)?,
+                opened => opened?,
+            };
+            let repository = repository.lock()?;
+            let progress = global.progress("backup");
+            let made = backup::backup(&session, id, &repository, &options, |total, n| {
+                update(&progress, total, n);
+            })?;
+            drop(progress);
+            global.print(&made, |f| match &made {
+                Some(generation) => print_generation(f, options.name, generation),
+                None => writeln!(f, "{}: nothing has changed", options.name),
+            })
+        }
+        Command::Backups { repository, name } => {
+            let repository = Repository::open(repository)?;
+            let names = match name {
+                Some(name) => vec![name.clone()],
+                None => repository.volumes()?,
+            };
+            let mut all = BTreeMap::new();
+            for name in names {
+                let generations = repository.generations(&name)?;
+                all.insert(name, generations);
+            }
+            global.print(&all, |f| {
+                all.iter().try_for_each(|(name, generations)| {
+                    generations
+                        .iter()
+                        .try_for_each(|generation| print_generation(f, name, generation))
+                })
+            })
+        }
+        Command::Verify { repository, name } => {
+            let repository = Repository::open(repository)?;
+            let progress = global.progress("verify");
+            let found = repository.verify(name.as_deref(), &mut |n| {
+                progress.add(n);
+                signals::check()
+            })?;
+            drop(progress);
+            global.print(&found, |f| {
+                found.problems.iter().try_for_each(|problem| {
+                    let repository::Problem {
+                        volume,
+                        generation,
+                        problem,
+                    } = problem;
+                    writeln!(f, "{volume} {generation}: {problem}")
+                })?;
+                writeln!(
+                    f,
+                    "{} generations, {} bytes read",
+                    found.generations, found.bytes
+                )
+            })?;
+            match found.problems.len() {
+                0 => Ok(()),
+                n => Err(Error::Damaged(format!(
+                    "{n} generations cannot be restored"
+                ))),
+            }
+        }
+        Command::Prune {
+            repository,
+            name,
+            keep,
+        } => {
+            let repository = Repository::open(repository)?.lock()?;
+            let progress = global.progress("prune");
+            let pruned = repository.prune(name, *keep, &mut |n| {
+                progress.add(n);
+                signals::check()
+            })?;
+            drop(progress);
+            global.print(&pruned, |f| {
+                if let Some(number) = pruned.made_full {
+                    writeln!(f, "generation {number} is a full one now")?;
+                }
+                writeln!(f, "generations removed: {}", pruned.removed.len())
+            })
+        }
+        Command::Restore {
+            repository,
+            name,
+            pool,
+            id,
+            generation,
+        } => {
+            let mut fold = Repository::open(repository)?.restore(name, *generation)?;
+            let session = global.session(pool)?;
+            let progress = global.progress("restore");
+            progress.set_total(fold.header().data);
+            let outcome = receive::receive(&session, *id, None, &mut fold, |n| progress.add(n))?;
+            drop(progress);
+            global.print(&outcome, |_| Ok(()))
+        }
+    }
+}
+
+/// Takes turns until a signal or their number ends it. A turn that fails is told of, and made up for by the next.
+fn replicate(
+    global: &Global,
+    mut replication: Replication<'_>,
+    every: Duration,
+    turns: Option<u64>,
+    sending: &Sending,
+) -> Result {
+    let mut turn = 0;
+    loop {
+        let begun = Instant::now();
+        let progress = global.progress("replicate");
+        let result = replication.turn(&|output| sending.limit(output), &mut |total, n| {
+            update(&progress, total, n);
+        });
+        drop(progress);
+        turn += 1;
+        let last = turns.is_some_and(|turns| turn >= turns);
+        match result {
+            Ok(sent) => global.print(&sent, |f| match &sent {
+                Some(sent) if sent.whole => {
+                    writeln!(f, "{} bytes sent, the whole volume", sent.data)
+                }
+                Some(sent) => writeln!(f, "{} bytes sent", sent.data),
+                None => writeln!(f, "nothing has changed"),
+            })?,
+            Err(e @ Error::Interrupted(_)) => return Err(e),
+            Err(e) if last => return Err(e),
+            Err(e) => eprintln!("thinctl: {e}; the next turn tries again"),
+        }
+        if last {
+            return Ok(());
+        }
+        signals::sleep(every.saturating_sub(begun.elapsed()))?;
+    }
+}
+
+/// There is so much to do from now on, or so much more was done.
+fn update(progress: &Progress, total: Option<u64>, bytes: u64) {
+    if let Some(total) = total {
+        progress.resume(0);
+        progress.set_total(total);
+    }
+    progress.add(bytes);
+}
+
+/// One line about a generation.
+fn print_generation(f: &mut dyn Write, name: &str, generation: &Generation) -> io::Result<()> {
+    let kind = match generation.kind {
+        repository::Kind::Full => "full",
+        repository::Kind::Incremental => "incremental",
+    };
+    writeln!(
+        f,
+        "{name} {}: {kind}, {} bytes of data, {} bytes in the repository",
+        generation.number, generation.header.data, generation.totals.stored
+    )
+}
+
+/// Writes manual pages and completions.
+fn generate(folder: &Path, shells: &[clap_complete::Shell]) -> Result {
+    fs::create_dir_all(folder).map_err(Error::io(folder.display()))?;
+    let mut command = Cli::command();
+    for shell in shells {
+        clap_complete::generate_to(*shell, &mut command, "thinctl", folder)
+            .map_err(Error::io(folder.display()))?;
+    }
+    // There is nothing to tell of the help for help.
+    let command = Cli::command().disable_help_subcommand(true);
+    clap_mangen::generate_to(command, folder).map_err(Error::io(folder.display()))
+}
+
+fn bad_number(text: &str, e: std::num::ParseIntError) -> Error {
+    Error::Refused(format!("\"{text}\": {e}"))
+}
+
+impl Global {
+    /// Begins work with a pool.
+    fn session(&self, pool: &str) -> Result<Session> {
+        let session = Session::open(&self.home, pool, self.force)?;
+        if let Err(e) = receive::recover(&session) {
+            // It is in nobody's way but that volume's.
+            eprintln!("thinctl: what was received cannot be put in place: {e}");
+        }
+        Ok(session)
+    }
+
+    fn volume(&self, session: &Session, name: Option<&str>) -> Result<Option<u32>> {
+        name.map(|name| session.pool.volume_id(&session.dm, name))
+            .transpose()
+    }
+
+    fn progress(&self, what: &str) -> Progress {
+        Progress::new(what, None, self.quiet || self.json)
+    }
+
+    /// Prints a result, as JSON or as `text` does.
+    fn print<T: Serialize>(
+        &self,
+        result: &T,
+        text: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result {
+        let mut output = io::stdout().lock();
+        let printed = if self.json {
+            serde_json::to_writer(&mut output, result)
+                .map_err(io::Error::from)
+                .and_then(|()| writeln!(output))
+        } else {
+            text(&mut output)
+        };
+        printed
+            .and_then(|()| output.flush())
+            .map_err(Error::io("standard output"))
+    }
+}
+
+impl Sending {
+    /// Limits a pipe to the rate that was asked for.
+    fn limit(&self, output: Box<dyn Write>) -> Box<dyn Write> {
+        Box::new(Limited::new(output, self.rate))
+    }
+}

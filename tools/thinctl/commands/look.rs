@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The commands that only look.
+
+use std::{
+    fs::File,
+    io::{
+        self,
+        BufWriter,
+        IsTerminal,
+        Write, //
+    },
+    path::Path,
+};
+
+use persistent_data::block::BLOCK_SIZE;
+
+use crate::{
+    cli::Global,
+    diff,
+    error::{
+        Error,
+        Result, //
+    },
+    map,
+    naming::device_id,
+    svg::Svg,
+    terminal::Terminal,
+    usage, //
+};
+
+/// How large a map in a terminal is, unless the command line says how wide.
+const COLUMNS: u32 = 80;
+const LINES: u32 = 16;
+
+/// Shows what a pool has and how much of it is used.
+pub(super) fn status(global: &Global, pool: &str) -> Result {
+    let session = global.session(pool)?;
+    let status = session.pool.status(&session.dm)?;
+    let block_size = session.pool.block_size;
+    global.print(&status, |f| {
+        let part = |used: u64, all: u64, size: u64| {
+            let percent = used as f64 / all.max(1) as f64 * 100.0;
+            let bytes = |blocks: u64| usage::bytes(blocks.saturating_mul(size));
+            format!("{} of {} ({percent:.1} %)", bytes(used), bytes(all))
+        };
+        let data = part(status.used_data_blocks, status.data_blocks, block_size);
+        let (used, all) = (status.used_metadata_blocks, status.metadata_blocks);
+        let metadata = part(used, all, BLOCK_SIZE as u64);
+        writeln!(f, "mode                {}", status.mode)?;
+        writeln!(f, "data                {data}")?;
+        writeln!(f, "metadata            {metadata}")?;
+        writeln!(f, "block size          {}", usage::bytes(block_size))?;
+        writeln!(f, "transaction id      {}", status.transaction_id)?;
+        match status.metadata_snap {
+            Some(root) => writeln!(f, "metadata snapshot   at block {root}")?,
+            None => writeln!(f, "metadata snapshot   none")?,
+        }
+        writeln!(f, "discards            {}", status.discard)?;
+        writeln!(f, "without space       {}", status.no_space)?;
+        if status.needs_check {
+            writeln!(f, "the metadata must be checked")?;
+        }
+        Ok(())
+    })
+}
+
+/// Lists a pool's volumes.
+pub(super) fn ls(global: &Global, pool: &str) -> Result {
+    let session = global.session(pool)?;
+    let blocks = session.pool.status(&session.dm)?.data_blocks;
+    let snap = session.metadata_snap()?;
+    let found = usage::usage(&snap.view()?, blocks)?;
+    snap.release()?;
+    if global.json {
+        return global.print(&found, |_| Ok(()));
+    }
+    found.write_text(&mut io::stdout().lock())
+}
+
+/// Draws a pool or a volume.
+pub(super) fn map(
+    global: &Global,
+    pool: &str,
+    volume: Option<&str>,
+    svg: Option<&Path>,
+    width: Option<u32>,
+) -> Result {
+    let session = global.session(pool)?;
+    let blocks = session.pool.status(&session.dm)?.data_blocks;
+    let picture = Svg::default();
+    let terminal = Terminal {
+        columns: width.unwrap_or(COLUMNS).max(1),
+        lines: LINES,
+        colours: io::stdout().is_terminal(),
+    };
+    let nr_cells = match svg {
+        Some(_) => picture.nr_cells(),
+        None => terminal.nr_cells(),
+    };
+    let id = global.volume(&session, volume)?;
+    let size = match id {
+        Some(id) => session.active(id)?.iter().map(|v| v.size).max(),
+        None => None,
+    };
+
+    let snap = session.metadata_snap()?;
+    let view = snap.view()?;
+    let (map, title) = match id {
+        Some(id) => {
+            let virtual_blocks = size.map(|size| size.div_ceil(session.pool.block_size));
+            let map = map::volume(&view, device_id(id)?, virtual_blocks, blocks, nr_cells)?;
+            (map, format!("volume {id} of pool {}", session.pool.name))
+        }
+        None => {
+            let map = map::pool(&view, blocks, nr_cells)?;
+            (map, format!("pool {}", session.pool.name))
+        }
+    };
+    snap.release()?;
+
+    if let Some(path) = svg {
+        let file = File::create(path).map_err(Error::io(path.display()))?;
+        let mut file = BufWriter::new(file);
+        picture.write(&map, &title, &mut file)?;
+        file.flush().map_err(Error::io(path.display()))?;
+    }
+    if global.json {
+        return global.print(&map, |_| Ok(()));
+    }
+    match svg {
+        Some(_) => Ok(()),
+        None => terminal.write(&map, &mut io::stdout().lock()),
+    }
+}
+
+/// Shows which ranges of two volumes differ.
+pub(super) fn diff(global: &Global, pool: &str, left: &str, right: &str, same: bool) -> Result {
+    let session = global.session(pool)?;
+    let id = |name| device_id(session.pool.volume_id(&session.dm, name)?);
+    let (left, right) = (id(left)?, id(right)?);
+    let snap = session.metadata_snap()?;
+    let view = snap.view()?;
+    let output = BufWriter::new(io::stdout().lock());
+    let options = diff::Options { same };
+    if global.json {
+        diff::diff(&view, left, right, options, &mut diff::Json::new(output))?;
+    } else {
+        diff::diff(&view, left, right, options, &mut diff::Text(output))?;
+    }
+    snap.release()
+}

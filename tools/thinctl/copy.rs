@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! From lists of changes to data, and from data to a volume.
+
+use std::path::Path;
+
+use crate::{
+    device::{
+        Buffer,
+        Device,
+        CHUNK, //
+    },
+    error::Result,
+    extents::{
+        Extents,
+        Kind, //
+    },
+    signals,
+};
+
+/// A part of a volume that is dealt with at once, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Chunk {
+    /// What has become of it.
+    pub kind: Kind,
+    /// Where it begins.
+    pub offset: u64,
+    /// How long it is; [`CHUNK`] at most if it is mapped.
+    pub len: u64,
+}
+
+/// Calls `f` for all of `extents` from `start` on and before `size`, all in bytes.
+pub fn for_chunks(
+    extents: &mut Extents,
+    block_size: u64,
+    start: u64,
+    size: u64,
+    mut f: impl FnMut(Chunk) -> Result,
+) -> Result {
+    for extent in extents.iter()? {
+        let extent = extent?;
+        let end = extent.end().saturating_mul(block_size).min(size);
+        let mut offset = extent.begin.saturating_mul(block_size).max(start);
+        while offset < end {
+            signals::check()?;
+            let left = end.saturating_sub(offset);
+            let len = match extent.kind {
+                // Chunks begin at multiples of their size, whatever was dealt with before.
+                Kind::Mapped => left.min((CHUNK as u64).saturating_sub(offset % CHUNK as u64)),
+                Kind::Unmapped => left,
+            };
+            f(Chunk {
+                kind: extent.kind,
+                offset,
+                len,
+            })?;
+            offset = offset.saturating_add(len);
+        }
+    }
+    Ok(())
+}
+
+/// A volume that changes are written to.
+pub struct Target {
+    device: Device,
+    /// The size of its pool's blocks in bytes.
+    block_size: u64,
+    buffer: Buffer,
+    can_discard: bool,
+}
+
+impl Target {
+    /// A volume whose node is `path`, in a pool with blocks of `block_size` bytes.
+    pub fn open(path: &Path, block_size: u64) -> Result<Self> {
+        Ok(Self {
+            device: Device::open_for_writing(path)?,
+            block_size: block_size.max(1),
+            buffer: Buffer::new(),
+            can_discard: true,
+        })
+    }
+
+    /// Writes `data`.
+    pub fn write(&mut self, mut offset: u64, data: &[u8]) -> Result {
+        for part in data.chunks(CHUNK) {
+            let buffer = self.buffer.get(part.len());
+            buffer.copy_from_slice(part);
+            self.device.write(offset, buffer)?;
+            offset = offset.saturating_add(part.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Copies from another device.
+    pub fn copy(&mut self, from: &Device, offset: u64, len: usize) -> Result {
+        let buffer = self.buffer.get(len);
+        from.read(offset, buffer)?;
+        self.device.write(offset, buffer)
+    }
+
+    /// Makes sure that zeroes are read: whole blocks are unmapped where that is possible.
+    pub fn discard(&mut self, offset: u64, len: u64) -> Result {
+        let end = offset.saturating_add(len).min(self.device.size);
+        // Where the first and the last whole block begin and end. The last block of a volume counts as whole.
+        let first = offset.next_multiple_of(self.block_size).min(end);
+        let last = if end == self.device.size {
+            end
+        } else {
+            (end / self.block_size)
+                .saturating_mul(self.block_size)
+                .max(first)
+        };
+        self.zero(offset, first)?;
+        if last > first {
+            self.can_discard =
+                self.can_discard && self.device.discard(first, last.saturating_sub(first))?;
+            // The block layer cuts discards into pieces that fit blocks only if their size is a power of two, and a
+            // part of a block is not unmapped.
+            if !self.can_discard
+                || !self.block_size.is_power_of_two()
+                || last % self.block_size != 0
+            {
+                self.zero(first, last)?;
+            }
+        }
+        self.zero(last, end)
+    }
+
+    /// Writes zeroes where there is something else.
+    fn zero(&mut self, mut offset: u64, end: u64) -> Result {
+        while offset < end {
+            signals::check()?;
+            let len = end.saturating_sub(offset).min(CHUNK as u64);
+            let buffer = self.buffer.get(len as usize);
+            self.device.read(offset, buffer)?;
+            if buffer.iter().any(|&byte| byte != 0) {
+                buffer.fill(0);
+                self.device.write(offset, buffer)?;
+            }
+            offset = offset.saturating_add(len);
+        }
+        Ok(())
+    }
+
+    /// Makes all that was written stable, with the mappings to it.
+    pub fn flush(&self) -> Result {
+        self.device.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::home::Home;
+
+    /// What is to be done for each sector, by [`for_chunks`].
+    fn sectors(
+        blocks: &[Option<Kind>],
+        sectors_per_block: u64,
+        start: u64,
+        size: u64,
+    ) -> Vec<Option<Kind>> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut extents = Extents::new(&Home::at(folder.path())).expect("a list");
+        for (block, kind) in blocks.iter().enumerate() {
+            if let Some(kind) = kind {
+                extents.push(*kind, block as u64).expect("room");
+            }
+        }
+        let mut found = vec![None; (size / 512) as usize];
+        let mut last = start;
+        for_chunks(
+            &mut extents,
+            sectors_per_block * 512,
+            start,
+            size,
+            |chunk| {
+                assert!(chunk.offset >= last && chunk.len > 0);
+                assert!(chunk.kind == Kind::Unmapped || chunk.len <= CHUNK as u64);
+                last = chunk.offset + chunk.len;
+                for sector in chunk.offset / 512..last / 512 {
+                    found[sector as usize] = Some(chunk.kind);
+                }
+                Ok(())
+            },
+        )
+        .expect("chunks");
+        found
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_are_what_was_listed(
+            blocks in proptest::collection::vec(
+                prop_oneof![Just(None), Just(Some(Kind::Mapped)), Just(Some(Kind::Unmapped))], 1..100),
+            sectors_per_block in prop_oneof![Just(128u64), Just(384), Just(4096)],
+            start in 0u64..100,
+            cut in 0u64..128,
+        ) {
+            let all = blocks.len() as u64 * sectors_per_block;
+            let start = start * sectors_per_block;
+            let size = all - cut;
+            let found = sectors(&blocks, sectors_per_block, start * 512, size * 512);
+            for sector in 0..size {
+                let wanted = match sector < start {
+                    true => None,
+                    false => blocks[(sector / sectors_per_block) as usize],
+                };
+                prop_assert_eq!(found[sector as usize], wanted);
+            }
+        }
+    }
+}

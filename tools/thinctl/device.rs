@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Reading and writing block devices, past the page cache.
+
+use std::{
+    fs::{
+        File,
+        OpenOptions, //
+    },
+    io::{
+        Seek,
+        SeekFrom, //
+    },
+    os::unix::fs::{
+        FileExt,
+        OpenOptionsExt, //
+    },
+    path::{
+        Path,
+        PathBuf, //
+    },
+};
+
+use block_devs::BlckExt;
+use rustix::fs::OFlags;
+
+use crate::error::{
+    Error,
+    Result, //
+};
+
+const EOPNOTSUPP: i32 = 95;
+
+/// How much is read or written at once, in bytes.
+pub const CHUNK: usize = 1 << 20;
+
+/// What devices want the address of a buffer to be a multiple of.
+const ALIGNMENT: usize = 4096;
+
+/// A buffer of [`CHUNK`] bytes that devices take.
+pub struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Buffer {
+    /// A zeroed buffer.
+    pub fn new() -> Self {
+        let bytes = vec![0; CHUNK + ALIGNMENT];
+        let start = bytes.as_ptr().addr().wrapping_neg() % ALIGNMENT;
+        Self { bytes, start }
+    }
+
+    /// Its first `len` bytes, but no more than there are.
+    pub fn get(&mut self, len: usize) -> &mut [u8] {
+        let end = self.start + len.min(CHUNK);
+        self.bytes.get_mut(self.start..end).unwrap_or_default()
+    }
+}
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A block device.
+pub struct Device {
+    file: File,
+    path: PathBuf,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+impl Device {
+    /// Opens a device for reading.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::with(path, OpenOptions::new().read(true), OFlags::DIRECT)
+    }
+
+    /// Opens a device for writing.
+    pub fn open_for_writing(path: &Path) -> Result<Self> {
+        Self::with(
+            path,
+            OpenOptions::new().read(true).write(true),
+            OFlags::DIRECT,
+        )
+    }
+
+    /// Opens a device for writing, which nobody else has mounted or made part of another device.
+    pub fn open_exclusively(path: &Path) -> Result<Self> {
+        let flags = OFlags::DIRECT | OFlags::EXCL;
+        Self::with(path, OpenOptions::new().read(true).write(true), flags)
+    }
+
+    fn with(path: &Path, options: &mut OpenOptions, flags: OFlags) -> Result<Self> {
+        let mut file = options
+            .custom_flags(flags.bits().cast_signed())
+            .open(path)
+            .map_err(Error::io(path.display()))?;
+        let size = file
+            .seek(SeekFrom::End(0))
+            .map_err(Error::io(path.display()))?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            size,
+        })
+    }
+
+    /// Fills `buffer` with what is at `offset`.
+    pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result {
+        self.file
+            .read_exact_at(buffer, offset)
+            .map_err(Error::io(format!("{} at {offset}", self.path.display())))
+    }
+
+    /// Writes all of `data` at `offset`.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result {
+        self.file
+            .write_all_at(data, offset)
+            .map_err(Error::io(format!("{} at {offset}", self.path.display())))
+    }
+
+    /// Discards; says whether the device can do that.
+    pub fn discard(&self, offset: u64, len: u64) -> Result<bool> {
+        match self.file.block_discard(offset, len) {
+            Ok(()) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(EOPNOTSUPP) => Ok(false),
+            Err(e) => Err(Error::Io(
+                format!("{}: discard at {offset}", self.path.display()),
+                e,
+            )),
+        }
+    }
+
+    /// Makes all that was written stable.
+    pub fn flush(&self) -> Result {
+        File::sync_data(&self.file).map_err(Error::io(format!("{}: flush", self.path.display())))
+    }
+}

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Device-mapper: devices, tables, messages.
+
+use std::{
+    io,
+    path::PathBuf, //
+};
+
+use devicemapper::{
+    DevId,
+    Device,
+    DmError,
+    DmFlags,
+    DmName,
+    DmOptions,
+    DmUuid,
+    DM, //
+};
+
+use crate::error::{
+    Error,
+    Result, //
+};
+
+/// One line of a table or of a status.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Line {
+    /// Where it begins, in sectors.
+    pub start: u64,
+    /// How long it is, in sectors.
+    pub sectors: u64,
+    /// The type of the target.
+    pub target: String,
+    /// The rest of the line.
+    pub words: String,
+}
+
+/// What is known of a device.
+#[derive(Clone, Debug)]
+pub struct Info {
+    /// Its name.
+    pub name: String,
+    /// Its UUID, if it has one.
+    pub uuid: Option<String>,
+    /// Its number.
+    pub device: Device,
+    /// Whether it is suspended.
+    pub suspended: bool,
+    /// Whether it cannot be written to.
+    pub read_only: bool,
+    /// How often it is open.
+    pub open_count: i32,
+}
+
+impl Info {
+    /// The device's node. Those in `/dev/mapper` need udev; this one is always there.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/dev/dm-{}", self.device.minor))
+    }
+}
+
+/// The way to device-mapper.
+pub struct Dm(DM);
+
+impl Dm {
+    /// Opens device-mapper's control device.
+    pub fn new() -> Result<Self> {
+        DM::new().map(Self).map_err(error("device-mapper"))
+    }
+
+    /// The names and numbers of all devices.
+    pub fn list(&self) -> Result<Vec<(String, Device)>> {
+        let devices = self.0.list_devices().map_err(error("list of devices"))?;
+        Ok(devices
+            .into_iter()
+            .map(|(name, device, _)| (name.to_string(), device))
+            .collect())
+    }
+
+    /// What is known of a device; `None` if there is none of this name.
+    pub fn info(&self, name: &str) -> Result<Option<Info>> {
+        let Ok(dm_name) = DmName::new(name) else {
+            return Ok(None);
+        };
+        match self.0.device_info(&DevId::Name(dm_name)) {
+            Ok(info) => Ok(Some(Info {
+                name: name.to_owned(),
+                uuid: info.uuid().map(|uuid| uuid.to_string()),
+                device: info.device(),
+                suspended: info.flags().contains(DmFlags::DM_SUSPEND),
+                read_only: info.flags().contains(DmFlags::DM_READONLY),
+                open_count: info.open_count(),
+            })),
+            Err(e) => match error(name)(e) {
+                e if e.errno() == Some(ENXIO) => Ok(None),
+                e => Err(e),
+            },
+        }
+    }
+
+    /// The table that a device works with.
+    pub fn table(&self, name: &str) -> Result<Vec<Line>> {
+        self.lines(name, DmFlags::DM_STATUS_TABLE)
+    }
+
+    /// The status of a device. A pool is not asked to commit for it.
+    pub fn status(&self, name: &str) -> Result<Vec<Line>> {
+        self.lines(name, DmFlags::DM_NOFLUSH)
+    }
+
+    fn lines(&self, name: &str, flags: DmFlags) -> Result<Vec<Line>> {
+        let (_, lines) = self
+            .0
+            .table_status(&id(name)?, DmOptions::default().set_flags(flags))
+            .map_err(error(name))?;
+        Ok(lines
+            .into_iter()
+            .map(|(start, sectors, target, words)| Line {
+                start,
+                sectors,
+                target,
+                words,
+            })
+            .collect())
+    }
+
+    /// Sends a message to the target at the beginning of a device.
+    pub fn message(&self, name: &str, message: &str) -> Result {
+        self.0
+            .target_msg(&id(name)?, None, message)
+            .map_err(error(&format!("{name}: message \"{message}\"")))?;
+        Ok(())
+    }
+
+    /// Makes a device with one target, for this program's own use. It is not left behind if it cannot be made whole.
+    pub fn create(&self, name: &str, line: &Line, read_only: bool) -> Result<Info> {
+        let uuid = format!("THINCTL-{name}");
+        let dm_uuid = DmUuid::new(&uuid).map_err(error(name))?;
+        let dm_name = DmName::new(name).map_err(error(name))?;
+        let flags = if read_only {
+            DmFlags::DM_READONLY
+        } else {
+            DmFlags::empty()
+        };
+        let options = DmOptions::private().set_flags(flags);
+        self.0
+            .device_create(dm_name, Some(dm_uuid), options)
+            .map_err(error(&format!("device {name}")))?;
+        let made = self
+            .load(name, line, read_only)
+            .and_then(|()| self.resume(name))
+            .and_then(|()| self.info(name))
+            .and_then(|info| info.ok_or_else(|| Error::NotFound(format!("no device {name}"))));
+        if made.is_err() {
+            // The first error is the one that tells.
+            let _ = self.remove(name);
+        }
+        made
+    }
+
+    /// Loads a table of one line, which the next [`resume`](Self::resume) makes the device's.
+    pub fn load(&self, name: &str, line: &Line, read_only: bool) -> Result {
+        let flags = if read_only {
+            DmFlags::DM_READONLY
+        } else {
+            DmFlags::empty()
+        };
+        let table = [(
+            line.start,
+            line.sectors,
+            line.target.clone(),
+            line.words.clone(),
+        )];
+        self.0
+            .table_load(&id(name)?, &table, DmOptions::default().set_flags(flags))
+            .map_err(error(&format!(
+                "{name}: table \"{} {}\"",
+                line.target, line.words
+            )))?;
+        Ok(())
+    }
+
+    /// Forgets a table that was loaded and not made the device's.
+    pub fn clear(&self, name: &str) -> Result {
+        self.0.table_clear(&id(name)?).map_err(error(name))?;
+        Ok(())
+    }
+
+    /// Suspends a device, with the file system on it, after all its I/O.
+    pub fn suspend(&self, name: &str) -> Result {
+        let options = DmOptions::default().set_flags(DmFlags::DM_SUSPEND);
+        self.0
+            .device_suspend(&id(name)?, options)
+            .map_err(error(&format!("{name}: suspend")))?;
+        Ok(())
+    }
+
+    /// Resumes a device.
+    pub fn resume(&self, name: &str) -> Result {
+        self.0
+            .device_suspend(&id(name)?, DmOptions::private())
+            .map_err(error(&format!("{name}: resume")))?;
+        Ok(())
+    }
+
+    /// Resumes a device that others use, so that udev's rules for it run.
+    pub fn resume_public(&self, name: &str) -> Result {
+        self.0
+            .device_suspend(&id(name)?, DmOptions::default())
+            .map_err(error(&format!("{name}: resume")))?;
+        Ok(())
+    }
+
+    /// Removes a device that nobody has open.
+    pub fn remove(&self, name: &str) -> Result {
+        self.0
+            .device_remove(&id(name)?, DmOptions::private())
+            .map_err(error(&format!("{name}: remove")))?;
+        Ok(())
+    }
+
+    /// Removes a device as soon as nobody has it open.
+    pub fn remove_later(&self, name: &str) -> Result {
+        let options = DmOptions::private().set_flags(DmFlags::DM_DEFERRED_REMOVE);
+        self.0
+            .device_remove(&id(name)?, options)
+            .map_err(error(&format!("{name}: remove")))?;
+        Ok(())
+    }
+}
+
+const ENXIO: i32 = 6;
+
+fn id(name: &str) -> Result<DevId<'_>> {
+    DmName::new(name).map(DevId::Name).map_err(error(name))
+}
+
+/// For `map_err`: what was asked, and the errno if there is one.
+fn error(what: &str) -> impl FnOnce(DmError) -> Error + '_ {
+    move |e| {
+        let e = match e {
+            DmError::Core(devicemapper::errors::Error::Ioctl(_, _, _, errno)) => {
+                io::Error::from_raw_os_error(*errno as i32)
+            }
+            e => io::Error::other(e.to_string()),
+        };
+        Error::Io(what.to_owned(), e)
+    }
+}

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What thinctl remembers of a pool, in a folder of files.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `pool.json` | [`Identity`]: a random name for the pool |
+//! | `states.json` | the states of volumes that were received |
+//! | `anchors.json` | the snapshots that backups and replications go on from |
+//! | `run-*.json` and `run-*.lock` | what a process has to undo when it ends, see [`journal`](crate::journal) |
+//! | `partial-*.json` | volumes that are being received |
+//! | `slot.lock` | held by who has the pool's metadata snapshot |
+//! | `files.lock` | held while a file of several processes is changed |
+//!
+//! Files are replaced whole, so that a crash leaves the old or the new one. Locks are `flock`s: they end with the
+//! process that holds them.
+
+use std::{
+    fs::{
+        self,
+        File,
+        OpenOptions, //
+    },
+    io::{
+        ErrorKind,
+        Write, //
+    },
+    path::{
+        Path,
+        PathBuf, //
+    },
+    thread,
+    time::{
+        Duration,
+        Instant, //
+    },
+};
+
+use rustix::fs::{
+    flock,
+    FlockOperation, //
+};
+use serde::{
+    de::DeserializeOwned,
+    Deserialize,
+    Serialize, //
+};
+
+use crate::{
+    error::{
+        Error,
+        Result, //
+    },
+    pool::Pool,
+    signals,
+    state, //
+};
+
+/// The folder of one pool.
+#[derive(Clone, Debug)]
+pub struct Home {
+    folder: PathBuf,
+}
+
+/// A name for a pool that no other pool has.
+#[derive(Serialize, Deserialize)]
+struct Identity {
+    pool: String,
+}
+
+/// A lock, until it is dropped.
+pub struct Lock(#[expect(dead_code, reason = "closing it unlocks")] File);
+
+impl Home {
+    /// The folder of `pool` below `root`; it is made if need be.
+    pub fn open(root: &Path, pool: &Pool) -> Result<Self> {
+        let name: String = pool
+            .uuid
+            .as_deref()
+            .unwrap_or(&pool.name)
+            .chars()
+            .map(|c| match c {
+                'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => c,
+                _ => '_',
+            })
+            .collect();
+        let folder = root.join(name);
+        fs::create_dir_all(&folder).map_err(Error::io(folder.display()))?;
+        Ok(Self { folder })
+    }
+
+    /// Any folder.
+    #[cfg(test)]
+    pub fn at(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+        }
+    }
+
+    /// The path of a file.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// The names of the files that begin with `prefix` and end with `suffix`, and what is between.
+    pub fn list(&self, prefix: &str, suffix: &str) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(Error::io(self.folder.display()))? {
+            let entry = entry.map_err(Error::io(self.folder.display()))?;
+            let name = entry.file_name();
+            let middle = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(prefix))
+                .and_then(|name| name.strip_suffix(suffix));
+            found.extend(middle.map(str::to_owned));
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// The content of a file; `None` if there is none.
+    pub fn load<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let path = self.path(name);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::Io(path.display().to_string(), e)),
+        };
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|e| Error::Damaged(format!("{}: {e}", path.display())))
+    }
+
+    /// Puts `content` in the place of a file; it is stable afterwards.
+    pub fn store<T: Serialize>(&self, name: &str, content: &T) -> Result {
+        let path = self.path(name);
+        let temporary = self.path(&format!(".{name}.{}", std::process::id()));
+        let text = serde_json::to_vec_pretty(content)
+            .map_err(|e| Error::Damaged(format!("{}: {e}", path.display())))?;
+        let mut file = File::create(&temporary).map_err(Error::io(temporary.display()))?;
+        file.write_all(&text)
+            .and_then(|()| file.sync_all())
+            .and_then(|()| fs::rename(&temporary, &path))
+            .and_then(|()| self.sync())
+            .map_err(Error::io(path.display()))
+    }
+
+    /// Removes a file; that there is none is no error.
+    pub fn remove(&self, name: &str) -> Result {
+        let path = self.path(name);
+        match fs::remove_file(&path).and_then(|()| self.sync()) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            result => result.map_err(Error::io(path.display())),
+        }
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        File::open(&self.folder)?.sync_all()
+    }
+
+    /// Changes a file that several processes share; a file that is not there is a default one.
+    pub fn update<T, X>(&self, name: &str, change: impl FnOnce(&mut T) -> Result<X>) -> Result<X>
+    where
+        T: Default + Serialize + DeserializeOwned,
+    {
+        let _lock = self.lock("files.lock", Duration::from_secs(60))?;
+        let mut content = self.load(name)?.unwrap_or_default();
+        let result = change(&mut content)?;
+        self.store(name, &content)?;
+        Ok(result)
+    }
+
+    /// Takes a lock if nobody has it.
+    pub fn try_lock(&self, name: &str) -> Result<Option<Lock>> {
+        let path = self.path(name);
+        loop {
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)
+                .map_err(Error::io(path.display()))?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(e) if e == rustix::io::Errno::WOULDBLOCK => return Ok(None),
+                Err(e) => return Err(Error::Io(path.display().to_string(), e.into())),
+            }
+            // Who held it before may have removed the file, and somebody made a new one.
+            if is_same_file(&file, &path) {
+                return Ok(Some(Lock(file)));
+            }
+        }
+    }
+
+    /// Takes a lock, waits for it for up to `patience`.
+    pub fn lock(&self, name: &str, patience: Duration) -> Result<Lock> {
+        let begun = Instant::now();
+        let mut told = false;
+        loop {
+            if let Some(lock) = self.try_lock(name)? {
+                return Ok(lock);
+            }
+            if !told && begun.elapsed() >= Duration::from_secs(2) {
+                eprintln!("thinctl: waiting for another thinctl");
+                told = true;
+            }
+            if begun.elapsed() >= patience {
+                return Err(Error::Busy(format!(
+                    "another thinctl holds {}",
+                    self.path(name).display()
+                )));
+            }
+            signals::check()?;
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// A name for the pool that no other pool has, and that stays.
+    pub fn pool_identity(&self) -> Result<String> {
+        if let Some(Identity { pool }) = self.load("pool.json")? {
+            return Ok(pool);
+        }
+        let _lock = self.lock("files.lock", Duration::from_secs(60))?;
+        if let Some(Identity { pool }) = self.load("pool.json")? {
+            return Ok(pool);
+        }
+        let pool = state::random_hex(16)?;
+        self.store("pool.json", &Identity { pool: pool.clone() })?;
+        Ok(pool)
+    }
+}
+
+fn is_same_file(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_replaced_whole() -> Result {
+        let folder = tempfile::tempdir().map_err(Error::io("folder"))?;
+        let home = Home::at(folder.path());
+        assert_eq!(home.load::<Vec<u32>>("list.json")?, None);
+        home.store("list.json", &[1, 2])?;
+        home.update("list.json", |list: &mut Vec<u32>| {
+            list.push(3);
+            Ok(())
+        })?;
+        assert_eq!(home.load("list.json")?, Some(vec![1, 2, 3]));
+        // A change that fails leaves what was there.
+        let failed = home.update("list.json", |list: &mut Vec<u32>| {
+            list.clear();
+            Err::<(), _>(Error::Refused("no".to_owned()))
+        });
+        assert!(failed.is_err());
+        assert_eq!(home.load("list.json")?, Some(vec![1, 2, 3]));
+        fs::write(home.path("list.json"), "[1, 2").map_err(Error::io("list.json"))?;
+        assert!(matches!(
+            home.load::<Vec<u32>>("list.json"),
+            Err(Error::Damaged(_))
+        ));
+        assert_eq!(home.list("li", ".json")?, ["st"]);
+        home.remove("list.json")?;
+        home.remove("list.json")?;
+        assert_eq!(home.list("", ".json")?, [""; 0]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_lock_is_for_one() -> Result {
+        let folder = tempfile::tempdir().map_err(Error::io("folder"))?;
+        let home = Home::at(folder.path());
+        let lock = home.try_lock("a.lock")?;
+        assert!(lock.is_some());
+        assert!(home.try_lock("a.lock")?.is_none());
+        assert!(home.try_lock("b.lock")?.is_some());
+        let busy = home.lock("a.lock", Duration::from_millis(60));
+        assert!(matches!(busy, Err(Error::Busy(_))));
+        drop(lock);
+        assert!(home.try_lock("a.lock")?.is_some());
+        Ok(())
+    }
+}

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a process has to undo when it ends.
+//!
+//! Whatever must not stay is noted in a file before it is done. When the process ends, also by an error or a signal, it
+//! undoes what is noted. If it was killed, or the machine stopped, the next process that works with the pool does:
+//! a process holds a lock as long as it lives, so that the file of one that is alive is left alone.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        Mutex,
+        MutexGuard,
+        PoisonError, //
+    },
+};
+
+use serde::{
+    Deserialize,
+    Serialize, //
+};
+
+use persistent_data::direct::DirectBm;
+use thin_metadata::format::{
+    Superblock,
+    SUPERBLOCK_LOCATION, //
+};
+
+use crate::{
+    dm::Dm,
+    error::{
+        Error,
+        Result, //
+    },
+    home::{
+        Home,
+        Lock, //
+    },
+    pool::Pool,
+    state, //
+};
+
+/// Something that must not stay.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "kebab-case")]
+pub enum Entry {
+    /// The pool's metadata snapshot.
+    MetadataSnap {
+        /// Where it is, once that is known.
+        root: Option<u64>,
+        /// The metadata's time when it was about to be taken.
+        time: u32,
+        /// The metadata's transaction id at that time.
+        transaction: u64,
+    },
+    /// A device.
+    Device {
+        /// Its name.
+        name: String,
+    },
+    /// A device that is suspended.
+    Suspended {
+        /// Its name.
+        name: String,
+    },
+    /// A thin volume.
+    Volume {
+        /// Its id.
+        id: u32,
+    },
+}
+
+/// The notes of one process on one pool.
+///
+/// The list is locked while something that is noted is done or undone. No other lock is taken meanwhile.
+pub struct Journal {
+    dm: Arc<Dm>,
+    pool: Pool,
+    home: Home,
+    name: String,
+    entries: Mutex<Vec<Entry>>,
+    _lock: Lock,
+}
+
+impl Journal {
+    /// Undoes what processes have left that do not live any more.
+    pub fn recover(dm: &Arc<Dm>, pool: &Pool, home: &Home) -> Result {
+        for name in home.list("run-", ".lock")? {
+            // Another process may be quicker.
+            if let Some(lock) = home.try_lock(&format!("run-{name}.lock"))? {
+                let entries = home.load(&format!("run-{name}.json"))?.unwrap_or_default();
+                let journal = Self {
+                    dm: dm.clone(),
+                    pool: pool.clone(),
+                    home: home.clone(),
+                    name,
+                    entries: Mutex::new(entries),
+                    _lock: lock,
+                };
+                journal.finish();
+            }
+        }
+        Ok(())
+    }
+
+    /// An empty journal.
+    pub fn begin(dm: &Arc<Dm>, pool: &Pool, home: &Home) -> Result<Arc<Self>> {
+        let name = state::random_hex(8)?;
+        let lock = home
+            .try_lock(&format!("run-{name}.lock"))?
+            .ok_or_else(|| Error::Busy(format!("run-{name}.lock is in use")))?;
+        Ok(Arc::new(Self {
+            dm: dm.clone(),
+            pool: pool.clone(),
+            home: home.clone(),
+            name,
+            entries: Mutex::new(Vec::new()),
+            _lock: lock,
+        }))
+    }
+
+    /// Does something that must not stay, and notes it before. If it fails, it was not done.
+    pub fn enter<X>(&self, entry: Entry, action: impl FnOnce() -> Result<X>) -> Result<X> {
+        let mut entries = self.entries();
+        entries.push(entry);
+        self.store(&entries)?;
+        let result = action();
+        if result.is_err() {
+            entries.pop();
+            self.store(&entries)?;
+        }
+        result
+    }
+
+    /// Notes something in other words.
+    pub fn amend(&self, old: &Entry, new: Entry) -> Result {
+        let mut entries = self.entries();
+        if let Some(entry) = entries.iter_mut().find(|entry| *entry == old) {
+            *entry = new;
+        }
+        self.store(&entries)
+    }
+
+    /// Undoes something now; does nothing if it is not noted any more.
+    pub fn undo(&self, entry: &Entry) -> Result {
+        let mut entries = self.entries();
+        if !entries.contains(entry) {
+            return Ok(());
+        }
+        self.undo_entry(entry, false)?;
+        entries.retain(|e| e != entry);
+        self.store(&entries)
+    }
+
+    /// Notes something no more, after `action`.
+    pub fn keep(&self, entry: &Entry, action: impl FnOnce() -> Result) -> Result {
+        let mut entries = self.entries();
+        action()?;
+        entries.retain(|e| e != entry);
+        self.store(&entries)
+    }
+
+    /// Undoes all that is left.
+    pub fn finish(&self) {
+        self.undo_all(&mut self.entries(), false);
+    }
+
+    /// Undoes all that can be undone while the process still has devices open. The list stays locked, so that nothing
+    /// else is done.
+    pub fn undo_at_exit(&self) {
+        let mut entries = self.entries();
+        self.undo_all(&mut entries, true);
+        std::mem::forget(entries);
+    }
+
+    fn undo_all(&self, entries: &mut Vec<Entry>, at_exit: bool) {
+        let mut left = Vec::new();
+        while let Some(entry) = entries.pop() {
+            if let Err(e) = self.undo_entry(&entry, at_exit) {
+                eprintln!("thinctl: {e}; the next run tries again");
+                left.insert(0, entry);
+            }
+        }
+        let stored = if left.is_empty() {
+            self.home
+                .remove(&format!("run-{}.json", self.name))
+                .and_then(|()| self.home.remove(&format!("run-{}.lock", self.name)))
+        } else {
+            self.store(&left)
+        };
+        if let Err(e) = stored {
+            eprintln!("thinctl: {e}");
+        }
+    }
+
+    fn undo_entry(&self, entry: &Entry, at_exit: bool) -> Result {
+        match entry {
+            Entry::MetadataSnap {
+                root,
+                time,
+                transaction,
+            } => {
+                let held = self.pool.status(&self.dm)?.metadata_snap;
+                match (held, *root) {
+                    (Some(held), Some(root)) if held == root => {}
+                    (Some(held), None)
+                        if (*time, *transaction) == stamp(&self.pool.metadata, held)? => {}
+                    _ => return Ok(()),
+                }
+                self.dm.message(&self.pool.name, "release_metadata_snap")
+            }
+            Entry::Device { name } => match self.dm.info(name)? {
+                Some(_) if at_exit => self.dm.remove_later(name),
+                Some(_) => self.dm.remove(name),
+                None => Ok(()),
+            },
+            Entry::Suspended { name } => match self.dm.info(name)? {
+                Some(info) if info.suspended => self.dm.resume_public(name),
+                _ => Ok(()),
+            },
+            Entry::Volume { id } => self.pool.delete(&self.dm, *id),
+        }
+    }
+
+    fn store(&self, entries: &Vec<Entry>) -> Result {
+        self.home.store(&format!("run-{}.json", self.name), entries)
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The time and the transaction id of the metadata whose superblock is at `root`.
+fn stamp(metadata: &Path, root: u64) -> Result<(u32, u64)> {
+    let bm = DirectBm::open(metadata)?;
+    let superblock = Superblock::read(&bm, root)?;
+    Ok((superblock.time.get(), superblock.trans_id.get()))
+}
+
+/// The entry for a metadata snapshot that is about to be taken.
+pub fn metadata_snap_entry(metadata: &Path) -> Result<Entry> {
+    let (time, transaction) = stamp(metadata, SUPERBLOCK_LOCATION)?;
+    Ok(Entry::MetadataSnap {
+        root: None,
+        time,
+        transaction,
+    })
+}

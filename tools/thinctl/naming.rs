@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which state a volume is in, as far as the metadata tell.
+//!
+//! The mappings of a volume say what it contains as long as none of its blocks can be overwritten in place, that is, if
+//! all of them are older than the last snapshot that the volume was part of: the first write to such a block gives it
+//! another mapping, and no mapping comes again with another content. Such a volume is called frozen here. A snapshot is
+//! frozen until it is written to. So the state of a frozen volume is named by a digest of its mappings, together with a
+//! random name for the pool.
+//!
+//! What was received has the name that it had where it came from. It is remembered together with the digest here.
+
+use serde::{
+    Deserialize,
+    Serialize, //
+};
+
+use persistent_data::block_manager::BlockManager;
+use thin_metadata::{
+    DeviceId,
+    View, //
+};
+
+use crate::{
+    error::{
+        Error,
+        Result, //
+    },
+    home::Home,
+    session::Session,
+    signals,
+    state::StateId, //
+};
+
+/// What the metadata say of a volume.
+#[derive(Clone, Copy, Debug)]
+pub struct Contents {
+    /// The name of its state, from wherever that is known.
+    pub state: StateId,
+    /// The name of its state in this pool.
+    pub digest: StateId,
+    /// Whether it cannot be overwritten in place.
+    pub frozen: bool,
+    /// The block after the highest one that is mapped.
+    pub end: u64,
+}
+
+/// The states of volumes that were received.
+#[derive(Default, Serialize, Deserialize)]
+pub struct Received {
+    volumes: Vec<ReceivedVolume>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ReceivedVolume {
+    id: u32,
+    state: StateId,
+    digest: StateId,
+}
+
+const FILE: &str = "states.json";
+
+impl Received {
+    /// Remembers that volume `id` is in `state`, and looks as `digest` says.
+    pub fn note(home: &Home, id: u32, state: StateId, digest: StateId) -> Result {
+        home.update(FILE, |received: &mut Self| {
+            received.volumes.retain(|volume| volume.id != id);
+            received.volumes.push(ReceivedVolume { id, state, digest });
+            Ok(())
+        })
+    }
+
+    fn find(&self, digest: StateId) -> Option<StateId> {
+        // A snapshot of what was received is in the same state.
+        let known = self.volumes.iter().find(|volume| volume.digest == digest);
+        known.map(|volume| volume.state)
+    }
+}
+
+/// A device id of the library.
+pub fn device_id(id: u32) -> Result<DeviceId> {
+    Ok(DeviceId::try_from(u64::from(id))?)
+}
+
+/// What the metadata say of volume `id`.
+pub fn contents<B: BlockManager>(
+    session: &Session,
+    view: &View<'_, B>,
+    id: u32,
+) -> Result<Contents> {
+    let device = device_id(id)?;
+    let details = view.device(device)?.ok_or_else(|| {
+        Error::NotFound(format!(
+            "there is no volume {id} in pool {}",
+            session.pool.name
+        ))
+    })?;
+    let snapshotted = details.snapshotted_time.get();
+
+    let mut hasher = blake3::Hasher::new_derive_key("thinctl 1: state of a thin volume");
+    hasher.update(session.home.pool_identity()?.as_bytes());
+    hasher.update(&session.pool.block_size.to_le_bytes());
+    let mut frozen = true;
+    let mut end = 0u64;
+    let mut stopped = Ok(());
+    let mut entries = 0u32;
+    let walked = view.for_mappings(device, |block, mapping| {
+        hasher.update(&block.to_le_bytes());
+        hasher.update(&mapping.to_word().to_le_bytes());
+        frozen &= mapping.time() < snapshotted;
+        end = block.saturating_add(1);
+        entries = entries.wrapping_add(1);
+        if entries.is_multiple_of(1 << 16) {
+            stopped = signals::check();
+            if stopped.is_err() {
+                return Err(thin_metadata::Error::NoDevice(device));
+            }
+        }
+        Ok(())
+    });
+    stopped?;
+    walked?;
+
+    let digest = StateId::new(*hasher.finalize().as_bytes());
+    let received: Received = session.home.load(FILE)?.unwrap_or_default();
+    Ok(Contents {
+        state: received.find(digest).unwrap_or(digest),
+        digest,
+        frozen,
+        end,
+    })
+}

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pools and the thin volumes that are active on them, as device-mapper tells of them.
+
+use std::{
+    fs,
+    path::{
+        Path,
+        PathBuf, //
+    },
+};
+
+use devicemapper::{
+    Device,
+    ThinPoolTargetParams,
+    ThinTargetParams, //
+};
+use serde::Serialize;
+
+use thin_metadata::format::SECTOR_SIZE;
+
+use crate::{
+    dm::{
+        Dm,
+        Info, //
+    },
+    error::{
+        Error,
+        Result, //
+    },
+};
+
+const EBUSY: i32 = 16;
+const ENODATA: i32 = 61;
+
+/// A pool.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// The name of its device.
+    pub name: String,
+    /// The UUID of its device, if it has one.
+    pub uuid: Option<String>,
+    /// The number of its device.
+    pub device: Device,
+    /// The node of its metadata device.
+    pub metadata: PathBuf,
+    /// The node of its data device.
+    pub data: PathBuf,
+    /// The size of a block in bytes.
+    pub block_size: u64,
+}
+
+/// What a pool's status says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Status {
+    /// A number for programs that manage pools.
+    pub transaction_id: u64,
+    /// How many metadata blocks are in use.
+    pub used_metadata_blocks: u64,
+    /// How many there are.
+    pub metadata_blocks: u64,
+    /// How many data blocks are in use.
+    pub used_data_blocks: u64,
+    /// How many there are.
+    pub data_blocks: u64,
+    /// Where the metadata snapshot is.
+    pub metadata_snap: Option<u64>,
+    /// `rw`, `ro` or `out_of_data_space`.
+    pub mode: String,
+    /// What becomes of discards.
+    pub discard: String,
+    /// What becomes of writes when no block is free.
+    pub no_space: String,
+    /// Whether the metadata must be checked.
+    pub needs_check: bool,
+}
+
+impl Status {
+    /// Reads the words of a status line.
+    fn parse(words: &str) -> Option<Self> {
+        let mut words = words.split_ascii_whitespace();
+        let pair = |word: &str| {
+            let (used, all) = word.split_once('/')?;
+            Some((used.parse::<u64>().ok()?, all.parse::<u64>().ok()?))
+        };
+        let transaction_id = words.next()?.parse().ok()?;
+        let (used_metadata_blocks, metadata_blocks) = pair(words.next()?)?;
+        let (used_data_blocks, data_blocks) = pair(words.next()?)?;
+        let metadata_snap = match words.next()? {
+            "-" => None,
+            root => Some(root.parse().ok()?),
+        };
+        Some(Self {
+            transaction_id,
+            used_metadata_blocks,
+            metadata_blocks,
+            used_data_blocks,
+            data_blocks,
+            metadata_snap,
+            mode: words.next()?.to_owned(),
+            discard: words.next()?.to_owned(),
+            no_space: words.next()?.to_owned(),
+            needs_check: words.next()? == "needs_check",
+        })
+    }
+}
+
+/// A thin volume that is active.
+#[derive(Clone, Debug)]
+pub struct ActiveVolume {
+    /// Its device.
+    pub info: Info,
+    /// Its id in the pool.
+    pub id: u32,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The number of its external origin.
+    pub origin: Option<Device>,
+}
+
+impl Pool {
+    /// Finds a pool by the name or node of its device, or as lvm2's `vg/lv`.
+    pub fn find(dm: &Dm, name: &str) -> Result<Self> {
+        for candidate in candidates(name) {
+            let Some(info) = dm.info(&candidate)? else {
+                continue;
+            };
+            let table = dm.table(&candidate)?;
+            let [line] = table.as_slice() else {
+                continue;
+            };
+            if line.target != "thin-pool" {
+                continue;
+            }
+            let params: ThinPoolTargetParams = format!("thin-pool {}", line.words)
+                .parse()
+                .map_err(|e| bad_line(&candidate, e))?;
+            let block_size = params
+                .data_block_size
+                .checked_mul(SECTOR_SIZE)
+                .ok_or_else(|| bad_line(&candidate, "the block size is too large"))?;
+            return Ok(Self {
+                name: candidate,
+                uuid: info.uuid,
+                device: info.device,
+                metadata: node(params.metadata_dev)?,
+                data: node(params.data_dev)?,
+                block_size,
+            });
+        }
+        Err(Error::NotFound(format!("there is no active pool {name}")))
+    }
+
+    /// What the pool's status says; an error if it has failed.
+    pub fn status(&self, dm: &Dm) -> Result<Status> {
+        let status = dm.status(&self.name)?;
+        let [line] = status.as_slice() else {
+            return Err(Error::NotFound(format!(
+                "{} is no pool any more",
+                self.name
+            )));
+        };
+        if matches!(line.words.as_str(), "Fail" | "Error") {
+            return Err(Error::Refused(format!("pool {} has failed", self.name)));
+        }
+        Status::parse(&line.words).ok_or_else(|| {
+            let words = &line.words;
+            bad_line(&self.name, format!("the status is \"{words}\""))
+        })
+    }
+
+    /// Gives an error unless the pool can be changed.
+    pub fn check_writable(&self, dm: &Dm) -> Result {
+        match self.status(dm)?.mode.as_str() {
+            "ro" => Err(Error::Refused(format!("pool {} is read-only", self.name))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The thin volumes that are active on it.
+    pub fn active_volumes(&self, dm: &Dm) -> Result<Vec<ActiveVolume>> {
+        let mut volumes = Vec::new();
+        for (name, _) in dm.list()? {
+            // Devices come and go.
+            let Ok(table) = dm.table(&name) else {
+                continue;
+            };
+            let [line] = table.as_slice() else {
+                continue;
+            };
+            if line.target != "thin" {
+                continue;
+            }
+            let params: ThinTargetParams = format!("thin {}", line.words)
+                .parse()
+                .map_err(|e| bad_line(&name, e))?;
+            if params.pool != self.device {
+                continue;
+            }
+            let Some(info) = dm.info(&name)? else {
+                continue;
+            };
+            volumes.push(ActiveVolume {
+                info,
+                id: params.thin_id.into(),
+                size: line.sectors.saturating_mul(SECTOR_SIZE),
+                origin: params.external_origin_dev,
+            });
+        }
+        Ok(volumes)
+    }
+
+    /// The id of a volume, which is an id already or the name or node of an active volume.
+    pub fn volume_id(&self, dm: &Dm, name: &str) -> Result<u32> {
+        if let Ok(id) = name.parse() {
+            return Ok(id);
+        }
+        let names = candidates(name);
+        self.active_volumes(dm)?
+            .into_iter()
+            .find(|volume| names.contains(&volume.info.name))
+            .map(|volume| volume.id)
+            .ok_or_else(|| {
+                Error::NotFound(format!(
+                    "\"{name}\" is neither an id nor an active volume of pool {}",
+                    self.name
+                ))
+            })
+    }
+
+    /// Deletes a volume; that there is none is no error.
+    pub fn delete(&self, dm: &Dm, id: u32) -> Result {
+        match dm.message(&self.name, &format!("delete {id}")) {
+            Err(e) if e.errno() == Some(ENODATA) => Ok(()),
+            Err(e) if e.errno() == Some(EBUSY) => Err(Error::Busy(format!(
+                "volume {id} of pool {} is in use",
+                self.name
+            ))),
+            result => result,
+        }
+    }
+
+    /// The words of a table for volume `id`.
+    pub fn thin_words(&self, id: u32) -> String {
+        format!("{} {id}", self.device)
+    }
+}
+
+/// The names of devices that `name` may mean.
+fn candidates(name: &str) -> Vec<String> {
+    let name = name.strip_prefix("/dev/mapper/").unwrap_or(name);
+    let plain = name.strip_prefix("/dev/").unwrap_or(name);
+    if let Some((vg, lv)) = plain.split_once('/') {
+        // The names of both are joined by a hyphen, so hyphens in them are doubled.
+        let joined = format!("{}-{}", vg.replace('-', "--"), lv.replace('-', "--"));
+        return vec![format!("{joined}-tpool"), joined];
+    }
+    if plain.starts_with("dm-") {
+        if let Ok(name) = fs::read_to_string(format!("/sys/class/block/{plain}/dm/name")) {
+            return vec![name.trim_end().to_owned()];
+        }
+    }
+    vec![name.to_owned()]
+}
+
+/// The node of a device, also without udev.
+pub fn node(device: Device) -> Result<PathBuf> {
+    let file = format!("/sys/dev/block/{device}/uevent");
+    let uevent = fs::read_to_string(&file).map_err(Error::io(&file))?;
+    uevent
+        .lines()
+        .find_map(|line| line.strip_prefix("DEVNAME="))
+        .map(|name| Path::new("/dev").join(name))
+        .ok_or_else(|| Error::NotFound(format!("device {device} has no node")))
+}
+
+fn bad_line(device: &str, e: impl std::fmt::Display) -> Error {
+    Error::Refused(format!("{device}: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_lines_are_read() {
+        let status =
+            Status::parse("3 34/4096 12/8192 - rw ignore_discard queue_if_no_space - 1024");
+        let status = status.map(|s| {
+            (
+                s.transaction_id,
+                s.used_data_blocks,
+                s.metadata_snap,
+                s.needs_check,
+            )
+        });
+        assert_eq!(status, Some((3, 12, None, false)));
+        let held =
+            "0 1/2 3/4 77 out_of_data_space no_discard_passdown error_if_no_space needs_check 1";
+        let held = Status::parse(held).map(|s| (s.metadata_blocks, s.metadata_snap, s.needs_check));
+        assert_eq!(held, Some((2, Some(77), true)));
+        assert_eq!(Status::parse("0 1/2 3/4 - rw"), None);
+    }
+
+    #[test]
+    fn names_of_lvm2_are_those_of_its_devices() {
+        assert_eq!(candidates("vg/pool"), ["vg-pool-tpool", "vg-pool"]);
+        assert_eq!(
+            candidates("/dev/my-vg/a-b"),
+            ["my--vg-a--b-tpool", "my--vg-a--b"]
+        );
+        assert_eq!(candidates("/dev/mapper/pool"), ["pool"]);
+        assert_eq!(candidates("pool"), ["pool"]);
+    }
+}

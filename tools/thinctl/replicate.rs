@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sending a volume again and again to a program that receives it.
+//!
+//! The last snapshot that both sides have is kept, so that the next turn sends only what has changed since. A snapshot
+//! that was sent without an answer is kept, too, and sent again first: whoever has it already says so.
+
+use std::{
+    io::Write,
+    process::{
+        Command,
+        Stdio, //
+    },
+};
+
+use serde::{
+    Deserialize,
+    Serialize, //
+};
+
+use crate::{
+    error::{
+        Error,
+        Result, //
+    },
+    home::Lock,
+    naming::contents,
+    send::{
+        plan,
+        send,
+        Request, //
+    },
+    session::Session,
+};
+
+/// The snapshots that a replication goes on from.
+#[derive(Default, Serialize, Deserialize)]
+struct Snapshots {
+    /// Both sides have it.
+    common: Option<u32>,
+    /// The other side may have it.
+    pending: Option<u32>,
+}
+
+/// A volume that is replicated.
+pub struct Replication<'a> {
+    session: &'a Session,
+    id: u32,
+    command: String,
+    level: i32,
+    file: String,
+    snapshots: Snapshots,
+    _lock: Lock,
+}
+
+/// What a turn has done.
+#[derive(Debug, Serialize)]
+pub struct Turn {
+    /// How many bytes of data were sent.
+    pub data: u64,
+    /// Whether it was the whole volume, and not only what has changed.
+    pub whole: bool,
+}
+
+/// Where a stream goes: wraps the pipe, for instance to limit the rate.
+pub type Wrap<'a> = &'a dyn Fn(Box<dyn Write>) -> Box<dyn Write>;
+
+impl<'a> Replication<'a> {
+    /// Replicates volume `id` by the shell command `command`, which gets a stream as its input.
+    pub fn new(session: &'a Session, id: u32, command: &str, level: i32) -> Result<Self> {
+        let key = blake3::hash(command.as_bytes()).to_hex();
+        let name = format!(
+            "replicate-{id}-{}",
+            key.as_str().get(..16).unwrap_or_default()
+        );
+        let lock = session
+            .home
+            .try_lock(&format!("{name}.lock"))?
+            .ok_or_else(|| Error::Busy(format!("another thinctl is replicating volume {id}")))?;
+        let file = format!("{name}.json");
+        Ok(Self {
+            session,
+            id,
+            command: command.to_owned(),
+            level,
+            snapshots: session.home.load(&file)?.unwrap_or_default(),
+            file,
+            _lock: lock,
+        })
+    }
+
+    /// Sends what has changed; `None` if nothing has. `progress` is told of how much there is to send, and of each piece of data.
+    pub fn turn(
+        &mut self,
+        wrap: Wrap<'_>,
+        progress: &mut dyn FnMut(Option<u64>, u64),
+    ) -> Result<Option<Turn>> {
+        for known in [&mut self.snapshots.common, &mut self.snapshots.pending] {
+            if let Some(id) = *known {
+                if !self.session.exists(id)? {
+                    *known = None;
+                }
+            }
+        }
+        let late = match self.snapshots.pending {
+            Some(_) => Some(self.send_pending(wrap, progress)?),
+            None => None,
+        };
+        let snapshot = self.session.snapshot(self.id)?;
+        if let Some(common) = self.snapshots.common {
+            let snap = self.session.metadata_snap()?;
+            let view = snap.view()?;
+            let now = contents(self.session, &view, snapshot)?;
+            let before = contents(self.session, &view, common)?;
+            snap.release()?;
+            if now.digest == before.digest {
+                self.session.delete(snapshot)?;
+                return Ok(late);
+            }
+        }
+        self.snapshots.pending = Some(snapshot);
+        self.session.keep(snapshot, || self.store())?;
+        self.send_pending(wrap, progress).map(Some)
+    }
+
+    fn send_pending(
+        &mut self,
+        wrap: Wrap<'_>,
+        progress: &mut dyn FnMut(Option<u64>, u64),
+    ) -> Result<Turn> {
+        let Snapshots { common, pending } = self.snapshots;
+        let Some(pending) = pending else {
+            return Err(Error::NotFound("there is nothing to send".to_owned()));
+        };
+        let volume = self.session.active(self.id)?.iter().map(|v| v.size).max();
+        let plan = plan(
+            self.session,
+            &Request {
+                id: pending,
+                from: common,
+                size: volume.unwrap_or(0),
+                resume: None,
+            },
+        )?;
+        let data = plan.header.data;
+        progress(Some(data), 0);
+        let mut child = Command::new("/bin/sh")
+            .arg("-c")
+            .arg(&self.command)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(Error::io(&self.command))?;
+        let sent = match child.stdin.take() {
+            Some(input) => send(self.session, plan, wrap(Box::new(input)), self.level, |n| {
+                progress(None, n);
+            }),
+            None => Err(Error::Command(format!("\"{}\" has no input", self.command))),
+        };
+        let status = child.wait().map_err(Error::io(&self.command))?;
+        if !status.success() {
+            // That the pipe broke is a consequence.
+            return Err(Error::Command(format!("\"{}\": {status}", self.command)));
+        }
+        sent?;
+
+        let before = self.snapshots.common.replace(pending);
+        self.snapshots.pending = None;
+        self.store()?;
+        if let Some(before) = before {
+            self.session.delete(before)?;
+        }
+        Ok(Turn {
+            data,
+            whole: common.is_none(),
+        })
+    }
+
+    fn store(&self) -> Result {
+        self.session.home.store(&self.file, &self.snapshots)
+    }
+
+    /// Deletes the snapshots that were kept. The next turn sends the whole volume.
+    pub fn forget(self) -> Result {
+        let Snapshots { common, pending } = self.snapshots;
+        for snapshot in common.into_iter().chain(pending) {
+            self.session.delete(snapshot)?;
+        }
+        self.session.home.remove(&self.file)
+    }
+}

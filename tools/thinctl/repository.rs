@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Backups in a folder.
+//!
+//! A repository is a folder that can also be a mounted bucket: its files are written once, under a temporary name, and
+//! put in place when they are on disk. None is changed afterwards. Inside of it there are
+//!
+//! | name | what it is |
+//! | --- | --- |
+//! | `.repository.json` | says that this is a repository, and of which version |
+//! | `.lock` | whoever writes has it locked, with flock |
+//! | `VOLUME/` | the backups of one volume |
+//! | `VOLUME/000001.full.thin` | generation 1: a [stream](crate::stream) that starts from nothing |
+//! | `VOLUME/000001.full.json` | its manifest: [`Generation`] |
+//! | `VOLUME/000002.incremental.thin` | generation 2: a stream that starts from what generation 1 leads to |
+//! | `VOLUME/000002.incremental.json` | its manifest |
+//! | `VOLUME/.tmp-*` | what is not finished, or never was |
+//!
+//! A generation is there if its stream is there. So the manifest is put in place before the stream, and taken away after
+//! it. A manifest without a stream is nothing; the next one who [locks](Repository::lock) the repository removes it. A
+//! stream without a manifest is never removed by itself, as nothing leaves one behind.
+//!
+//! If a number is there as full and as incremental, both lead to the same: [pruning](Locked::prune) was cut off after it
+//! had made the full one, and goes on when the repository is locked. Until then the full one counts.
+
+mod add;
+mod extents;
+mod files;
+mod fold;
+mod generation;
+mod lock;
+mod name;
+mod prune;
+mod verify;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{
+        ErrorKind,
+        Write, //
+    },
+    path::{
+        Path,
+        PathBuf, //
+    },
+};
+
+use serde::{
+    Deserialize,
+    Serialize, //
+};
+
+use self::{
+    files::{
+        make_folder,
+        names,
+        NewFile, //
+    },
+    generation::check_chain,
+    name::{
+        folder,
+        Name,
+        Part,
+        TEMPORARY, //
+    },
+};
+pub use self::{
+    fold::Fold,
+    generation::{
+        Generation,
+        Kind, //
+    },
+    lock::Locked,
+    prune::Pruned,
+    verify::{
+        Problem,
+        Verification, //
+    },
+};
+use crate::{
+    error::{
+        Error,
+        Result, //
+    },
+    state::StateId,
+};
+
+/// Backups in a folder.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    root: PathBuf,
+}
+
+const MARKER: &str = ".repository.json";
+const LOCK: &str = ".lock";
+const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Marker {
+    version: u32,
+}
+
+impl Repository {
+    /// Makes a repository of a folder that is empty or not there.
+    pub fn create(root: &Path) -> Result<Self> {
+        make_folder(root)?;
+        let old = names(root)?;
+        if old.iter().any(|name| name == MARKER) {
+            return Err(Error::Refused(format!(
+                "{} is a repository already",
+                root.display()
+            )));
+        }
+        if old
+            .iter()
+            .any(|name| !name.starts_with(TEMPORARY) && name != LOCK)
+        {
+            return Err(Error::Refused(format!("{} is not empty", root.display())));
+        }
+        for name in old.iter().filter(|name| name.starts_with(TEMPORARY)) {
+            files::remove(&root.join(name))?;
+        }
+        let json = serde_json::to_vec(&Marker { version: VERSION })
+            .map_err(|e| Error::Refused(format!("{MARKER}: {e}")))?;
+        let mut file = NewFile::new(root, MARKER)?;
+        file.write_all(&json).map_err(Error::io(MARKER))?;
+        file.commit(MARKER)?;
+        Self::open(root)
+    }
+
+    /// Opens one, to read.
+    pub fn open(root: &Path) -> Result<Self> {
+        let marker = root.join(MARKER);
+        let json = match fs::read(&marker) {
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Err(Error::NotFound(format!(
+                    "{} is no repository",
+                    root.display()
+                )));
+            }
+            json => json.map_err(Error::io(marker.display()))?,
+        };
+        let damaged = |what: String| Error::Damaged(format!("{}: {what}", marker.display()));
+        let Marker { version } =
+            serde_json::from_slice(&json).map_err(|e| damaged(e.to_string()))?;
+        if version != VERSION {
+            return Err(damaged(format!("version {version} is not known")));
+        }
+        Ok(Self {
+            root: root.to_owned(),
+        })
+    }
+
+    /// Takes the lock that lets one write, and finishes or undoes what was cut off.
+    pub fn lock(&self) -> Result<Locked> {
+        Locked::new(self)
+    }
+
+    /// The names of the volumes that have backups, sorted.
+    pub fn volumes(&self) -> Result<Vec<String>> {
+        let mut volumes = Vec::new();
+        for name in self.folders()? {
+            if !self.numbers(&name)?.is_empty() {
+                volumes.push(name);
+            }
+        }
+        Ok(volumes)
+    }
+
+    /// The backups of a volume, oldest first.
+    pub fn generations(&self, volume: &str) -> Result<Vec<Generation>> {
+        self.steady(volume, || self.load_all(volume))
+    }
+
+    fn load_all(&self, volume: &str) -> Result<Vec<Generation>> {
+        let folder = self.folder(volume)?;
+        let names = self.numbers(volume)?;
+        if names.is_empty() {
+            return Err(self.no_volume(volume));
+        }
+        names
+            .into_iter()
+            .map(|(number, kind)| Generation::load(&folder, Name { number, kind }))
+            .collect()
+    }
+
+    /// The state that the last backup of a volume leads to; none if there is no backup.
+    pub fn last_state(&self, volume: &str) -> Result<Option<StateId>> {
+        let last = self.steady(volume, || self.last(volume))?;
+        Ok(last.map(|last| last.header.to))
+    }
+
+    /// What the volume contained in this generation, by default the last, as one stream that starts from nothing.
+    pub fn restore(&self, volume: &str, generation: Option<u64>) -> Result<Fold> {
+        self.steady(volume, || {
+            Fold::new(&self.folder(volume)?, &self.chain(volume, generation)?)
+        })
+    }
+
+    /// What `read` gives, done again if it fails while another process adds or removes backups of the volume.
+    fn steady<T>(&self, volume: &str, mut read: impl FnMut() -> Result<T>) -> Result<T> {
+        loop {
+            let before = self.parts(volume)?;
+            match read() {
+                Err(_) if self.parts(volume)? != before => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// The generations that this one needs, and itself at the end.
+    fn chain(&self, volume: &str, number: Option<u64>) -> Result<Vec<Generation>> {
+        let folder = self.folder(volume)?;
+        let mut names = self.numbers(volume)?;
+        if names.is_empty() {
+            return Err(self.no_volume(volume));
+        }
+        if let Some(number) = number {
+            if !names.contains_key(&number) {
+                return Err(Error::NotFound(format!(
+                    "{volume} has no generation {number}"
+                )));
+            }
+            names.retain(|other, _| *other <= number);
+        }
+        let mut chain = Vec::new();
+        for (number, kind) in names.into_iter().rev() {
+            chain.push(Generation::load(&folder, Name { number, kind })?);
+            if kind == Kind::Full {
+                break;
+            }
+        }
+        chain.reverse();
+        check_chain(&chain)?;
+        Ok(chain)
+    }
+
+    fn last(&self, volume: &str) -> Result<Option<Generation>> {
+        match self.numbers(volume)?.pop_last() {
+            Some((number, kind)) => {
+                Generation::load(&self.folder(volume)?, Name { number, kind }).map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// The generations that are there, each as what counts.
+    fn numbers(&self, volume: &str) -> Result<BTreeMap<u64, Kind>> {
+        let mut numbers = BTreeMap::new();
+        for (name, part) in self.parts(volume)? {
+            if part == Part::Stream {
+                let kind = numbers.entry(name.number).or_insert(name.kind);
+                *kind = name.kind.min(*kind);
+            }
+        }
+        Ok(numbers)
+    }
+
+    /// All files of a volume's generations.
+    fn parts(&self, volume: &str) -> Result<Vec<(Name, Part)>> {
+        let names = names(&self.folder(volume)?)?;
+        Ok(names.iter().filter_map(|name| Name::parse(name)).collect())
+    }
+
+    /// What may be folders of volumes.
+    fn folders(&self) -> Result<Vec<String>> {
+        let mut names = names(&self.root)?;
+        names.retain(|name| folder(&self.root, name).is_ok_and(|path| path.is_dir()));
+        Ok(names)
+    }
+
+    fn folder(&self, volume: &str) -> Result<PathBuf> {
+        folder(&self.root, volume)
+    }
+
+    fn no_volume(&self, volume: &str) -> Error {
+        Error::NotFound(format!(
+            "{} has no backups of {volume}",
+            self.root.display()
+        ))
+    }
+}

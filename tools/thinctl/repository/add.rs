@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Adds a generation.
+
+use std::{
+    io::{
+        self,
+        PipeReader,
+        PipeWriter,
+        Read,
+        Write, //
+    },
+    path::Path,
+    sync::atomic::{
+        AtomicBool,
+        Ordering, //
+    },
+    thread,
+    time::SystemTime,
+};
+
+use super::{
+    files::{
+        make_folder,
+        remove_empty,
+        NewFile, //
+    },
+    generation::{
+        Generation,
+        Kind, //
+    },
+    lock::Locked,
+};
+use crate::{
+    error::{
+        Error,
+        Result, //
+    },
+    stream::{
+        Changes,
+        Header,
+        Reader,
+        Totals, //
+    },
+};
+
+impl Locked {
+    /// Makes the next generation of a volume from the stream that `write` writes: all that was mapped, or what has
+    /// changed since the last generation. What is written is read at the same time, so that only a stream without any
+    /// damage gets in.
+    pub fn add(
+        &self,
+        volume: &str,
+        write: impl FnOnce(&mut dyn Write) -> Result,
+    ) -> Result<Generation> {
+        let folder = self.folder(volume)?;
+        let last = self.last(volume)?;
+        let number = match &last {
+            None => Some(1),
+            Some(last) => last.number.checked_add(1),
+        };
+        let number =
+            number.ok_or_else(|| Error::Refused(format!("{volume}: no number is left")))?;
+        let created = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |time| time.as_secs());
+        let check = |header: &Header| {
+            if header.start != 0 {
+                return Err(Error::Refused(format!(
+                    "{volume}: a backup cannot begin at byte {}",
+                    header.start
+                )));
+            }
+            let Some(from) = header.from else {
+                return Ok(());
+            };
+            match &last {
+                Some(last) if last.header.to == from && last.header.size <= header.size => {
+                    // On what cannot be restored, there is nothing to build.
+                    self.chain(volume, Some(last.number)).map(drop)
+                }
+                Some(last) if last.header.to == from => Err(Error::Refused(format!(
+                    "{volume}: the volume has shrunk, which takes a full backup"
+                ))),
+                Some(last) => Err(Error::Refused(format!(
+                    "{volume}: the stream starts from {from}, and the last backup leads to {}",
+                    last.header.to
+                ))),
+                None => Err(Error::Refused(format!(
+                    "{volume}: the first backup must be a full one"
+                ))),
+            }
+        };
+        let new = make_folder(&folder)?;
+        let result = put(&folder, number, created, check, write);
+        if result.is_err() && new {
+            // If this fails, an empty folder is left, which says nothing.
+            let _ = remove_empty(&folder);
+        }
+        result
+    }
+}
+
+/// Writes the files of a generation.
+pub(super) fn put(
+    folder: &Path,
+    number: u64,
+    created: u64,
+    check: impl FnOnce(&Header) -> Result + Send,
+    write: impl FnOnce(&mut dyn Write) -> Result,
+) -> Result<Generation> {
+    // What kind it is, its header tells.
+    let mut file = NewFile::new(folder, &format!("{number:06}"))?;
+    let (header, totals) = checked(&mut file, check, write)?;
+    let generation = Generation {
+        number,
+        kind: match header.from {
+            None => Kind::Full,
+            Some(_) => Kind::Incremental,
+        },
+        created,
+        header,
+        totals,
+    };
+    file.sync()?;
+    if file.len()? != generation.totals.stored {
+        return Err(Error::Damaged(
+            "the stream was not written as it was read".into(),
+        ));
+    }
+    generation.store(folder)?;
+    file.commit(&generation.name().stream())?;
+    Ok(generation)
+}
+
+/// Lets `write` write to `w`, and reads it as a stream at the same time.
+fn checked(
+    w: &mut dyn Write,
+    check: impl FnOnce(&Header) -> Result + Send,
+    write: impl FnOnce(&mut dyn Write) -> Result,
+) -> Result<(Header, Totals)> {
+    let (mut reader, writer) = io::pipe().map_err(Error::io("a pipe"))?;
+    let given_up = &AtomicBool::new(false);
+    thread::scope(|scope| {
+        let read = move || {
+            read(&mut reader, check).inspect_err(|_| {
+                given_up.store(true, Ordering::Relaxed);
+                // A pipe that nobody reads may end the process.
+                let _ = io::copy(&mut reader, &mut io::sink());
+            })
+        };
+        let reading = thread::Builder::new()
+            .spawn_scoped(scope, read)
+            .map_err(Error::io("a thread"))?;
+        let mut tee = Tee {
+            w,
+            writer,
+            given_up,
+            refused: false,
+        };
+        let written = write(&mut tee);
+        let refused = tee.refused;
+        // The reader gets to the end.
+        drop(tee);
+        let read = reading
+            .join()
+            .unwrap_or_else(|_| Err(Error::Damaged("the stream could not be checked".into())));
+        match written {
+            Err(e) if !refused => Err(e),
+            _ => read,
+        }
+    })
+}
+
+fn read(pipe: &mut PipeReader, check: impl FnOnce(&Header) -> Result) -> Result<(Header, Totals)> {
+    let mut reader = Reader::new(&mut *pipe)?;
+    check(reader.header())?;
+    while reader.next()?.is_some() {}
+    let header = reader.header().clone();
+    let Some(totals) = reader.totals().cloned() else {
+        return Err(Error::Damaged("the stream has no end".into()));
+    };
+    let more = io::copy(&mut pipe.take(1), &mut io::sink()).map_err(Error::io("a pipe"))?;
+    match more {
+        0 => Ok((header, totals)),
+        _ => Err(Error::Damaged(format!(
+            "something follows the stream, at byte {}",
+            totals.stored
+        ))),
+    }
+}
+
+/// Writes to two places.
+struct Tee<'a> {
+    w: &'a mut dyn Write,
+    writer: PipeWriter,
+    /// Whether the reader does not want to have any more.
+    given_up: &'a AtomicBool,
+    /// Whether that was said.
+    refused: bool,
+}
+
+impl Write for Tee<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.given_up.load(Ordering::Relaxed) {
+            self.refused = true;
+            return Err(io::Error::other("the stream is refused"));
+        }
+        self.w.write_all(bytes)?;
+        self.writer.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.w.flush()
+    }
+}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One backup of a volume.
+
+use std::{
+    fs::File,
+    io::{
+        ErrorKind,
+        Read,
+        Write, //
+    },
+    path::Path,
+};
+
+use serde::{
+    Deserialize,
+    Serialize, //
+};
+
+use super::{
+    files::NewFile,
+    name::Name, //
+};
+use crate::{
+    error::{
+        Error,
+        Result, //
+    },
+    stream::{
+        Header,
+        Totals,
+        MAX_HEADER, //
+    },
+};
+
+/// Whether a backup needs another one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// It has all that was mapped.
+    Full,
+    /// It has what has changed since the one before.
+    Incremental,
+}
+
+/// One backup of a volume, as its manifest tells.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Generation {
+    /// Its number, one more than that of the one before.
+    pub number: u64,
+    /// Whether it needs the one before.
+    pub kind: Kind,
+    /// When it was made, in seconds since 1970.
+    pub created: u64,
+    /// What its stream begins with.
+    pub header: Header,
+    /// What its stream has.
+    pub totals: Totals,
+}
+
+const VERSION: u32 = 1;
+
+/// How long a manifest is at most, in bytes: a header takes most of it, perhaps with other spaces.
+const MAX_MANIFEST: u64 = 4 * MAX_HEADER as u64;
+
+/// What is in the file.
+#[derive(Serialize, Deserialize)]
+struct Manifest<T> {
+    version: u32,
+    generation: T,
+}
+
+impl Generation {
+    pub(super) fn name(&self) -> Name {
+        Name {
+            number: self.number,
+            kind: self.kind,
+        }
+    }
+
+    /// Reads its manifest.
+    pub(super) fn load(folder: &Path, name: Name) -> Result<Self> {
+        let path = folder.join(name.manifest());
+        let damaged = |what: String| Error::Damaged(format!("{}: {what}", path.display()));
+        let file = File::open(&path).map_err(|e| {
+            if e.kind() == ErrorKind::NotFound {
+                damaged("the manifest is missing".into())
+            } else {
+                Error::Io(path.display().to_string(), e)
+            }
+        })?;
+        let mut json = Vec::new();
+        file.take(MAX_MANIFEST)
+            .read_to_end(&mut json)
+            .map_err(Error::io(path.display()))?;
+        let manifest: Manifest<serde_json::Value> =
+            serde_json::from_slice(&json).map_err(|e| damaged(e.to_string()))?;
+        if manifest.version != VERSION {
+            return Err(damaged(format!(
+                "version {} is not known",
+                manifest.version
+            )));
+        }
+        let generation: Self =
+            serde_json::from_value(manifest.generation).map_err(|e| damaged(e.to_string()))?;
+        if generation.name() != name
+            || (name.kind == Kind::Full) != generation.header.from.is_none()
+        {
+            return Err(damaged("it is of another generation".into()));
+        }
+        Ok(generation)
+    }
+
+    /// Writes its manifest.
+    pub(super) fn store(&self, folder: &Path) -> Result {
+        let name = self.name().manifest();
+        let manifest = Manifest {
+            version: VERSION,
+            generation: self,
+        };
+        let mut json = serde_json::to_vec_pretty(&manifest)
+            .map_err(|e| Error::Refused(format!("{name}: {e}")))?;
+        json.push(b'\n');
+        let mut file = NewFile::new(folder, &name)?;
+        file.write_all(&json).map_err(Error::io(&name))?;
+        file.commit(&name)
+    }
+}
+
+/// What is wrong with a chain of which the first is full and each leads to the next.
+pub(super) fn check_chain(chain: &[Generation]) -> Result {
+    if chain.first().is_none_or(|first| first.kind != Kind::Full) {
+        return Err(Error::Damaged(
+            "the full backup that it is based on is missing".into(),
+        ));
+    }
+    for pair in chain.windows(2) {
+        let [one, next] = pair else { continue };
+        check_link(one, next)?;
+    }
+    Ok(())
+}
+
+/// What is wrong with one after the other.
+pub(super) fn check_link(one: &Generation, next: &Generation) -> Result {
+    let (from, to) = (one.number, next.number);
+    let problem = if from.checked_add(1) != Some(to) {
+        format!("what is between generations {from} and {to} is missing")
+    } else if next.header.from != Some(one.header.to) {
+        format!("generation {to} does not start from what {from} leads to")
+    } else if next.header.size < one.header.size {
+        format!("the volume shrinks in generation {to}")
+    } else {
+        return Ok(());
+    };
+    Err(Error::Damaged(problem))
+}

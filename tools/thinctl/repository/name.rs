@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Names of volumes and of their files.
+
+use std::path::{
+    Path,
+    PathBuf, //
+};
+
+use crate::{
+    error::{
+        Error,
+        Result, //
+    },
+    repository::Kind, //
+};
+
+/// What files have that are not finished.
+pub(super) const TEMPORARY: &str = ".tmp-";
+
+/// The name of a generation's files, without what tells one from the other.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Name {
+    pub(super) number: u64,
+    pub(super) kind: Kind,
+}
+
+/// A file of a generation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Part {
+    Stream,
+    Manifest,
+}
+
+impl Name {
+    pub(super) fn stream(self) -> String {
+        self.file(Part::Stream)
+    }
+
+    pub(super) fn manifest(self) -> String {
+        self.file(Part::Manifest)
+    }
+
+    fn file(self, part: Part) -> String {
+        let Self { number, kind } = self;
+        let kind = match kind {
+            Kind::Full => "full",
+            Kind::Incremental => "incremental",
+        };
+        let part = match part {
+            Part::Stream => "thin",
+            Part::Manifest => "json",
+        };
+        format!("{number:06}.{kind}.{part}")
+    }
+
+    /// What a file is, if it is one of a generation.
+    pub(super) fn parse(file: &str) -> Option<(Self, Part)> {
+        let (number, rest) = file.split_once('.')?;
+        let (kind, part) = match rest {
+            "full.thin" => (Kind::Full, Part::Stream),
+            "full.json" => (Kind::Full, Part::Manifest),
+            "incremental.thin" => (Kind::Incremental, Part::Stream),
+            "incremental.json" => (Kind::Incremental, Part::Manifest),
+            _ => return None,
+        };
+        let number = number.parse().ok()?;
+        let name = Self { number, kind };
+        // Each has one name only.
+        (name.file(part) == file).then_some((name, part))
+    }
+}
+
+/// The folder of a volume.
+pub(super) fn folder(root: &Path, volume: &str) -> Result<PathBuf> {
+    let bad = volume.is_empty()
+        || volume.len() > 200
+        || volume.starts_with('.')
+        || volume.contains('/')
+        || volume.chars().any(char::is_control);
+    if bad {
+        return Err(Error::Refused(format!(
+            "{volume:?} cannot be the name of a volume in a repository"
+        )));
+    }
+    Ok(root.join(volume))
+}

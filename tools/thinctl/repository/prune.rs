@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Removes old generations.
+
+use serde::Serialize;
+
+use super::{
+    add::put,
+    files::{
+        remove,
+        sync_folder, //
+    },
+    generation::{
+        Generation,
+        Kind, //
+    },
+    lock::Locked,
+    name::{
+        Name,
+        Part, //
+    },
+};
+use crate::{
+    error::{
+        Error,
+        Result, //
+    },
+    stream::{
+        Changes,
+        Header,
+        Writer, //
+    },
+};
+
+/// What pruning has done.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize)]
+pub struct Pruned {
+    /// The generation that has become a full one.
+    pub made_full: Option<u64>,
+    /// The generations that are gone.
+    pub removed: Vec<u64>,
+}
+
+impl Locked {
+    /// Keeps the last generations of a volume, and removes those before. `progress` is told how many bytes of the volume
+    /// were folded, and can stop it.
+    pub fn prune(
+        &self,
+        volume: &str,
+        keep: usize,
+        progress: &mut dyn FnMut(u64) -> Result,
+    ) -> Result<Pruned> {
+        let generations = self.generations(volume)?;
+        if keep == 0 {
+            return Err(Error::Refused(format!(
+                "{volume}: one generation must be kept"
+            )));
+        }
+        let Some(first) = generations.len().checked_sub(keep) else {
+            return Ok(Pruned::default());
+        };
+        let Some(oldest) = generations.get(first).filter(|_| first > 0) else {
+            return Ok(Pruned::default());
+        };
+        let mut pruned = Pruned::default();
+        if oldest.kind == Kind::Incremental {
+            self.make_full(volume, oldest, progress)?;
+            pruned.made_full = Some(oldest.number);
+        }
+        pruned.removed = self.remove_before(volume, oldest.number)?;
+        Ok(pruned)
+    }
+
+    /// Adds the full one of an incremental generation.
+    fn make_full(
+        &self,
+        volume: &str,
+        generation: &Generation,
+        progress: &mut dyn FnMut(u64) -> Result,
+    ) -> Result {
+        let mut fold = self.restore(volume, Some(generation.number))?;
+        let right = fold.header().clone();
+        let check = |header: &Header| {
+            if *header == right {
+                Ok(())
+            } else {
+                Err(Error::Damaged(format!(
+                    "{volume}: the fold has a wrong header"
+                )))
+            }
+        };
+        let folder = self.folder(volume)?;
+        put(&folder, generation.number, generation.created, check, |w| {
+            let mut writer = Writer::new(w, fold.header())?;
+            while let Some(record) = fold.next()? {
+                writer.record(&record)?;
+                progress(record.len())?;
+            }
+            writer.finish().map(drop)
+        })
+        .map(drop)
+    }
+
+    /// Goes on with what [`prune`](Self::prune) has left.
+    pub(super) fn finish_prune(&self, volume: &str) -> Result {
+        let parts = self.parts(volume)?;
+        let full = |incremental: Name| Name {
+            kind: Kind::Full,
+            ..incremental
+        };
+        let twice = parts
+            .iter()
+            .filter(|(name, part)| (name.kind, *part) == (Kind::Incremental, Part::Stream))
+            .map(|(name, _)| *name)
+            .filter(|name| parts.contains(&(full(*name), Part::Stream)))
+            .max();
+        let Some(name) = twice else {
+            return Ok(());
+        };
+        let folder = self.folder(volume)?;
+        let incremental = Generation::load(&folder, name)?;
+        let full = Generation::load(&folder, full(name))?;
+        if full.header.to != incremental.header.to {
+            return Err(Error::Damaged(format!(
+                "{volume}: generation {} is there twice, and not the same",
+                full.number
+            )));
+        }
+        self.remove_before(volume, full.number).map(drop)
+    }
+
+    /// Removes what is older than this full generation, and its incremental one.
+    ///
+    /// Newer ones go first, so that what is there can be restored at any time. The incremental one of the generation goes
+    /// last: until then, it tells that there is something to finish.
+    fn remove_before(&self, volume: &str, number: u64) -> Result<Vec<u64>> {
+        let mut old: Vec<_> = self
+            .parts(volume)?
+            .into_iter()
+            .filter(|(name, part)| *part == Part::Stream && name.number < number)
+            .map(|(name, _)| name)
+            .collect();
+        old.sort();
+        let mut removed: Vec<_> = old.iter().map(|name| name.number).collect();
+        removed.dedup();
+        let itself = Name {
+            number,
+            kind: Kind::Incremental,
+        };
+        for name in old.into_iter().rev().chain([itself]) {
+            self.remove_generation(volume, name)?;
+        }
+        Ok(removed)
+    }
+
+    fn remove_generation(&self, volume: &str, name: Name) -> Result {
+        let folder = self.folder(volume)?;
+        remove(&folder.join(name.stream()))?;
+        sync_folder(&folder)?;
+        remove(&folder.join(name.manifest()))
+    }
+}

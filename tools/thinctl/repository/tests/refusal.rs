@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is not taken.
+
+use std::fs;
+
+use super::{
+    add,
+    five,
+    nothing,
+    scratch,
+    Volume, //
+};
+use crate::{
+    error::{
+        Error,
+        Result, //
+    },
+    repository::Repository,
+    stream::{
+        tests::{
+            header,
+            Numbers, //
+        },
+        Header,
+        Writer, //
+    },
+};
+
+#[track_caller]
+fn refused<T>(result: Result<T>, part: &str) {
+    match result {
+        Err(Error::Refused(message)) => assert!(message.contains(part), "{message}"),
+        Err(e) => panic!("{part}: {e:?}"),
+        Ok(_) => panic!("{part}: taken"),
+    }
+}
+
+#[track_caller]
+fn damaged<T>(result: Result<T>, part: &str) {
+    match result {
+        Err(Error::Damaged(message)) => assert!(message.contains(part), "{message}"),
+        Err(e) => panic!("{part}: {e:?}"),
+        Ok(_) => panic!("{part}: taken"),
+    }
+}
+
+#[test]
+fn what_does_not_follow_is_refused() {
+    let folder = scratch();
+    let all = five(folder.path(), false);
+    let locked = Repository::open(folder.path()).unwrap().lock().unwrap();
+    let mut numbers = Numbers(1);
+    let next = &all[&1];
+    refused(
+        add(&locked, &next.stream(Some(&all[&4]), &mut numbers)),
+        "starts from",
+    );
+    let mut small = all[&5].clone();
+    small.0.pop();
+    refused(
+        add(&locked, &small.stream(Some(&all[&5]), &mut numbers)),
+        "shrunk",
+    );
+    let start = Header {
+        from: None,
+        start: 512,
+        ..header(1 << 20, 4096, 0)
+    };
+    let mut stream = Vec::new();
+    Writer::new(&mut stream, &start).unwrap().finish().unwrap();
+    refused(add(&locked, &stream), "cannot begin");
+    let first = locked.add("other", |w| {
+        w.write_all(&next.stream(Some(&all[&5]), &mut Numbers(1)))
+            .map_err(Error::io("writing"))
+    });
+    refused(first, "first");
+    assert_eq!(locked.volumes().unwrap(), ["vol"]);
+    assert!(!folder.path().join("other").exists());
+    for name in ["", ".", "..", "a/b", ".hidden", "a\nb", &"x".repeat(201)] {
+        refused(locked.add(name, |_| Ok(())), "name of a volume");
+        refused(locked.generations(name), "name of a volume");
+    }
+    refused(locked.prune("vol", 0, &mut nothing), "must be kept");
+    assert_eq!(super::check(&locked, &all), [1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn what_is_no_stream_is_refused() {
+    let folder = scratch();
+    let all = five(folder.path(), false);
+    let locked = Repository::open(folder.path()).unwrap().lock().unwrap();
+    let good = all[&1].stream(None, &mut Numbers(1));
+    damaged(add(&locked, &good[..good.len() - 1]), "cut off");
+    damaged(add(&locked, &[]), "cut off");
+    damaged(
+        add(&locked, &[good.as_slice(), b"x"].concat()),
+        "follows the stream",
+    );
+    let mut bad = good.clone();
+    let last = bad.len() - 1;
+    bad[last / 2] ^= 1;
+    damaged(add(&locked, &bad), "checksum");
+    // The error of who writes says more than that the stream is cut off.
+    let failed = locked.add("vol", |w| {
+        w.write_all(&good[..100]).map_err(Error::io("writing"))?;
+        Err(Error::Interrupted(15))
+    });
+    assert!(matches!(failed, Err(Error::Interrupted(15))));
+    let failed = locked.prune("vol", 2, &mut |_| Err(Error::Interrupted(2)));
+    assert!(matches!(failed, Err(Error::Interrupted(2))));
+    assert_eq!(super::check(&locked, &all), [1, 2, 3, 4, 5]);
+    // Nothing is left of them.
+    assert_eq!(fs::read_dir(folder.path().join("vol")).unwrap().count(), 10);
+}
+
+/// Nobody sends a terabyte to hear that it was for nothing.
+#[test]
+fn a_refusal_comes_early() {
+    let folder = scratch();
+    five(folder.path(), false);
+    let locked = Repository::open(folder.path()).unwrap().lock().unwrap();
+    let size = 64 << 20;
+    let mut written = 0;
+    let result = locked.add("vol", |w| {
+        let mut writer = Writer::new(w, &header(size, 4096, size))?;
+        for i in 0..64 {
+            writer.data(i << 20, &Numbers(i).bytes(1 << 20))?;
+            written += 1;
+        }
+        writer.finish().map(drop)
+    });
+    refused(result, "starts from");
+    assert!(written < 4, "{written}");
+}
+
+#[test]
+fn one_writes_at_a_time() {
+    let folder = scratch();
+    five(folder.path(), false);
+    let repository = Repository::open(folder.path()).unwrap();
+    let locked = repository.lock().unwrap();
+    assert!(matches!(repository.lock(), Err(Error::Busy(_))));
+    // One may read.
+    assert!(repository.restore("vol", None).is_ok());
+    drop(locked);
+    repository.lock().unwrap();
+}
+
+#[test]
+fn what_is_not_there_is_not_found() {
+    let folder = scratch();
+    let path = folder.path().join("new");
+    assert!(matches!(Repository::open(&path), Err(Error::NotFound(_))));
+    let repository = Repository::create(&path).unwrap();
+    refused(Repository::create(&path), "already");
+    refused(Repository::create(folder.path()), "not empty");
+    assert_eq!(repository.volumes().unwrap(), [""; 0]);
+    assert_eq!(repository.last_state("vol").unwrap(), None);
+    assert!(matches!(
+        repository.generations("vol"),
+        Err(Error::NotFound(_))
+    ));
+    assert!(matches!(
+        repository.restore("vol", None),
+        Err(Error::NotFound(_))
+    ));
+    assert!(matches!(
+        repository.verify(Some("vol"), &mut nothing),
+        Err(Error::NotFound(_))
+    ));
+    assert_eq!(
+        repository.verify(None, &mut nothing).unwrap().generations,
+        0
+    );
+    let volume = Volume(vec![Some(1)]);
+    add(
+        &repository.lock().unwrap(),
+        &volume.stream(None, &mut Numbers(1)),
+    )
+    .unwrap();
+    assert!(matches!(
+        repository.restore("vol", Some(2)),
+        Err(Error::NotFound(_))
+    ));
+    fs::write(path.join(".repository.json"), "{\"version\":2}").unwrap();
+    damaged(Repository::open(&path), "version 2");
+    fs::write(path.join(".repository.json"), "").unwrap();
+    damaged(Repository::open(&path), "repository.json");
+}
+
+/// Files of other programs stay what they are.
+#[test]
+fn other_files_do_not_matter() {
+    let folder = scratch();
+    let all = five(folder.path(), false);
+    let others = [
+        "notes",
+        "7.full.thin",
+        "0000008.full.thin",
+        "000009.full.thin.part",
+        "x.full.json",
+    ];
+    for name in others {
+        fs::write(folder.path().join("vol").join(name), "").unwrap();
+    }
+    fs::create_dir(folder.path().join("lost+found")).unwrap();
+    let locked = Repository::open(folder.path()).unwrap().lock().unwrap();
+    assert_eq!(locked.volumes().unwrap(), ["vol"]);
+    assert_eq!(super::check(&locked, &all), [1, 2, 3, 4, 5]);
+    assert!(others
+        .iter()
+        .all(|name| folder.path().join("vol").join(name).exists()));
+    assert!(folder.path().join("lost+found").exists());
+}

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sending a volume, or what has changed since another one of the same pool.
+
+use std::{
+    io::Write,
+    time::{
+        SystemTime,
+        UNIX_EPOCH, //
+    },
+};
+
+use persistent_data::block_manager::BlockManager;
+use thin_metadata::View;
+
+use crate::{
+    copy::for_chunks,
+    device::{
+        Buffer,
+        Device, //
+    },
+    error::{
+        Error,
+        Result, //
+    },
+    extents::{
+        Extents,
+        Kind, //
+    },
+    naming::{
+        contents,
+        device_id, //
+    },
+    session::Session,
+    stream::{
+        Header,
+        ResumeToken,
+        Totals,
+        Writer, //
+    },
+};
+
+/// What is wanted.
+#[derive(Default)]
+pub struct Request<'a> {
+    /// The volume, which must be frozen, and which nobody else may be able to write to.
+    pub id: u32,
+    /// The volume that the stream starts from; as for `id`.
+    pub from: Option<u32>,
+    /// How large the volume is at least, in bytes, if that is known: the metadata do not tell.
+    pub size: u64,
+    /// Where an earlier stream was cut off.
+    pub resume: Option<&'a ResumeToken>,
+}
+
+/// What is to be sent.
+pub struct Plan {
+    /// What the stream begins with.
+    pub header: Header,
+    id: u32,
+    extents: Extents,
+}
+
+/// Lists in which blocks volume `to` differs from `from`, or which ones it has if there is no `from`.
+pub fn differences<B: BlockManager>(
+    session: &Session,
+    view: &View<'_, B>,
+    from: Option<u32>,
+    to: u32,
+) -> Result<Extents> {
+    let mut extents = Extents::new(&session.home)?;
+    let mut failed = Ok(());
+    let mut push = |kind, block| {
+        extents.push(kind, block).map_err(|e| {
+            failed = Err(e);
+            thin_metadata::Error::NoSnap
+        })
+    };
+    let walked = match from {
+        None => view.for_mappings(device_id(to)?, |block, _| push(Kind::Mapped, block)),
+        Some(from) => view.diff(device_id(from)?, device_id(to)?, |block, _, now| {
+            push(
+                match now {
+                    Some(_) => Kind::Mapped,
+                    None => Kind::Unmapped,
+                },
+                block,
+            )
+        }),
+    };
+    failed?;
+    walked?;
+    Ok(extents)
+}
+
+/// Finds out what is to be sent, for which it takes a metadata snapshot for a short time.
+pub fn plan(session: &Session, request: &Request<'_>) -> Result<Plan> {
+    let Request {
+        id, from, resume, ..
+    } = *request;
+    for id in from.into_iter().chain([id]) {
+        session.check_not_written(id)?;
+    }
+    let active = session.active(id)?;
+    let snap = session.metadata_snap()?;
+    let view = snap.view()?;
+
+    let now = contents(session, &view, id)?;
+    let before = match from {
+        Some(from) => Some(contents(session, &view, from)?),
+        None => None,
+    };
+    for (id, contents) in [(Some(id), Some(now)), (from, before)] {
+        if let (Some(id), Some(contents)) = (id, contents) {
+            if !contents.frozen {
+                return Err(Error::Refused(format!(
+                    "volume {id} was written to since it was last part of a snapshot; take a snapshot of it (thinctl \
+                     snapshot)"
+                )));
+            }
+        }
+    }
+    let start = match resume {
+        None => 0,
+        Some(token) if token.to == now.state && token.from == before.map(|b| b.state) => {
+            token.offset
+        }
+        Some(_) => {
+            return Err(Error::Refused(
+                "the token is of other volumes, or of another state of them".to_owned(),
+            ))
+        }
+    };
+    let extents = differences(session, &view, from, id)?;
+    snap.release()?;
+
+    let block_size = session.pool.block_size;
+    let end = now.end.max(extents.end).saturating_mul(block_size);
+    // The last block may be larger than what the volume has of it.
+    let known = active.iter().map(|v| v.size).fold(request.size, u64::max);
+    let size = if end.saturating_sub(known) < block_size {
+        known
+    } else {
+        end
+    };
+    let mut plan = Plan {
+        header: Header {
+            size,
+            block_size,
+            to: now.state,
+            from: before.map(|b| b.state),
+            start,
+            data: 0,
+            name: format!("{} {id}", session.pool.name),
+            time: seconds_since_1970(),
+        },
+        id,
+        extents,
+    };
+    let mut data = 0u64;
+    for_chunks(&mut plan.extents, block_size, start, size, |chunk| {
+        if chunk.kind == Kind::Mapped {
+            data = data.saturating_add(chunk.len);
+        }
+        Ok(())
+    })?;
+    plan.header.data = data;
+    Ok(plan)
+}
+
+/// Sends what was planned. `progress` is told of each piece of data.
+pub fn send(
+    session: &Session,
+    mut plan: Plan,
+    output: impl Write,
+    level: i32,
+    mut progress: impl FnMut(u64),
+) -> Result<Totals> {
+    let Header {
+        block_size,
+        size,
+        start,
+        ..
+    } = plan.header;
+    let mut writer = Writer::with_level(output, &plan.header, level)?;
+    let source = Source::open(session, plan.id, size)?;
+    let mut buffer = Buffer::new();
+    for_chunks(&mut plan.extents, block_size, start, size, |chunk| {
+        match chunk.kind {
+            Kind::Mapped => {
+                let data = buffer.get(chunk.len as usize);
+                source.device.read(chunk.offset, data)?;
+                writer.data(chunk.offset, data)?;
+                progress(chunk.len);
+            }
+            Kind::Unmapped => writer.discard(chunk.offset, chunk.len)?,
+        }
+        Ok(())
+    })?;
+    drop(source);
+    writer.finish()
+}
+
+/// A volume that is read.
+pub struct Source {
+    // Closed before the activation ends.
+    device: Device,
+    _activation: crate::session::Activation,
+}
+
+impl Source {
+    /// Makes a device for `size` bytes of volume `id`, and opens it.
+    pub fn open(session: &Session, id: u32, size: u64) -> Result<Self> {
+        let activation = session.activate(id, size.max(1), true)?;
+        Ok(Self {
+            device: Device::open(&activation.path())?,
+            _activation: activation,
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}
+
+/// The time.
+pub fn seconds_since_1970() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
+}

@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Work with one pool: its metadata snapshot, snapshots of volumes, and devices for them.
+
+use std::{
+    path::{
+        Path,
+        PathBuf, //
+    },
+    sync::Arc,
+    time::Duration, //
+};
+
+use persistent_data::direct::DirectBm;
+use thin_metadata::{
+    format::{
+        MAX_DEVICE_ID,
+        SECTOR_SIZE, //
+    },
+    View,
+};
+
+use crate::{
+    dm::{
+        Dm,
+        Info,
+        Line, //
+    },
+    error::{
+        Error,
+        Result, //
+    },
+    home::{
+        Home,
+        Lock, //
+    },
+    journal::{
+        self,
+        Entry,
+        Journal, //
+    },
+    naming::device_id,
+    pool::{
+        ActiveVolume,
+        Pool, //
+    },
+    signals,
+    state, //
+};
+
+const EBUSY: i32 = 16;
+const EEXIST: i32 = 17;
+
+/// How long to wait for another process to be done with the metadata snapshot.
+const SLOT_PATIENCE: Duration = Duration::from_secs(600);
+
+/// Volumes that thinctl makes for itself have ids in the upper half, where pools that others manage are empty.
+const FIRST_OWN_ID: u32 = 1 << 23;
+
+/// A pool, and what this process has to undo in it.
+pub struct Session {
+    /// The way to device-mapper.
+    pub dm: Arc<Dm>,
+    /// The pool.
+    pub pool: Pool,
+    /// What is remembered of it.
+    pub home: Home,
+    journal: Arc<Journal>,
+    /// Whether a metadata snapshot that somebody else has taken may be released.
+    force: bool,
+}
+
+impl Session {
+    /// Begins work with the pool `name`, with files below `home`. What earlier processes have left is undone.
+    pub fn open(home: &Path, name: &str, force: bool) -> Result<Self> {
+        let dm = Arc::new(Dm::new()?);
+        let pool = Pool::find(&dm, name)?;
+        let home = Home::open(home, &pool)?;
+        Journal::recover(&dm, &pool, &home)?;
+        let journal = Journal::begin(&dm, &pool, &home)?;
+        signals::undo_on_signal(journal.clone());
+        Ok(Self {
+            dm,
+            pool,
+            home,
+            journal,
+            force,
+        })
+    }
+
+    /// Sends a message to the pool.
+    pub fn message(&self, message: &str) -> Result {
+        self.dm.message(&self.pool.name, message)
+    }
+
+    /// Takes the pool's metadata snapshot, of which there is one at most. It is released when it is dropped.
+    pub fn metadata_snap(&self) -> Result<MetadataSnap> {
+        let lock = self.home.lock("slot.lock", SLOT_PATIENCE)?;
+        // Who held the lock before may have been killed meanwhile.
+        Journal::recover(&self.dm, &self.pool, &self.home)?;
+        let entry = journal::metadata_snap_entry(&self.pool.metadata)?;
+        let reserve = || {
+            self.journal
+                .enter(entry.clone(), || self.message("reserve_metadata_snap"))
+        };
+        match reserve() {
+            Err(e) if e.errno() == Some(EBUSY) && self.force => {
+                self.message("release_metadata_snap")?;
+                reserve()?;
+            }
+            Err(e) if e.errno() == Some(EBUSY) => {
+                return Err(Error::Busy(format!(
+                    "pool {} has a metadata snapshot that thinctl did not take; --force releases it",
+                    self.pool.name
+                )));
+            }
+            result => result?,
+        }
+        let mut snap = MetadataSnap {
+            journal: self.journal.clone(),
+            entry,
+            root: 0,
+            bm: None,
+            _lock: lock,
+        };
+        let status = self.pool.status(&self.dm)?;
+        let Some(root) = status.metadata_snap else {
+            return Err(Error::Busy(format!(
+                "the metadata snapshot of pool {} was released by somebody else",
+                self.pool.name
+            )));
+        };
+        snap.root = root;
+        if let Entry::MetadataSnap {
+            time, transaction, ..
+        } = snap.entry
+        {
+            let known = Entry::MetadataSnap {
+                root: Some(root),
+                time,
+                transaction,
+            };
+            self.journal.amend(&snap.entry, known.clone())?;
+            snap.entry = known;
+        }
+        snap.bm = Some(DirectBm::open(&self.pool.metadata)?);
+        Ok(snap)
+    }
+
+    /// The volumes that are active under an id.
+    pub fn active(&self, id: u32) -> Result<Vec<ActiveVolume>> {
+        let mut volumes = self.pool.active_volumes(&self.dm)?;
+        volumes.retain(|volume| volume.id == id);
+        Ok(volumes)
+    }
+
+    /// Gives an error if volume `id` can be written to by others.
+    pub fn check_not_written(&self, id: u32) -> Result {
+        match self.active(id)?.iter().find(|v| !v.info.read_only) {
+            Some(volume) => Err(Error::Refused(format!(
+                "volume {id} is active as {}, where it can be written to; take a snapshot of it (thinctl snapshot)",
+                volume.info.name
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes a device for a volume, of which `size` bytes are seen. It goes when it is dropped.
+    pub fn activate(&self, id: u32, size: u64, read_only: bool) -> Result<Activation> {
+        let name = format!("thinctl-{id}-{}", state::random_hex(4)?);
+        let line = Line {
+            start: 0,
+            sectors: size.div_ceil(SECTOR_SIZE),
+            target: "thin".to_owned(),
+            words: self.pool.thin_words(id),
+        };
+        let entry = Entry::Device { name: name.clone() };
+        let info = self
+            .journal
+            .enter(entry.clone(), || self.dm.create(&name, &line, read_only))?;
+        Ok(Activation {
+            journal: self.journal.clone(),
+            entry,
+            info,
+        })
+    }
+
+    /// Makes an empty volume, which goes when this process ends unless it is [kept](Self::keep).
+    pub fn new_volume(&self) -> Result<u32> {
+        self.new_id(|id| self.message(&format!("create_thin {id}")))
+    }
+
+    /// Takes a snapshot of a volume, which goes when this process ends unless it is [kept](Self::keep).
+    pub fn snapshot(&self, origin: u32) -> Result<u32> {
+        self.quiesced(origin, || {
+            self.new_id(|id| self.message(&format!("create_snap {id} {origin}")))
+        })
+    }
+
+    /// Takes a snapshot with an id of somebody's choice.
+    pub fn snapshot_as(&self, id: u32, origin: u32) -> Result {
+        match self.quiesced(origin, || {
+            self.message(&format!("create_snap {id} {origin}"))
+        }) {
+            Err(e) if e.errno() == Some(EEXIST) => Err(Error::Refused(format!(
+                "there is a volume {id} in pool {} already",
+                self.pool.name
+            ))),
+            result => result,
+        }
+    }
+
+    /// Runs `action` while all devices of a volume are suspended.
+    fn quiesced<X>(&self, id: u32, action: impl FnOnce() -> Result<X>) -> Result<X> {
+        let mut suspended = Vec::new();
+        for volume in self.active(id)? {
+            if !volume.info.suspended {
+                suspended.push(self.suspend(&volume.info.name)?);
+            }
+        }
+        let result = action();
+        for entry in suspended.into_iter().rev() {
+            self.journal.undo(&entry)?;
+        }
+        result
+    }
+
+    /// Suspends a device until [`resume`](Self::resume), or the end of this process.
+    pub fn suspend(&self, name: &str) -> Result<Entry> {
+        let entry = Entry::Suspended {
+            name: name.to_owned(),
+        };
+        self.journal
+            .enter(entry.clone(), || self.dm.suspend(name))?;
+        Ok(entry)
+    }
+
+    /// Resumes what [`suspend`](Self::suspend) has suspended.
+    pub fn resume(&self, entry: &Entry) -> Result {
+        self.journal.undo(entry)
+    }
+
+    fn new_id(&self, create: impl Fn(u32) -> Result) -> Result<u32> {
+        loop {
+            let digits = state::random_hex(3)?;
+            let id = u32::from_str_radix(&digits, 16).unwrap_or(0) | FIRST_OWN_ID;
+            if u64::from(id) > MAX_DEVICE_ID {
+                continue;
+            }
+            match self.journal.enter(Entry::Volume { id }, || create(id)) {
+                Err(e) if e.errno() == Some(EEXIST) => continue,
+                result => return result.map(|()| id),
+            }
+        }
+    }
+
+    /// Whether there is a volume of this id.
+    pub fn exists(&self, id: u32) -> Result<bool> {
+        let snap = self.metadata_snap()?;
+        let exists = snap.view()?.device(device_id(id)?)?.is_some();
+        snap.release()?;
+        Ok(exists)
+    }
+
+    /// Lets a volume stay that this process has made, after `action`, which notes it elsewhere.
+    pub fn keep(&self, id: u32, action: impl FnOnce() -> Result) -> Result {
+        self.journal.keep(&Entry::Volume { id }, action)
+    }
+
+    /// Deletes a volume; that there is none is no error.
+    pub fn delete(&self, id: u32) -> Result {
+        self.journal
+            .keep(&Entry::Volume { id }, || self.pool.delete(&self.dm, id))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.journal.finish();
+    }
+}
+
+/// The metadata snapshot of a pool, until it is dropped.
+pub struct MetadataSnap {
+    journal: Arc<Journal>,
+    entry: Entry,
+    /// Where it is.
+    pub root: u64,
+    bm: Option<DirectBm>,
+    _lock: Lock,
+}
+
+impl MetadataSnap {
+    /// What it holds.
+    pub fn view(&self) -> Result<View<'_, DirectBm>> {
+        match &self.bm {
+            Some(bm) => Ok(View::at(bm, self.root)?),
+            None => Err(Error::Busy("there is no metadata snapshot".to_owned())),
+        }
+    }
+
+    /// Releases it.
+    pub fn release(self) -> Result {
+        self.journal.undo(&self.entry)
+    }
+}
+
+impl Drop for MetadataSnap {
+    fn drop(&mut self) {
+        // Nothing is undone twice: the entry is gone after that.
+        if let Err(e) = self.journal.undo(&self.entry) {
+            eprintln!("thinctl: {e}");
+        }
+    }
+}
+
+/// A device for a volume, until it is dropped.
+pub struct Activation {
+    journal: Arc<Journal>,
+    entry: Entry,
+    info: Info,
+}
+
+impl Activation {
+    /// Its node.
+    pub fn path(&self) -> PathBuf {
+        self.info.path()
+    }
+
+    /// Removes it; whoever used it must have closed it.
+    pub fn remove(self) -> Result {
+        self.journal.undo(&self.entry)
+    }
+}
+
+impl Drop for Activation {
+    fn drop(&mut self) {
+        if let Err(e) = self.journal.undo(&self.entry) {
+            eprintln!("thinctl: {e}");
+        }
+    }
+}

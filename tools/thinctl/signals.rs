@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Signals that ask to stop.
+//!
+//! A thread waits for them. It sets a flag that all long work looks at, so that the work ends by itself and undoes
+//! what must not stay. If it does not, because it waits in a system call, the thread undoes it and ends the process.
+
+use std::{
+    sync::{
+        atomic::{
+            AtomicI32,
+            Ordering, //
+        },
+        Arc,
+        Mutex,
+        PoisonError, //
+    },
+    thread,
+    time::Duration, //
+};
+
+use signal_hook::{
+    consts::{
+        SIGHUP,
+        SIGINT,
+        SIGQUIT,
+        SIGTERM, //
+    },
+    iterator::Signals,
+};
+
+use crate::{
+    error::{
+        Error,
+        Result, //
+    },
+    journal::Journal, //
+};
+
+/// The signal that came, or 0. Nothing else depends on the order in which it is seen.
+static SIGNAL: AtomicI32 = AtomicI32::new(0);
+
+/// What is to be undone.
+static JOURNALS: Mutex<Vec<Arc<Journal>>> = Mutex::new(Vec::new());
+
+/// How long work may take to end by itself.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Begins to watch for signals.
+pub fn watch() -> Result {
+    let mut signals =
+        Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM]).map_err(Error::io("signals"))?;
+    thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            SIGNAL.store(signal, Ordering::Relaxed);
+            thread::sleep(PATIENCE);
+            for journal in std::mem::take(&mut *journals()) {
+                journal.undo_at_exit();
+            }
+            std::process::exit(i32::from(Error::Interrupted(signal).exit_code()));
+        }
+    });
+    Ok(())
+}
+
+/// Gives an error if a signal has asked to stop.
+pub fn check() -> Result {
+    match SIGNAL.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        signal => Err(Error::Interrupted(signal)),
+    }
+}
+
+/// Sleeps, but not longer than until a signal asks to stop.
+pub fn sleep(time: Duration) -> Result {
+    let begun = std::time::Instant::now();
+    loop {
+        check()?;
+        let left = time.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return Ok(());
+        }
+        thread::sleep(left.min(Duration::from_millis(100)));
+    }
+}
+
+/// Has `journal` undone if the process must end at once.
+pub fn undo_on_signal(journal: Arc<Journal>) {
+    journals().push(journal);
+}
+
+fn journals() -> std::sync::MutexGuard<'static, Vec<Arc<Journal>>> {
+    JOURNALS.lock().unwrap_or_else(PoisonError::into_inner)
+}
