@@ -30,6 +30,12 @@ fmt fmtcheck:
 	@find rust tools -name '*.rs' ! -name '*_generated.rs' -exec \
 		$(RUSTFMT) --edition 2021 $(if $(filter %check,$@),--check) {} +
 
+thinctl:
+	@scripts/thinctl
+
+thinctl_install:
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' scripts/thinctl install
+
 setup:
 	@scripts/setup
 
@@ -54,6 +60,11 @@ help:
 	@echo '  modules_install  - Install it under updates/, which depmod prefers to the'
 	@echo '                     module that comes with the kernel'
 	@echo '  clean            - Remove what the build made'
+	@echo ''
+	@echo 'Programs:'
+	@echo '  thinctl          - Build the program thinctl'
+	@echo '  thinctl_install  - Install it, with manual pages and completions, below'
+	@echo '                     PREFIX=/usr/local'
 	@echo ''
 	@echo '  KDIR=<folder>    - The kernel to build for: configured and built, 7.3, with'
 	@echo '                     CONFIG_RUST=y; without KDIR it is the running one'
@@ -85,4 +96,4 @@ help:
 	@echo '  rust-analyzer    - Write rust-project.json for rust-analyzer'
 	@echo '  help             - Show this'
 
-.PHONY: modules modules_install clean rust-analyzer fmt fmtcheck setup clippy demo test bench soak help
+.PHONY: modules modules_install clean rust-analyzer fmt fmtcheck setup clippy demo test bench soak help thinctl thinctl_install

@@ -18,6 +18,7 @@ from dmtest.disk import (
 )
 from dmtest.faulty import Faulty
 from dmtest.pool import Pool
+from dmtest.thinctl import Thinctl
 from dmtest.trace import (
     Trace,
     differences,
@@ -217,3 +218,18 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "named_addition: the C module has no such thing")
     config.addinivalue_line("markers", "lvm2: lvm2 on top; runs on x86_64 as well")
     config.addinivalue_line("markers", "smoke: belongs to the short selection that runs on x86_64")
+
+
+@pytest.fixture
+def thinctl(settings):
+    """The program of --set thinctl=<path>, which remembers nothing yet."""
+    program = settings("thinctl", "")
+    if not program:
+        pytest.skip("there is no --set thinctl=<path>")
+    return Thinctl(program)
+
+
+@pytest.fixture
+def other(make_pool, pool):
+    """A second pool, with blocks of another size."""
+    return make_pool(block_sectors=256)

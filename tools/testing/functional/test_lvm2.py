@@ -397,3 +397,28 @@ def test_metadata_snapshot(play):
         check(lvm, "one", range(32, 64))
 
     play(scenario)
+
+
+def test_thinctl_knows_names_of_lvm2(play, thinctl):
+    """A pool by its name in lvm2, while lvm2 has it: send, receive and back up; lvm2 does not mind."""
+    def scenario(lvm):
+        lvm.run("lvcreate", "-L", "100M", "-T", "vg/pool")
+        lvm.run("lvcreate", "-V", "64M", "-T", "vg/pool", "-n", "data")
+        fill(lvm, "data", range(100))
+        lvm.run("lvcreate", "-s", "vg/data", "-n", "then")
+        fill(lvm, "data", range(50, 120), "later")
+        listed = thinctl.json("ls", "vg/pool")["volumes"]
+        assert [(volume["id"], volume["mapped"]) for volume in listed] == [(1, 120), (2, 100)]
+        assert listed[1]["exclusive"] == 50
+        # The snapshot of lvm2 is not active; the volume is, and in use.
+        thinctl.run("receive", "vg/pool", 100, input=thinctl.run("send", "vg/pool", 2))
+        thinctl.run("backup", "vg/pool", "vg/data", f"{thinctl.folder}/backups", "--name", "data")
+        assert thinctl.refused("migrate", "vg/pool:vg/data", "vg/pool:7").count("lvm2") == 1
+        assert len(thinctl.json("ls", "vg/pool")["volumes"]) == 4
+        thinctl.run("replicate", "/dev/vg/pool", 1, "--to", "true", "--forget")
+        lvm.run("lvcreate", "-s", "vg/data", "-n", "more")
+        lvm.run("lvremove", "-y", "vg/then")
+        check(lvm, "data", range(50))
+        check(lvm, "data", range(50, 120), "later")
+
+    play(scenario)

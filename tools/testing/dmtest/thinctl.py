@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0
+"""thinctl, as its users call it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import tempfile
+
+from . import ioctl, metadata
+from .disk import (
+    KIB,
+    MIB,
+)
+
+# The size of the volumes in its tests.
+SIZE = 16 * MIB
+
+# The exit codes, as its manual page tells.
+FAILED, USAGE, NOT_FOUND, BUSY, REFUSED, DAMAGED, METADATA, COMMAND = range(1, 9)
+
+
+class Thinctl:
+    """The program, with a folder of its own for what it remembers."""
+
+    def __init__(self, program):
+        self.program = program
+        self.folder = tempfile.mkdtemp(prefix="thinctl")
+        self.environment = {**os.environ, "THINCTL_HOME": os.path.join(self.folder, "home")}
+
+    def start(self, *words, **options):
+        """Starts it, and gives the process."""
+        return subprocess.Popen([self.program, *map(str, words)], env=self.environment, **options)
+
+    def run(self, *words, expect=0, input=None):
+        """Runs it to its end, and gives what it printed; it must end with `expect`."""
+        process = self.start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        output, errors = process.communicate(input)
+        errors = errors.decode()
+        assert process.returncode == expect, f"{' '.join(map(str, words))}: ended with {process.returncode}: {errors}"
+        if expect:
+            assert errors.startswith("thinctl: ") and "panicked" not in errors, errors
+        return output
+
+    def json(self, *words):
+        return json.loads(self.run("--json", *words))
+
+    def refused(self, *words, code=REFUSED, input=None):
+        """Runs it, must be refused with exit code `code`, and gives the message."""
+        process = self.start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        errors = process.communicate(input)[1].decode()
+        assert process.returncode == code, f"{' '.join(map(str, words))}: ended with {process.returncode}: {errors}"
+        return errors
+
+    def cut(self, *words, after, how=signal.SIGKILL, stdout=subprocess.DEVNULL):
+        """Runs it for `after` seconds at most, then sends it a signal. Gives its exit code."""
+        with open(os.path.join(self.folder, "log"), "ab") as log:
+            process = self.start(*words, stdin=subprocess.DEVNULL, stdout=stdout, stderr=log, start_new_session=True)
+            try:
+                process.wait(after)
+            except subprocess.TimeoutExpired:
+                # What it has started goes with it, as at the end of a machine.
+                os.killpg(process.pid, how)
+            return process.wait()
+
+    def send(self, pool, volume, *words):
+        """The stream of a volume."""
+        return self.run("send", pool.name, volume, *words)
+
+    def receive(self, pool, volume, stream, *words):
+        """Makes a volume of a stream."""
+        self.run("receive", pool.name, volume, *words, input=stream)
+
+    def snapshot(self, pool, origin, volume):
+        self.run("snapshot", pool.name, origin, volume)
+
+    def settle(self, pool):
+        """What it does first: undoes what was cut off."""
+        self.run("status", pool.name)
+
+    def leftovers(self, pool):
+        """What is left of its devices, of the metadata snapshot, and of its journals."""
+        left = [name for name in ioctl.names() if name.startswith("thinctl-")]
+        if pool.status().metadata_snap is not None:
+            left.append("the metadata snapshot")
+        home = self.environment["THINCTL_HOME"]
+        for folder, _, files in os.walk(home):
+            left += [name for name in files if name.startswith(("run-", ".extents"))]
+        return left
+
+
+def volumes(pool):
+    """The ids of all volumes of a pool."""
+    return set(metadata.devices(pool.dump()))
+
+
+def changed(content, seed):
+    """Writes here and there, and discards a part."""
+    content.scatter(seed, 20)
+    choice = random.Random(str(seed))
+    offset = choice.randrange(0, SIZE - MIB, 64 * KIB)
+    content.discard(offset, choice.randrange(64 * KIB, MIB, 64 * KIB))
+
+
+def received(pool, volume, content):
+    """Compares a volume, which is not active, with what it must hold."""
+    thin = pool.activate(volume, SIZE)
+    content.on(thin).verify()
+    thin.remove()
