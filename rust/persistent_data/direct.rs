@@ -134,8 +134,19 @@ struct Run {
     begin: BlockNr,
     nr_blocks: usize,
     /// What was read, once it was.
-    content: OnceLock<Result<Buffer>>,
+    content: OnceLock<Result<Content>>,
 }
+
+/// What a run was read as.
+struct Content {
+    buffer: Buffer,
+    /// What the blocks were checked as, before anybody asked for them.
+    validator: Option<&'static Validator>,
+    /// The blocks that have passed, a bit for each.
+    passed: u128,
+}
+
+const _: () = assert!(RUN_LEN <= u128::BITS as usize);
 
 impl Run {
     fn new(begin: BlockNr, nr_blocks: usize) -> Arc<Self> {
@@ -154,9 +165,38 @@ impl Run {
         }
     }
 
-    fn fill(&self, file: &File, buffer: Buffer) {
-        self.content
-            .get_or_init(|| self.read(file, buffer).map_err(|e| io_error(&e)));
+    /// Reads the run, and checks its blocks as what they will probably be asked for.
+    fn fill(&self, file: &File, buffer: Buffer, likely: Option<&'static Validator>) {
+        self.content.get_or_init(|| {
+            let buffer = self.read(file, buffer).map_err(|e| io_error(&e))?;
+            let mut passed = 0;
+            if let Some(validator) = likely {
+                for (index, block) in (self.begin..).take(self.nr_blocks).enumerate() {
+                    let data = buffer.block(index);
+                    if data.is_some_and(|data| (validator.check)(data, block).is_ok()) {
+                        passed |= 1 << index;
+                    }
+                }
+            }
+            Ok(Content {
+                buffer,
+                validator: likely,
+                passed,
+            })
+        });
+    }
+
+    /// Whether a block was found to be what `validator` wants.
+    fn has_passed(&self, block: BlockNr, validator: &'static Validator) -> bool {
+        let Some(Ok(content)) = self.content.get() else {
+            return false;
+        };
+        let index = block.checked_sub(self.begin).map(u32::try_from);
+        let bit = match index {
+            Some(Ok(index)) => 1u128.checked_shl(index).unwrap_or(0),
+            _ => 0,
+        };
+        content.passed & bit != 0 && content.validator.is_some_and(|v| v.is(validator))
     }
 
     fn read(&self, file: &File, mut buffer: Buffer) -> io::Result<Buffer> {
@@ -173,7 +213,7 @@ impl Run {
     fn block(&self, block: BlockNr) -> &BlockData {
         let index = block.checked_sub(self.begin).map(usize::try_from);
         match (self.content.get(), index) {
-            (Some(Ok(buffer)), Some(Ok(index))) => buffer.block(index).unwrap_or(&ZEROES),
+            (Some(Ok(content)), Some(Ok(index))) => content.buffer.block(index).unwrap_or(&ZEROES),
             _ => &ZEROES,
         }
     }
@@ -218,6 +258,8 @@ struct Cache {
     wanted: Vec<BlockNr>,
     /// Buffers for whole runs that are not in use.
     spare: Vec<Buffer>,
+    /// What the last block was checked as: the next ones probably are the same.
+    likely: Option<&'static Validator>,
 }
 
 impl Cache {
@@ -238,9 +280,9 @@ impl Cache {
             if run.nr_blocks <= SMALL_LEN || self.spare.len() >= SPARE_LIMIT {
                 continue;
             }
-            if let Some(Ok(buffer)) = Arc::into_inner(run).and_then(|run| run.content.into_inner())
-            {
-                self.spare.push(buffer);
+            let content = Arc::into_inner(run).and_then(|run| run.content.into_inner());
+            if let Some(Ok(content)) = content {
+                self.spare.push(content.buffer);
             }
         }
     }
@@ -281,7 +323,11 @@ impl Cache {
                     n if n <= SMALL_LEN => Buffer::new(n),
                     _ => self.spare.pop().unwrap_or_else(|| Buffer::new(RUN_LEN)),
                 };
-                jobs.push((run, buffer));
+                jobs.push(Job {
+                    run,
+                    buffer,
+                    likely: self.likely,
+                });
             }
         }
         wanted.clear();
@@ -290,8 +336,20 @@ impl Cache {
     }
 }
 
-/// A run to be read, and where to.
-type Job = (Arc<Run>, Buffer);
+/// A run to be read.
+struct Job {
+    run: Arc<Run>,
+    /// Where to.
+    buffer: Buffer,
+    /// What as.
+    likely: Option<&'static Validator>,
+}
+
+impl Job {
+    fn work(self, file: &File) {
+        self.run.fill(file, self.buffer, self.likely);
+    }
+}
 
 /// The threads that read ahead.
 struct Workers {
@@ -309,7 +367,7 @@ impl Workers {
             let work = move || loop {
                 let job = lock(&receiver).recv();
                 match job {
-                    Ok((run, buffer)) => run.fill(&file, buffer),
+                    Ok(job) => job.work(&file),
                     Err(_) => return,
                 }
             };
@@ -385,8 +443,8 @@ impl DirectBm {
                 Some(sender) => sender.send(job).err().map(|e| e.0),
                 None => Some(job),
             };
-            if let Some((run, buffer)) = left {
-                run.fill(&self.file, buffer);
+            if let Some(job) = left {
+                job.work(&self.file);
             }
         }
     }
@@ -405,7 +463,7 @@ impl DirectBm {
             }
         }
         let run = Run::new(block, 1);
-        run.fill(&self.file, Buffer::new(1));
+        run.fill(&self.file, Buffer::new(1), None);
         match run.content.get() {
             Some(Err(e)) => Err(*e),
             _ => {
@@ -426,7 +484,10 @@ impl DirectBm {
             Some(v) if v.is(validator) => {}
             Some(_) => return Err(Error::WrongValidator(block)),
             None => {
-                (validator.check)(run.block(block), block)?;
+                cache.likely = Some(validator);
+                if !run.has_passed(block, validator) {
+                    (validator.check)(run.block(block), block)?;
+                }
                 if let Some(entry) = cache.entries.get_mut(&block) {
                     entry.validator = Some(validator);
                 }

@@ -113,7 +113,7 @@ fn blocks_are_what_the_file_holds_whatever_was_read_ahead() {
             }
             let cache = lock(&bm.cache);
             let has_room = |run: &Arc<Run>| match run.content.get() {
-                Some(Ok(buffer)) => buffer.bytes.len() <= run.room() * BLOCK_SIZE,
+                Some(Ok(content)) => content.buffer.bytes.len() <= run.room() * BLOCK_SIZE,
                 _ => true,
             };
             prop_assert!(cache.runs.iter().all(has_room));
@@ -123,6 +123,25 @@ fn blocks_are_what_the_file_holds_whatever_was_read_ahead() {
             prop_assert!(cache.entries.len() <= room);
             prop_assert!(cache.spare.len() <= SPARE_LIMIT);
         });
+    }
+}
+
+#[test]
+fn what_is_read_ahead_must_pass_its_check() {
+    for folder in folders() {
+        let image = Image::new(&folder, 100);
+        let mut block = [0; BLOCK_SIZE];
+        block.fill(0xa5);
+        let file = OpenOptions::new().write(true).open(&image.0).unwrap();
+        file.write_all_at(&block, 7 * BLOCK_SIZE as u64).unwrap();
+        let bm = DirectBm::open(&image.0).unwrap();
+        // From here on it is known what blocks are read as.
+        bm.read(0, &NUMBERED).unwrap();
+        (1..20).for_each(|block| bm.prefetch(block));
+        for block in 1..20 {
+            assert_eq!(bm.read(block, &NUMBERED).is_ok(), block != 7);
+        }
+        assert!(bm.read(7, &NUMBERED).is_err());
     }
 }
 
