@@ -3,11 +3,7 @@
 //! Lists of changes that may be long: which parts of a volume are mapped, or not any more.
 
 use std::{
-    fs::{
-        self,
-        File,
-        OpenOptions, //
-    },
+    fs::File,
     io::{
         BufReader,
         BufWriter,
@@ -23,8 +19,7 @@ use crate::{
         Error,
         Result, //
     },
-    home::Home,
-    state, //
+    home::Home, //
 };
 
 /// What has become of a part of a volume.
@@ -67,14 +62,7 @@ pub struct Extents {
 impl Extents {
     /// An empty list.
     pub fn new(home: &Home) -> Result<Self> {
-        let path = home.path(&format!(".extents-{}", state::random_hex(8)?));
-        let file = OpenOptions::new()
-            .create_new(true)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .and_then(|file| fs::remove_file(&path).map(|()| file))
-            .map_err(Error::io(path.display()))?;
+        let file = tempfile::tempfile_in(home.path("")).map_err(Error::io("list of extents"))?;
         Ok(Self {
             file: BufWriter::new(file),
             last: None,
