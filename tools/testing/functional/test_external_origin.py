@@ -91,6 +91,10 @@ def play(trace, pool, origin, seed, steps):
         thin = pool.activate(thin_id, size, origin.path if below else None)
         return model(thin, origin.holds if below else b"")
 
+    def settle():
+        """The C module's worker uses a volume after its last bio has ended; a flush waits for the worker."""
+        next(iter(contents.values())).thin.flush()
+
     for step in range(steps):
         thin_id = choice.choice(sorted(contents))
         content = contents[thin_id]
@@ -109,13 +113,16 @@ def play(trace, pool, origin, seed, steps):
             pool.create_snap(number, thin_id)
             contents[number] = activated(content.snapshot, number, content.thin.size)
         elif what < 0.9:
+            settle()
             content.thin.remove()
             contents[thin_id] = activated(content.on, thin_id, choice.choice([SIZE, SIZE - 7 * SECTOR, 2 * SIZE]))
         elif what < 0.93:
+            settle()
             pool.restart()
             for number, known in contents.items():
                 contents[number] = activated(known.on, number, SIZE)
         elif len(contents) > 1:
+            settle()
             contents.pop(thin_id).thin.remove()
             pool.delete(thin_id)
         trace.pool(pool)
@@ -123,6 +130,7 @@ def play(trace, pool, origin, seed, steps):
         content.verify(1000 * SECTOR)
         assert content.thin.mapped_blocks() == content.mapped_blocks()
     trace.note("dump", pool.dump())
+    settle()
     pool.stop()
     trace.note("at the end", metadata.dump(pool.metadata.path))
 

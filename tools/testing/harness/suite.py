@@ -39,7 +39,7 @@ class Results:
 
 
 class Run:
-    """One VM's share of the tests; boots again with the rest of them when the kernel dies or a test hangs."""
+    """One VM's share of the tests; boots again with the rest of them when the kernel dies or complains, or a test hangs."""
 
     def __init__(self, label, make_vm, config, results, test_limit, boot_limit):
         self.label = label
@@ -57,7 +57,7 @@ class Run:
         self._vm = self._make_vm(f"{self.label}.{self._boots}" if self._boots > 1 else self.label)
         self._current = None
         self._since = time.monotonic()
-        self._ended = False
+        self._ended = self._again = False
         self._failed_before = self._results.outcomes["failed"]
         self._vm.start(self._config)
 
@@ -71,7 +71,7 @@ class Run:
             return True
         if alive:
             self._broken(f"no progress for {waited:.0f} s")
-        elif not self._ended:
+        elif not self._ended and not self._again:
             self._broken("the VM stopped")
         self._vm.kill()
         if self._ended:
@@ -106,6 +106,8 @@ class Run:
             elif event["event"] == "figures":
                 self._results.figures.append({"test": event["test"], **event["numbers"]})
                 print(f"        {event['test']}: {', '.join(f'{count} {name}' for name, count in event['numbers'].items())}", flush=True)
+            elif event["event"] == "again":
+                self._again = True
             elif event["event"] == "end":
                 self._ended = True
 
