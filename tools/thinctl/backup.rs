@@ -16,7 +16,11 @@ use crate::{
         Error,
         Result, //
     },
-    naming::contents,
+    home,
+    naming::{
+        self,
+        alike, //
+    },
     repository::{
         Generation,
         Locked, //
@@ -64,8 +68,8 @@ pub fn backup(
         .repository
         .canonicalize()
         .map_err(Error::io(options.repository.display()))?;
-    let key = blake3::hash(place.join(name).as_os_str().as_encoded_bytes()).to_hex();
-    let file = format!("backup-{id}-{}.json", key.get(..16).unwrap_or_default());
+    let key = home::key(place.join(name).as_os_str().as_encoded_bytes());
+    let file = format!("backup-{id}-{key}.json");
     let mut kept: Kept = session.home.load(&file)?.unwrap_or_default();
     let last = match repository.generations(name) {
         Ok(mut generations) => generations.pop(),
@@ -85,7 +89,7 @@ pub fn backup(
 
     let snapshot = session.snapshot(id)?;
     if let Some(base) = base {
-        if !changed(session, base, snapshot)? {
+        if alike(session, base, snapshot)? {
             session.delete(snapshot)?;
             return Ok(None);
         }
@@ -94,7 +98,7 @@ pub fn backup(
     kept.snapshots.push(snapshot);
     session.keep(snapshot, || session.home.store(&file, &kept))?;
 
-    let volume = session.active(id)?.iter().map(|v| v.size).max();
+    let volume = session.active_size(id)?;
     let request = Request {
         id: snapshot,
         from: base,
@@ -121,25 +125,14 @@ pub fn backup(
 
 /// The snapshot that was kept of a state.
 fn find(session: &Session, kept: &Kept, state: StateId) -> Result<Option<u32>> {
-    let mut there = Vec::new();
-    for &snapshot in &kept.snapshots {
-        if session.exists(snapshot)? {
-            there.push(snapshot);
-        }
-    }
     let snap = session.metadata_snap()?;
     let view = snap.view()?;
-    for snapshot in there {
-        let contents = contents(session, &view, snapshot)?;
-        if contents.frozen && contents.state == state {
+    for &snapshot in &kept.snapshots {
+        // Somebody may have deleted it.
+        let found = naming::find(session, &view, snapshot)?;
+        if found.is_some_and(|found| found.frozen && found.state == state) {
             return Ok(Some(snapshot));
         }
     }
     Ok(None)
-}
-
-fn changed(session: &Session, a: u32, b: u32) -> Result<bool> {
-    let snap = session.metadata_snap()?;
-    let view = snap.view()?;
-    Ok(contents(session, &view, a)?.digest != contents(session, &view, b)?.digest)
 }

@@ -280,4 +280,12 @@ pub enum Command {
         #[arg(long, value_name = "SHELL", default_values_t = [Shell::Bash, Shell::Fish, Shell::Zsh])]
         shell: Vec<Shell>,
     },
+    /// How thinctl calls itself: undo what a run leaves, once the standard input has ended
+    #[command(hide = true)]
+    Guard {
+        /// The pool
+        pool: String,
+        /// The name of the run's journal
+        run: String,
+    },
 }

@@ -34,7 +34,7 @@ use crate::{
         Error,
         Result, //
     },
-    merge, migrate,
+    guard, merge, migrate,
     progress::Progress,
     rate::Limited,
     receive,
@@ -55,8 +55,11 @@ use crate::{
 
 /// Runs the command that the command line names.
 pub fn run(cli: &Cli) -> Result {
-    signals::watch()?;
     let global = &cli.global;
+    if let Command::Guard { pool, run } = &cli.command {
+        return guard::watch(&global.home, pool, run);
+    }
+    signals::watch()?;
     match &cli.command {
         Command::Status { pool } => look::status(global, pool),
         Command::Ls { pool } => look::ls(global, pool),
@@ -202,6 +205,7 @@ pub fn run(cli: &Cli) -> Result {
             )
         }
         Command::Generate { folder, shell } => generate(folder, shell),
+        Command::Guard { .. } => Ok(()),
         Command::Backup {
             pool,
             volume,

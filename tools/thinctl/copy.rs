@@ -18,6 +18,9 @@ use crate::{
     signals,
 };
 
+/// How much is written between two notes of how far it is, in bytes.
+pub const CHECKPOINT: u64 = 256 << 20;
+
 /// A part of a volume that is dealt with at once, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Chunk {
@@ -58,6 +61,18 @@ pub fn for_chunks(
         }
     }
     Ok(())
+}
+
+/// How many bytes of data [`for_chunks`] comes by.
+pub fn data_bytes(extents: &mut Extents, block_size: u64, start: u64, size: u64) -> Result<u64> {
+    let mut total = 0u64;
+    for_chunks(extents, block_size, start, size, |chunk| {
+        if chunk.kind == Kind::Mapped {
+            total = total.saturating_add(chunk.len);
+        }
+        Ok(())
+    })?;
+    Ok(total)
 }
 
 /// A volume that changes are written to.

@@ -22,14 +22,15 @@ use std::{
 };
 
 use block_devs::BlckExt;
-use rustix::fs::OFlags;
+use rustix::{
+    fs::OFlags,
+    io::Errno, //
+};
 
 use crate::error::{
     Error,
     Result, //
 };
-
-const EOPNOTSUPP: i32 = 95;
 
 /// How much is read or written at once, in bytes.
 pub const CHUNK: usize = 1 << 20;
@@ -126,7 +127,7 @@ impl Device {
     pub fn discard(&self, offset: u64, len: u64) -> Result<bool> {
         match self.file.block_discard(offset, len) {
             Ok(()) => Ok(true),
-            Err(e) if e.raw_os_error() == Some(EOPNOTSUPP) => Ok(false),
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::OPNOTSUPP) => Ok(false),
             Err(e) => Err(Error::Io(
                 format!("{}: discard at {offset}", self.path.display()),
                 e,

@@ -17,6 +17,7 @@ use devicemapper::{
     DmUuid,
     DM, //
 };
+use rustix::io::Errno;
 
 use crate::error::{
     Error,
@@ -93,7 +94,7 @@ impl Dm {
                 open_count: info.open_count(),
             })),
             Err(e) => match error(name)(e) {
-                e if e.errno() == Some(ENXIO) => Ok(None),
+                e if e.errno() == Some(Errno::NXIO) => Ok(None),
                 e => Err(e),
             },
         }
@@ -229,8 +230,6 @@ impl Dm {
         Ok(())
     }
 }
-
-const ENXIO: i32 = 6;
 
 fn id(name: &str) -> Result<DevId<'_>> {
     DmName::new(name).map(DevId::Name).map_err(error(name))

@@ -7,6 +7,8 @@ use std::{
     io, //
 };
 
+use rustix::io::Errno;
+
 /// What a command gives up with.
 ///
 /// Each kind has an exit code of its own; clap ends with 2 when the command line is wrong.
@@ -52,9 +54,9 @@ impl Error {
     }
 
     /// The errno of a failed system call.
-    pub fn errno(&self) -> Option<i32> {
+    pub fn errno(&self) -> Option<Errno> {
         match self {
-            Self::Io(_, e) => e.raw_os_error(),
+            Self::Io(_, e) => Errno::from_io_error(e),
             _ => None,
         }
     }

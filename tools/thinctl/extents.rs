@@ -53,8 +53,6 @@ impl Extent {
 pub struct Extents {
     file: BufWriter<File>,
     last: Option<Extent>,
-    /// How many blocks are mapped.
-    pub mapped: u64,
     /// The block after the last extent.
     pub end: u64,
 }
@@ -66,16 +64,12 @@ impl Extents {
         Ok(Self {
             file: BufWriter::new(file),
             last: None,
-            mapped: 0,
             end: 0,
         })
     }
 
     /// Adds one block after all that were added before.
     pub fn push(&mut self, kind: Kind, block: u64) -> Result {
-        if kind == Kind::Mapped {
-            self.mapped = self.mapped.saturating_add(1);
-        }
         self.end = block.saturating_add(1);
         match &mut self.last {
             Some(last) if last.kind == kind && last.end() == block => {

@@ -71,6 +71,13 @@ struct Identity {
 /// A lock, until it is dropped.
 pub struct Lock(#[expect(dead_code, reason = "closing it unlocks")] File);
 
+/// A part of a file's name, for what names itself by any text.
+pub fn key(text: &[u8]) -> String {
+    let mut digits = blake3::hash(text).to_hex().to_string();
+    digits.truncate(16);
+    digits
+}
+
 impl Home {
     /// The folder of `pool` below `root`; it is made if need be.
     pub fn open(root: &Path, pool: &Pool) -> Result<Self> {

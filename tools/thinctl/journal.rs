@@ -104,6 +104,16 @@ impl Journal {
         Ok(())
     }
 
+    /// Whether there is a journal of this name.
+    pub fn exists(home: &Home, name: &str) -> bool {
+        home.path(&format!("run-{name}.lock")).exists()
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// An empty journal.
     pub fn begin(dm: &Arc<Dm>, pool: &Pool, home: &Home) -> Result<Arc<Self>> {
         let name = state::random_hex(8)?;

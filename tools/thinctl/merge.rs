@@ -4,13 +4,18 @@
 
 use std::path::Path;
 
+use rustix::io::Errno;
 use serde::{
     Deserialize,
     Serialize, //
 };
 
 use crate::{
-    copy::for_chunks,
+    copy::{
+        data_bytes,
+        for_chunks,
+        CHECKPOINT, //
+    },
     device::{
         Buffer,
         Device, //
@@ -26,11 +31,6 @@ use crate::{
     },
     session::Session,
 };
-
-const EBUSY: i32 = 16;
-
-/// How much is written between two notes of how far it is, in bytes.
-const CHECKPOINT: u64 = 256 << 20;
 
 /// A merge that is going on.
 #[derive(Serialize, Deserialize)]
@@ -66,7 +66,7 @@ pub fn merge(
         .try_lock(&format!("merge-{id}.lock"))?
         .ok_or_else(|| Error::Busy(format!("another thinctl is merging volume {id}")))?;
     let device = match Device::open_exclusively(into) {
-        Err(e) if e.errno() == Some(EBUSY) => {
+        Err(e) if e.errno() == Some(Errno::BUSY) => {
             return Err(Error::Busy(format!(
             "{} is in use: unmount it, and deactivate the volumes that have it as external origin",
             into.display()
@@ -116,11 +116,7 @@ pub fn merge(
     let size = size.min(device.size);
 
     let resumed_at = merge.offset;
-    let mut total = 0u64;
-    for_chunks(&mut extents, block_size, resumed_at, size, |chunk| {
-        total = total.saturating_add(chunk.len);
-        Ok(())
-    })?;
+    let total = data_bytes(&mut extents, block_size, resumed_at, size)?;
     progress(Some(total), 0);
     let source = Source::open(session, merge.snapshot, size)?;
     let mut buffer = Buffer::new();

@@ -12,6 +12,7 @@ use serde::{
 
 use crate::{
     copy::{
+        data_bytes,
         for_chunks,
         Target, //
     },
@@ -114,16 +115,10 @@ fn begin(from: &Session, id: u32, to: &Session, to_id: u32, file: &str) -> Resul
         return Ok(migration);
     }
     if !from.exists(id)? {
-        return Err(Error::NotFound(format!(
-            "there is no volume {id} in pool {}",
-            from.pool.name
-        )));
+        return Err(from.no_volume(id));
     }
     if to.exists(to_id)? {
-        return Err(Error::Refused(format!(
-            "there is a volume {to_id} in pool {} already",
-            to.pool.name
-        )));
+        return Err(to.exists_already(to_id));
     }
     let active = from.active(id)?;
     if active.len() > 1 {
@@ -178,19 +173,19 @@ impl Run<'_> {
             self.store()?;
         }
         let mut last = u64::MAX;
-        loop {
+        let live = loop {
             let copied = self.pass()?;
             let live = self.from.active(self.id)?;
             if live.is_empty() {
-                return self.switch(&live);
+                self.switch(&live)?;
+                return self.finish();
             }
             if copied <= SMALL || copied >= last || self.result.passes >= MAX_PASSES {
-                break;
+                break live;
             }
             last = copied;
-        }
+        };
 
-        let live = self.from.active(self.id)?;
         let mut suspended = Vec::new();
         let begun = std::time::Instant::now();
         for volume in &live {
@@ -239,7 +234,7 @@ impl Run<'_> {
                 snapshot
             }
         };
-        let live = from.active(self.id)?;
+        let active = from.active_size(self.id)?;
         let snap = from.metadata_snap()?;
         let view = snap.view()?;
         let end = contents(from, &view, snapshot)?.end;
@@ -248,14 +243,8 @@ impl Run<'_> {
 
         let block_size = from.pool.block_size;
         let mapped = end.max(extents.end).saturating_mul(block_size);
-        let size = live.iter().map(|v| v.size).max().unwrap_or(0).max(mapped);
-        let mut total = 0u64;
-        for_chunks(&mut extents, block_size, 0, size, |chunk| {
-            if chunk.kind == Kind::Mapped {
-                total = total.saturating_add(chunk.len);
-            }
-            Ok(())
-        })?;
+        let size = active.unwrap_or(0).max(mapped);
+        let total = data_bytes(&mut extents, block_size, 0, size)?;
         (self.progress)(Some(total), 0);
 
         let source = Source::open(from, snapshot, size)?;
@@ -307,9 +296,6 @@ impl Run<'_> {
             let name = &volume.info.name;
             self.from.dm.load(name, &line, volume.info.read_only)?;
             self.result.switched.push(name.clone());
-        }
-        if live.is_empty() {
-            return self.finish();
         }
         Ok(())
     }

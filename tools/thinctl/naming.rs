@@ -82,6 +82,26 @@ pub fn device_id(id: u32) -> Result<DeviceId> {
     Ok(DeviceId::try_from(u64::from(id))?)
 }
 
+/// Whether two volumes have the same mappings.
+pub fn alike(session: &Session, a: u32, b: u32) -> Result<bool> {
+    let snap = session.metadata_snap()?;
+    let view = snap.view()?;
+    Ok(contents(session, &view, a)?.digest == contents(session, &view, b)?.digest)
+}
+
+/// What the metadata say of volume `id`, if there is one.
+pub fn find<B: BlockManager>(
+    session: &Session,
+    view: &View<'_, B>,
+    id: u32,
+) -> Result<Option<Contents>> {
+    match contents(session, view, id) {
+        Ok(found) => Ok(Some(found)),
+        Err(Error::NotFound(_)) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
 /// What the metadata say of volume `id`.
 pub fn contents<B: BlockManager>(
     session: &Session,
@@ -89,12 +109,7 @@ pub fn contents<B: BlockManager>(
     id: u32,
 ) -> Result<Contents> {
     let device = device_id(id)?;
-    let details = view.device(device)?.ok_or_else(|| {
-        Error::NotFound(format!(
-            "there is no volume {id} in pool {}",
-            session.pool.name
-        ))
-    })?;
+    let details = view.device(device)?.ok_or_else(|| session.no_volume(id))?;
     let snapshotted = details.snapshotted_time.get();
 
     let mut hasher = blake3::Hasher::new_derive_key("thinctl 1: state of a thin volume");

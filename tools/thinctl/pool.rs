@@ -15,6 +15,7 @@ use devicemapper::{
     ThinPoolTargetParams,
     ThinTargetParams, //
 };
+use rustix::io::Errno;
 use serde::Serialize;
 
 use thin_metadata::format::SECTOR_SIZE;
@@ -29,9 +30,6 @@ use crate::{
         Result, //
     },
 };
-
-const EBUSY: i32 = 16;
-const ENODATA: i32 = 61;
 
 /// A pool.
 #[derive(Clone, Debug)]
@@ -231,8 +229,8 @@ impl Pool {
     /// Deletes a volume; that there is none is no error.
     pub fn delete(&self, dm: &Dm, id: u32) -> Result {
         match dm.message(&self.name, &format!("delete {id}")) {
-            Err(e) if e.errno() == Some(ENODATA) => Ok(()),
-            Err(e) if e.errno() == Some(EBUSY) => Err(Error::Busy(format!(
+            Err(e) if e.errno() == Some(Errno::NODATA) => Ok(()),
+            Err(e) if e.errno() == Some(Errno::BUSY) => Err(Error::Busy(format!(
                 "volume {id} of pool {} is in use",
                 self.name
             ))),

@@ -12,7 +12,10 @@ use serde::{
 };
 
 use crate::{
-    copy::Target,
+    copy::{
+        Target,
+        CHECKPOINT, //
+    },
     error::{
         Error,
         Result, //
@@ -20,6 +23,7 @@ use crate::{
     home::Lock,
     naming::{
         contents,
+        find,
         Received, //
     },
     session::Session,
@@ -31,9 +35,6 @@ use crate::{
         ResumeToken, //
     },
 };
-
-/// How much is received between two notes of how far it is, in bytes.
-const CHECKPOINT: u64 = 256 << 20;
 
 /// A volume that is being received.
 #[derive(Clone, Serialize, Deserialize)]
@@ -200,28 +201,26 @@ fn begin(
     changes: &dyn Changes,
 ) -> Result<Option<Partial>> {
     let header = changes.header();
-    let exists = session.exists(id)?;
     let snap = session.metadata_snap()?;
     let view = snap.view()?;
-    if exists {
-        let now = contents(session, &view, id)?;
-        if now.frozen && now.state == header.to {
-            return Ok(None);
-        }
+    let there = find(session, &view, id)?;
+    if there.is_some_and(|now| now.frozen && now.state == header.to) {
+        return Ok(None);
     }
     let from = base.unwrap_or(id);
     match header.from {
         Some(state) => {
-            if base.is_some() && exists {
-                return Err(exists_already(session, id));
-            }
-            if base.is_none() && !exists {
-                return Err(Error::Refused(format!(
-                    "the stream has what changed since state {state}, and there is no volume {id} in pool {}",
-                    session.pool.name
-                )));
-            }
-            let now = contents(session, &view, from)?;
+            let now = match (base, there) {
+                (Some(_), Some(_)) => return Err(session.exists_already(id)),
+                (Some(base), None) => contents(session, &view, base)?,
+                (None, Some(now)) => now,
+                (None, None) => {
+                    return Err(Error::Refused(format!(
+                        "the stream has what changed since state {state}, and there is no volume {id} in pool {}",
+                        session.pool.name
+                    )))
+                }
+            };
             if !now.frozen || ![now.state, now.digest].contains(&state) {
                 return Err(Error::Refused(format!(
                     "volume {from} of pool {} is not in the state that the stream starts from: it is in {}, and the \
@@ -235,7 +234,7 @@ fn begin(
                 "the stream has a whole volume, and needs no base".to_owned(),
             ))
         }
-        None if exists => return Err(exists_already(session, id)),
+        None if there.is_some() => return Err(session.exists_already(id)),
         None => {}
     }
     snap.release()?;
@@ -258,40 +257,29 @@ fn begin(
     Ok(Some(partial))
 }
 
-fn exists_already(session: &Session, id: u32) -> Error {
-    Error::Refused(format!(
-        "there is a volume {id} in pool {} already",
-        session.pool.name
-    ))
-}
-
 /// Gives a volume that is complete its id. It can be cut off anywhere, and be called again.
 fn finish(session: &Session, partial: &mut Partial) -> Result {
     let Partial { id, temporary, .. } = *partial;
-    if session.exists(temporary)? {
-        if session.exists(id)? && !alike(session, id, temporary)? {
-            if !partial.replaces {
-                return Err(exists_already(session, id));
+    let snap = session.metadata_snap()?;
+    let view = snap.view()?;
+    let new = find(session, &view, temporary)?;
+    let old = find(session, &view, id)?;
+    snap.release()?;
+    if let Some(new) = new {
+        // They are alike if it has got its id already.
+        if old.is_none_or(|old| old.digest != new.digest) {
+            if old.is_some() {
+                if !partial.replaces {
+                    return Err(session.exists_already(id));
+                }
+                session.delete(id)?;
             }
-            session.delete(id)?;
-        }
-        if !session.exists(id)? {
             session.snapshot_as(id, temporary)?;
         }
-        let snap = session.metadata_snap()?;
-        let now = contents(session, &snap.view()?, id)?;
-        snap.release()?;
-        Received::note(&session.home, id, partial.to, now.digest)?;
+        Received::note(&session.home, id, partial.to, new.digest)?;
         session.delete(temporary)?;
     }
     session.home.remove(&file(id))
-}
-
-/// Whether two volumes have the same mappings.
-fn alike(session: &Session, a: u32, b: u32) -> Result<bool> {
-    let snap = session.metadata_snap()?;
-    let view = snap.view()?;
-    Ok(contents(session, &view, a)?.digest == contents(session, &view, b)?.digest)
 }
 
 /// Gives up what was received so far as volume `id`.

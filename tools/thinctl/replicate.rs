@@ -23,8 +23,11 @@ use crate::{
         Error,
         Result, //
     },
-    home::Lock,
-    naming::contents,
+    home::{
+        self,
+        Lock, //
+    },
+    naming::alike,
     send::{
         plan,
         send,
@@ -68,11 +71,7 @@ pub type Wrap<'a> = &'a dyn Fn(Box<dyn Write>) -> Box<dyn Write>;
 impl<'a> Replication<'a> {
     /// Replicates volume `id` by the shell command `command`, which gets a stream as its input.
     pub fn new(session: &'a Session, id: u32, command: &str, level: i32) -> Result<Self> {
-        let key = blake3::hash(command.as_bytes()).to_hex();
-        let name = format!(
-            "replicate-{id}-{}",
-            key.as_str().get(..16).unwrap_or_default()
-        );
+        let name = format!("replicate-{id}-{}", home::key(command.as_bytes()));
         let lock = session
             .home
             .try_lock(&format!("{name}.lock"))?
@@ -108,12 +107,7 @@ impl<'a> Replication<'a> {
         };
         let snapshot = self.session.snapshot(self.id)?;
         if let Some(common) = self.snapshots.common {
-            let snap = self.session.metadata_snap()?;
-            let view = snap.view()?;
-            let now = contents(self.session, &view, snapshot)?;
-            let before = contents(self.session, &view, common)?;
-            snap.release()?;
-            if now.digest == before.digest {
+            if alike(self.session, common, snapshot)? {
                 self.session.delete(snapshot)?;
                 return Ok(late);
             }
@@ -132,7 +126,7 @@ impl<'a> Replication<'a> {
         let Some(pending) = pending else {
             return Err(Error::NotFound("there is nothing to send".to_owned()));
         };
-        let volume = self.session.active(self.id)?.iter().map(|v| v.size).max();
+        let volume = self.session.active_size(self.id)?;
         let plan = plan(
             self.session,
             &Request {

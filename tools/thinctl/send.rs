@@ -2,19 +2,16 @@
 
 //! Sending a volume, or what has changed since another one of the same pool.
 
-use std::{
-    io::Write,
-    time::{
-        SystemTime,
-        UNIX_EPOCH, //
-    },
-};
+use std::io::Write;
 
 use persistent_data::block_manager::BlockManager;
 use thin_metadata::View;
 
 use crate::{
-    copy::for_chunks,
+    copy::{
+        data_bytes,
+        for_chunks, //
+    },
     device::{
         Buffer,
         Device, //
@@ -33,6 +30,7 @@ use crate::{
     },
     session::Session,
     stream::{
+        self,
         Header,
         ResumeToken,
         Totals,
@@ -101,7 +99,7 @@ pub fn plan(session: &Session, request: &Request<'_>) -> Result<Plan> {
     for id in from.into_iter().chain([id]) {
         session.check_not_written(id)?;
     }
-    let active = session.active(id)?;
+    let active = session.active_size(id)?;
     let snap = session.metadata_snap()?;
     let view = snap.view()?;
 
@@ -137,7 +135,7 @@ pub fn plan(session: &Session, request: &Request<'_>) -> Result<Plan> {
     let block_size = session.pool.block_size;
     let end = now.end.max(extents.end).saturating_mul(block_size);
     // The last block may be larger than what the volume has of it.
-    let known = active.iter().map(|v| v.size).fold(request.size, u64::max);
+    let known = active.unwrap_or(0).max(request.size);
     let size = if end.saturating_sub(known) < block_size {
         known
     } else {
@@ -152,19 +150,12 @@ pub fn plan(session: &Session, request: &Request<'_>) -> Result<Plan> {
             start,
             data: 0,
             name: format!("{} {id}", session.pool.name),
-            time: seconds_since_1970(),
+            time: stream::now(),
         },
         id,
         extents,
     };
-    let mut data = 0u64;
-    for_chunks(&mut plan.extents, block_size, start, size, |chunk| {
-        if chunk.kind == Kind::Mapped {
-            data = data.saturating_add(chunk.len);
-        }
-        Ok(())
-    })?;
-    plan.header.data = data;
+    plan.header.data = data_bytes(&mut plan.extents, block_size, start, size)?;
     Ok(plan)
 }
 
@@ -222,11 +213,4 @@ impl Source {
     pub fn device(&self) -> &Device {
         &self.device
     }
-}
-
-/// The time.
-pub fn seconds_since_1970() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs())
 }

@@ -3,6 +3,7 @@
 //! Work with one pool: its metadata snapshot, snapshots of volumes, and devices for them.
 
 use std::{
+    cell::OnceCell,
     path::{
         Path,
         PathBuf, //
@@ -10,6 +11,8 @@ use std::{
     sync::Arc,
     time::Duration, //
 };
+
+use rustix::io::Errno;
 
 use persistent_data::direct::DirectBm;
 use thin_metadata::{
@@ -30,6 +33,7 @@ use crate::{
         Error,
         Result, //
     },
+    guard::Guard,
     home::{
         Home,
         Lock, //
@@ -48,9 +52,6 @@ use crate::{
     state, //
 };
 
-const EBUSY: i32 = 16;
-const EEXIST: i32 = 17;
-
 /// How long to wait for another process to be done with the metadata snapshot.
 const SLOT_PATIENCE: Duration = Duration::from_secs(600);
 
@@ -65,17 +66,21 @@ pub struct Session {
     pub pool: Pool,
     /// What is remembered of it.
     pub home: Home,
+    /// Where all homes are.
+    root: PathBuf,
     journal: Arc<Journal>,
+    /// Started with the first device that is suspended.
+    guard: OnceCell<Guard>,
     /// Whether a metadata snapshot that somebody else has taken may be released.
     force: bool,
 }
 
 impl Session {
-    /// Begins work with the pool `name`, with files below `home`. What earlier processes have left is undone.
-    pub fn open(home: &Path, name: &str, force: bool) -> Result<Self> {
+    /// Begins work with the pool `name`, with files below `root`. What earlier processes have left is undone.
+    pub fn open(root: &Path, name: &str, force: bool) -> Result<Self> {
         let dm = Arc::new(Dm::new()?);
         let pool = Pool::find(&dm, name)?;
-        let home = Home::open(home, &pool)?;
+        let home = Home::open(root, &pool)?;
         Journal::recover(&dm, &pool, &home)?;
         let journal = Journal::begin(&dm, &pool, &home)?;
         signals::undo_on_signal(journal.clone());
@@ -83,7 +88,9 @@ impl Session {
             dm,
             pool,
             home,
+            root: root.to_owned(),
             journal,
+            guard: OnceCell::new(),
             force,
         })
     }
@@ -104,11 +111,11 @@ impl Session {
                 .enter(entry.clone(), || self.message("reserve_metadata_snap"))
         };
         match reserve() {
-            Err(e) if e.errno() == Some(EBUSY) && self.force => {
+            Err(e) if e.errno() == Some(Errno::BUSY) && self.force => {
                 self.message("release_metadata_snap")?;
                 reserve()?;
             }
-            Err(e) if e.errno() == Some(EBUSY) => {
+            Err(e) if e.errno() == Some(Errno::BUSY) => {
                 return Err(Error::Busy(format!(
                     "pool {} has a metadata snapshot that thinctl did not take; --force releases it",
                     self.pool.name
@@ -152,6 +159,11 @@ impl Session {
         let mut volumes = self.pool.active_volumes(&self.dm)?;
         volumes.retain(|volume| volume.id == id);
         Ok(volumes)
+    }
+
+    /// The size of a volume in bytes, if it is active: the metadata do not tell.
+    pub fn active_size(&self, id: u32) -> Result<Option<u64>> {
+        Ok(self.active(id)?.iter().map(|volume| volume.size).max())
     }
 
     /// Gives an error if volume `id` can be written to by others.
@@ -202,10 +214,7 @@ impl Session {
         match self.quiesced(origin, || {
             self.message(&format!("create_snap {id} {origin}"))
         }) {
-            Err(e) if e.errno() == Some(EEXIST) => Err(Error::Refused(format!(
-                "there is a volume {id} in pool {} already",
-                self.pool.name
-            ))),
+            Err(e) if e.errno() == Some(Errno::EXIST) => Err(self.exists_already(id)),
             result => result,
         }
     }
@@ -227,6 +236,10 @@ impl Session {
 
     /// Suspends a device until [`resume`](Self::resume), or the end of this process.
     pub fn suspend(&self, name: &str) -> Result<Entry> {
+        if self.guard.get().is_none() {
+            let guard = Guard::start(&self.root, &self.pool.name, self.journal.name())?;
+            let _ = self.guard.set(guard);
+        }
         let entry = Entry::Suspended {
             name: name.to_owned(),
         };
@@ -248,7 +261,7 @@ impl Session {
                 continue;
             }
             match self.journal.enter(Entry::Volume { id }, || create(id)) {
-                Err(e) if e.errno() == Some(EEXIST) => continue,
+                Err(e) if e.errno() == Some(Errno::EXIST) => continue,
                 result => return result.map(|()| id),
             }
         }
@@ -260,6 +273,22 @@ impl Session {
         let exists = snap.view()?.device(device_id(id)?)?.is_some();
         snap.release()?;
         Ok(exists)
+    }
+
+    /// The error of a volume that must not be there.
+    pub fn exists_already(&self, id: u32) -> Error {
+        Error::Refused(format!(
+            "there is a volume {id} in pool {} already",
+            self.pool.name
+        ))
+    }
+
+    /// The error of a volume that must be there.
+    pub fn no_volume(&self, id: u32) -> Error {
+        Error::NotFound(format!(
+            "there is no volume {id} in pool {}",
+            self.pool.name
+        ))
     }
 
     /// Lets a volume stay that this process has made, after `action`, which notes it elsewhere.

@@ -37,6 +37,9 @@ use crate::{
     journal::Journal, //
 };
 
+/// The signals that ask to stop.
+pub const STOP: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
+
 /// The signal that came, or 0. Nothing else depends on the order in which it is seen.
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
 
@@ -48,8 +51,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Begins to watch for signals.
 pub fn watch() -> Result {
-    let mut signals =
-        Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM]).map_err(Error::io("signals"))?;
+    let mut signals = Signals::new(STOP).map_err(Error::io("signals"))?;
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             SIGNAL.store(signal, Ordering::Relaxed);

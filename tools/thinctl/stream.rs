@@ -99,6 +99,11 @@ pub use writer::{
     DEFAULT_LEVEL, //
 };
 
+use std::time::{
+    SystemTime,
+    UNIX_EPOCH, //
+};
+
 use serde::{
     Deserialize,
     Serialize, //
@@ -129,6 +134,13 @@ pub struct Header {
     pub name: String,
     /// When, in seconds since 1970.
     pub time: u64,
+}
+
+/// The time, as headers tell it.
+pub fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
 }
 
 /// One change.

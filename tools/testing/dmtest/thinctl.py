@@ -33,24 +33,25 @@ class Thinctl:
         """Starts it, and gives the process."""
         return subprocess.Popen([self.program, *map(str, words)], env=self.environment, **options)
 
-    def run(self, *words, expect=0, input=None):
-        """Runs it to its end, and gives what it printed; it must end with `expect`."""
+    def _ends(self, *words, code, input):
+        """Runs it to its end, which must be with exit code `code`; gives what it printed, and its messages."""
         process = self.start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         output, errors = process.communicate(input)
         errors = errors.decode()
-        assert process.returncode == expect, f"{' '.join(map(str, words))}: ended with {process.returncode}: {errors}"
-        if expect:
-            assert errors.startswith("thinctl: ") and "panicked" not in errors, errors
-        return output
+        assert process.returncode == code, f"{' '.join(map(str, words))}: ended with {process.returncode}: {errors}"
+        return output, errors
+
+    def run(self, *words, input=None):
+        """Runs it to its end, and gives what it printed."""
+        return self._ends(*words, code=0, input=input)[0]
 
     def json(self, *words):
         return json.loads(self.run("--json", *words))
 
     def refused(self, *words, code=REFUSED, input=None):
         """Runs it, must be refused with exit code `code`, and gives the message."""
-        process = self.start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        errors = process.communicate(input)[1].decode()
-        assert process.returncode == code, f"{' '.join(map(str, words))}: ended with {process.returncode}: {errors}"
+        errors = self._ends(*words, code=code, input=input)[1]
+        assert "panicked" not in errors, errors
         return errors
 
     def cut(self, *words, after, how=signal.SIGKILL, stdout=subprocess.DEVNULL):

@@ -24,6 +24,7 @@ from dmtest.thinctl import (
     volumes,
 )
 
+
 def test_sends_a_volume(pool, other, thinctl):
     content = Content(pool.new_thin(0, SIZE))
     content.scatter("first", 50)
@@ -215,12 +216,14 @@ def test_is_recognised_when_it_was_killed(pool, thinctl):
     """A metadata snapshot that a killed one has left is released, and one that somebody else took afterwards is not."""
     Content(pool.new_thin(0, SIZE)).scatter("first", 20)
     thinctl.snapshot(pool, 0, 1)
-    found = 0
-    for turn in range(20):
+    found = turn = 0
+    while turn < 10 or not found:
+        assert turn < 200, "it was never killed while it had the metadata snapshot"
+        turn += 1
         process = thinctl.start("send", pool.name, 1, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while pool.status().metadata_snap is None and process.poll() is None:
             pass
-        time.sleep(0.001 * turn)
+        time.sleep(0.001 * (turn % 10))
         process.kill()
         process.wait()
         if pool.status().metadata_snap is None:
@@ -234,7 +237,6 @@ def test_is_recognised_when_it_was_killed(pool, thinctl):
             thinctl.run("snapshot", pool.name, 0, 100 + turn)
             assert pool.status().metadata_snap is None
         assert not thinctl.leftovers(pool)
-    assert found, "it was never killed while it had the metadata snapshot"
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["term", "kill"])

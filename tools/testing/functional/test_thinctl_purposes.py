@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 
 import pytest
@@ -204,6 +205,29 @@ def test_migrates_although_it_is_cut_off(pool, other, thinctl):
     content.verify()
     assert volumes(other) == {5}
     assert volumes(pool) == {0}
+
+
+def test_nothing_that_was_killed_leaves_a_volume_suspended(pool, other, thinctl):
+    """Whoever uses the volume cannot wait for the next run."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 60)
+
+    def suspended():
+        return ioctl.call(ioctl.DEV_STATUS, content.thin.name).flags & ioctl.SUSPEND
+
+    # First it is suspended for a snapshot, then for the last pass.
+    for _ in range(3):
+        process = thinctl.start("migrate", f"{pool.name}:0", f"{other.name}:5", stderr=subprocess.DEVNULL, start_new_session=True)
+        while not suspended():
+            assert process.poll() is None, "it was never seen suspended"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_until(lambda: not suspended(), "the volume goes on")
+        content.verify()
+    thinctl.run("migrate", f"{pool.name}:0", f"{other.name}:5")
+    content.verify()
+    assert volumes(other) == {5} and volumes(pool) == {0}
+    assert not thinctl.leftovers(pool) and not thinctl.leftovers(other)
 
 
 def test_migrates_under_load_although_it_is_cut_off(pool, other, thinctl, busy):

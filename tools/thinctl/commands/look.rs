@@ -100,7 +100,7 @@ pub(super) fn map(
     };
     let id = global.volume(&session, volume)?;
     let size = match id {
-        Some(id) => session.active(id)?.iter().map(|v| v.size).max(),
+        Some(id) => session.active_size(id)?,
         None => None,
     };
 

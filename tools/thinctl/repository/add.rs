@@ -15,8 +15,7 @@ use std::{
         AtomicBool,
         Ordering, //
     },
-    thread,
-    time::SystemTime,
+    thread, //
 };
 
 use super::{
@@ -37,6 +36,7 @@ use crate::{
         Result, //
     },
     stream::{
+        self,
         Changes,
         Header,
         Reader,
@@ -61,9 +61,7 @@ impl Locked {
         };
         let number =
             number.ok_or_else(|| Error::Refused(format!("{volume}: no number is left")))?;
-        let created = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |time| time.as_secs());
+        let created = stream::now();
         let check = |header: &Header| {
             if header.start != 0 {
                 return Err(Error::Refused(format!(

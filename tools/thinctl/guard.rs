@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A process that undoes what another one has left, as soon as that was killed.
+//!
+//! A device that is suspended stops whoever uses it, and cannot wait for the next run. So whoever suspends one has
+//! a guard: this program again, which holds one end of a pipe, and sees when the other one is closed.
+
+use std::{
+    io::{
+        self,
+        Read,
+        Write, //
+    },
+    path::Path,
+    process::{
+        Child,
+        Command,
+        Stdio, //
+    },
+    sync::{
+        atomic::AtomicBool,
+        Arc, //
+    },
+    thread,
+    time::Duration,
+};
+
+use crate::{
+    dm::Dm,
+    error::{
+        Error,
+        Result, //
+    },
+    home::Home,
+    journal::Journal,
+    pool::Pool,
+    signals, //
+};
+
+/// How often a guard tries to undo what is left, and how long it waits in between.
+const TRIES: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The guard of a process; its work begins when this is dropped, or the process ends.
+pub struct Guard(#[expect(dead_code, reason = "its end of the pipe is closed with it")] Child);
+
+impl Guard {
+    /// Starts the guard of the journal `run`, of this pool; `root` is the folder that [`Home::open`] was told.
+    pub fn start(root: &Path, pool: &str, run: &str) -> Result<Self> {
+        let failed = || Error::io("a guard for what is suspended");
+        // This program, even if there is another one in its place by now.
+        let mut child = Command::new("/proc/self/exe")
+            .args(["guard", pool, run, "--home"])
+            .arg(root)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(failed())?;
+        let mut ready = [0];
+        match &mut child.stdout {
+            Some(stdout) => stdout.read_exact(&mut ready).map_err(failed())?,
+            None => return Err(failed()(io::ErrorKind::BrokenPipe.into())),
+        }
+        Ok(Self(child))
+    }
+}
+
+/// What a guard does.
+pub fn watch(root: &Path, pool: &str, run: &str) -> Result {
+    // What ends the process that it watches, a terminal or whoever kills all of a group, must not end it.
+    let _ = rustix::process::setsid();
+    for signal in signals::STOP {
+        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))
+            .map_err(Error::io("signals"))?;
+    }
+    let dm = Arc::new(Dm::new()?);
+    let pool = Pool::find(&dm, pool)?;
+    let home = Home::open(root, &pool)?;
+    let ready = io::stdout().write_all(b"\n");
+    ready
+        .and_then(|()| io::stdout().flush())
+        .map_err(Error::io("standard output"))?;
+
+    io::copy(&mut io::stdin().lock(), &mut io::sink()).map_err(Error::io("standard input"))?;
+    for _ in 0..TRIES {
+        // The journal goes when nothing of it is left.
+        if !Journal::exists(&home, run) {
+            break;
+        }
+        Journal::recover(&dm, &pool, &home)?;
+        thread::sleep(PAUSE);
+    }
+    Ok(())
+}
