@@ -33,6 +33,13 @@ struct Entry {
 /// Lock order: before all locks of a pool.
 static POOLS: StaticMutex<KVec<Entry>> = StaticMutex::new(KVec::new(), c"dm_thin::POOLS");
 
+/// What is left in a static is never freed.
+fn free_if_empty(pools: &mut KVec<Entry>) {
+    if pools.is_empty() {
+        *pools = KVec::new();
+    }
+}
+
 /// A user's share in a pool.
 pub(crate) struct PoolRef(Arc<Pool>);
 
@@ -84,7 +91,7 @@ impl PoolRef {
 
         let no_memory = |_| (c"Error allocating memory for pool", ENOMEM);
         pools.reserve(1, GFP_KERNEL).map_err(no_memory)?;
-        let pool = Pool::new(params)?;
+        let pool = Pool::new(params).inspect_err(|_| free_if_empty(&mut pools))?;
         let entry = Entry {
             pool: pool.clone(),
             users: 1,
@@ -118,9 +125,6 @@ impl Drop for PoolRef {
             );
         }
         let _ = pools.remove(i);
-        if pools.is_empty() {
-            // What is left in a static is never freed.
-            *pools = KVec::new();
-        }
+        free_if_empty(&mut pools);
     }
 }

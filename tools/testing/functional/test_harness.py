@@ -147,6 +147,14 @@ def test_failed_allocations_may_be_told():
     assert kmsg.bad([on_purpose, f"{kmsg.MARK}start", *told]) == ["Call Trace:"]
 
 
+def test_a_fault_of_user_mode_linux_is_told_from_others():
+    report = ["=====", "WARNING: suspicious RCU usage", "lib/maple_tree.c:720 suspicious rcu_dereference_check() usage!"]
+    stack = ["Call Trace:", " [<610f2037>] show_stack+0x1e7/0x200"]
+    assert kmsg.bad([*report, "Workqueue: events free_ioctx", *stack]) == []
+    assert kmsg.bad([*report, "Workqueue: dm-thin", *stack]) == ["WARNING: suspicious RCU usage", "Call Trace:"]
+    assert kmsg.bad([*report, "Workqueue: events free_ioctx", *stack, FAULTS[0]]) == [FAULTS[0]]
+
+
 def test_log_is_seen(kernel):
     kernel.lines()
     kmsg.mark("seen")

@@ -8,7 +8,10 @@ import pytest
 
 from dmtest.content import Content
 from dmtest.disk import MIB
-from dmtest.dm import dmsetup
+from dmtest.dm import (
+    Device,
+    dmsetup,
+)
 
 SIZE = 8 * MIB
 
@@ -41,6 +44,17 @@ def test_parameters_given_at_load(modules, run):
             assert parameter.read().strip() == value
     if run["impl"] != "built-in":
         modules.unload()
+
+
+def test_pool_that_fails_leaves_no_memory(make_disk, modules, run):
+    """Nor if there was no other one: what its statics refer to is lost with the module, and found after the last test."""
+    modules.unload()
+    modules.load(run["impl"])
+    metadata, data = make_disk(4 * MIB), make_disk(4 * MIB)
+    metadata.overwrite(0, b"\xff" * 4096)
+    with pytest.raises(OSError):
+        Device.create("pool", f"0 {data.sectors} thin-pool {metadata.path} {data.path} 128 0")
+    modules.unload()
 
 
 def test_module_in_use_is_not_unloaded(pool):
