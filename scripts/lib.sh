@@ -14,6 +14,8 @@ export PATH LC_ALL
 top=$(cd "$(dirname "$0")/.." && pwd)
 cache=${DM_THIN_CACHE:-$HOME/.cache/dm-thin-rust}
 jobs=$(nproc)
+# The kernel's compiler, and what reads the coverage that it counts.
+llvm=22
 begun=$(date +%s)
 
 # Time since the script began, as m:ss.

@@ -31,6 +31,9 @@ use crate::{
     },
 };
 
+/// The mode of a pool whose metadata do not change, as its status tells.
+pub const READ_ONLY: &str = "ro";
+
 /// A pool.
 #[derive(Clone, Debug)]
 pub struct Pool {
@@ -170,7 +173,7 @@ impl Pool {
     /// Gives an error unless the pool can be changed.
     pub fn check_writable(&self, dm: &Dm) -> Result {
         match self.status(dm)?.mode.as_str() {
-            "ro" => Err(Error::Refused(format!("pool {} is read-only", self.name))),
+            READ_ONLY => Err(Error::Refused(format!("pool {} is read-only", self.name))),
             _ => Ok(()),
         }
     }

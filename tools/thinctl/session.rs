@@ -17,8 +17,10 @@ use rustix::io::Errno;
 use persistent_data::direct::DirectBm;
 use thin_metadata::{
     format::{
+        Superblock,
         MAX_DEVICE_ID,
-        SECTOR_SIZE, //
+        SECTOR_SIZE,
+        SUPERBLOCK_LOCATION, //
     },
     View,
 };
@@ -46,7 +48,8 @@ use crate::{
     naming::device_id,
     pool::{
         ActiveVolume,
-        Pool, //
+        Pool,
+        READ_ONLY, //
     },
     signals,
     state, //
@@ -102,6 +105,7 @@ impl Session {
 
     /// Takes the pool's metadata snapshot, of which there is one at most. It is released when it is dropped.
     pub fn metadata_snap(&self) -> Result<MetadataSnap> {
+        self.pool.check_writable(&self.dm)?;
         let lock = self.home.lock("slot.lock", SLOT_PATIENCE)?;
         // Who held the lock before may have been killed meanwhile.
         Journal::recover(&self.dm, &self.pool, &self.home)?;
@@ -126,7 +130,7 @@ impl Session {
         let mut snap = MetadataSnap {
             journal: self.journal.clone(),
             entry,
-            root: 0,
+            root: SUPERBLOCK_LOCATION,
             bm: None,
             _lock: lock,
         };
@@ -152,6 +156,35 @@ impl Session {
         }
         snap.bm = Some(DirectBm::open(&self.pool.metadata)?);
         Ok(snap)
+    }
+
+    /// The pool's metadata, to look at. A pool that is read-only takes no metadata snapshot, but nothing of its metadata
+    /// changes, either.
+    pub fn metadata(&self) -> Result<Metadata> {
+        if self.pool.status(&self.dm)?.mode != READ_ONLY {
+            return self.metadata_snap().map(Metadata::Snapshot);
+        }
+        let bm = DirectBm::open(&self.pool.metadata)?;
+        Ok(Metadata::ReadOnly {
+            checksum: Superblock::read(&bm, SUPERBLOCK_LOCATION)?.csum.get(),
+            bm,
+        })
+    }
+
+    /// To be called when all is read from it.
+    pub fn release(&self, metadata: Metadata) -> Result {
+        let checksum = match metadata {
+            Metadata::Snapshot(snap) => return snap.release(),
+            Metadata::ReadOnly { checksum, .. } => checksum,
+        };
+        let bm = DirectBm::open(&self.pool.metadata)?;
+        if Superblock::read(&bm, SUPERBLOCK_LOCATION)?.csum.get() != checksum {
+            return Err(Error::Busy(format!(
+                "pool {} was read-only, and has changed while it was read",
+                self.pool.name
+            )));
+        }
+        Ok(())
     }
 
     /// The volumes that are active under an id.
@@ -306,6 +339,29 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.journal.finish();
+    }
+}
+
+/// What [`Session::metadata`] gives.
+pub enum Metadata {
+    /// The metadata snapshot.
+    Snapshot(MetadataSnap),
+    /// The metadata of a pool that is read-only, and the checksum of their superblock.
+    ReadOnly {
+        /// Reads them.
+        bm: DirectBm,
+        /// So far.
+        checksum: u32,
+    },
+}
+
+impl Metadata {
+    /// What it holds.
+    pub fn view(&self) -> Result<View<'_, DirectBm>> {
+        match self {
+            Self::Snapshot(snap) => snap.view(),
+            Self::ReadOnly { bm, .. } => Ok(View::new(bm)?),
+        }
     }
 }
 

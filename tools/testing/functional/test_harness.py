@@ -176,6 +176,17 @@ def test_memory_is_checked(run):
             assert b"__asan_report_load8_noabort" in file.read()
 
 
+@pytest.mark.smoke
+def test_kfence_is_at_work():
+    """Where the command line asks for it: it looks after some of the memory that is allocated."""
+    with open("/proc/cmdline") as line:
+        if "kfence.sample_interval" not in line.read():
+            pytest.skip("it is off")
+    with open("/sys/kernel/debug/kfence/stats") as stats:
+        found = dict(line.split(": ") for line in stats.read().splitlines())
+    assert found["enabled"] == "1" and int(found["total allocations"]) > 0, found
+
+
 def test_leaks_are_looked_for():
     """Where there is kmemleak, it is at work: once it has lost track of something, it refuses to scan."""
     if kmemleak.is_there():

@@ -298,3 +298,20 @@ def test_shows_what_there_is(pool, thinctl):
     for words in ("status",), ("ls",), ("map",), ("diff", 1, 0):
         assert thinctl.run(words[0], pool.name, *words[1:])
     assert not thinctl.leftovers(pool)
+
+
+def test_shows_what_a_read_only_pool_has(make_pool, thinctl):
+    """Such a pool takes no message, and so no metadata snapshot. Nothing can be sent of it."""
+    pool = make_pool()
+    content = Content(pool.new_thin(0, SIZE))
+    content.write(0, 4 * MIB)
+    thinctl.snapshot(pool, 0, 1)
+    content.write(MIB, MIB)
+    shown = [thinctl.run(*words) for words in (("ls", pool.name), ("map", pool.name), ("diff", pool.name, 1, 0, "--same"))]
+    pool.stop()
+    pool.features = ["read_only"]
+    pool.start()
+    assert thinctl.json("status", pool.name)["mode"] == "ro"
+    assert [thinctl.run(*words) for words in (("ls", pool.name), ("map", pool.name), ("diff", pool.name, 1, 0, "--same"))] == shown
+    assert "read-only" in thinctl.refused("send", pool.name, 1)
+    assert not thinctl.leftovers(pool)

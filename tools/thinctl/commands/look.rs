@@ -69,9 +69,9 @@ pub(super) fn status(global: &Global, pool: &str) -> Result {
 pub(super) fn ls(global: &Global, pool: &str) -> Result {
     let session = global.session(pool)?;
     let blocks = session.pool.status(&session.dm)?.data_blocks;
-    let snap = session.metadata_snap()?;
-    let found = usage::usage(&snap.view()?, blocks)?;
-    snap.release()?;
+    let metadata = session.metadata()?;
+    let found = usage::usage(&metadata.view()?, blocks)?;
+    session.release(metadata)?;
     if global.json {
         return global.print(&found, |_| Ok(()));
     }
@@ -104,8 +104,8 @@ pub(super) fn map(
         None => None,
     };
 
-    let snap = session.metadata_snap()?;
-    let view = snap.view()?;
+    let metadata = session.metadata()?;
+    let view = metadata.view()?;
     let (map, title) = match id {
         Some(id) => {
             let virtual_blocks = size.map(|size| size.div_ceil(session.pool.block_size));
@@ -117,7 +117,7 @@ pub(super) fn map(
             (map, format!("pool {}", session.pool.name))
         }
     };
-    snap.release()?;
+    session.release(metadata)?;
 
     if let Some(path) = svg {
         let file = File::create(path).map_err(Error::io(path.display()))?;
@@ -139,8 +139,8 @@ pub(super) fn diff(global: &Global, pool: &str, left: &str, right: &str, same: b
     let session = global.session(pool)?;
     let id = |name| device_id(session.pool.volume_id(&session.dm, name)?);
     let (left, right) = (id(left)?, id(right)?);
-    let snap = session.metadata_snap()?;
-    let view = snap.view()?;
+    let metadata = session.metadata()?;
+    let view = metadata.view()?;
     let output = BufWriter::new(io::stdout().lock());
     let options = diff::Options { same };
     if global.json {
@@ -148,5 +148,5 @@ pub(super) fn diff(global: &Global, pool: &str, left: &str, right: &str, same: b
     } else {
         diff::diff(&view, left, right, options, &mut diff::Text(output))?;
     }
-    snap.release()
+    session.release(metadata)
 }
