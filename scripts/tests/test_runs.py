@@ -88,21 +88,6 @@ class Test(Room):
         self.assertEqual(self.outcome("scripts", "cargo", "kunit", "functional", "smoke"),
                          (0, "total: 72 passed, 0 failed"))
 
-    def test_suites_side_by_side(self):
-        self.assertEqual(self.outcome("smoke+lvm2", "scripts"), (0, "total: 45 passed, 0 failed"))
-        self.fake_vms("print(sys.argv[1] + ': 1 passed, 0 failed'); sys.exit(sys.argv[1] == 'smoke')")
-        self.assertEqual(self.outcome("smoke+lvm2"), (1, "total: 2 passed, 1 failed"))
-        self.fake_vms("""
-import os, time
-open(sys.argv[1], 'w')
-for i in range(100):
-    if os.path.exists('smoke') and os.path.exists('lvm2'):
-        print('it: 1 passed, 0 failed')
-        break
-    time.sleep(0.1)
-""")
-        self.assertEqual(self.outcome("smoke+lvm2"), (0, "total: 2 passed, 0 failed"))
-
     def test_parts_of_a_suite(self):
         self.assertEqual(self.outcome("cache"), (0, "total: 40 passed, 0 failed"))
         self.fake_vms("'mapping_cache_pages=0' in sys.argv or print('it: 7 passed, 0 failed')")
