@@ -16,7 +16,6 @@ SIZE = 3 * MIB
 TURNS = 12
 
 
-@pytest.mark.smoke
 def test_turns(make_pool, modules, both):
     """Volumes, snapshots, changes, deletions and metadata snapshots by one, continued by the other."""
     pool = make_pool(start=False)

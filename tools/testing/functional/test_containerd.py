@@ -137,7 +137,6 @@ def test_suspended_parent_is_seen_in_the_information(play):
     play(scenario)
 
 
-@pytest.mark.smoke
 def test_text_of_every_refusal(play):
     """Which errno containerd makes of the answer decides whether it goes on, tries again or gives up."""
 

@@ -143,7 +143,7 @@ def test_random_scenario(make_pool, make_origin, compare, block_sectors, sectors
         # What lies on the data device already must not be seen.
         pool.data.overwrite(0, b"\xa5" * pool.data.size)
         pool.start()
-        play(trace, pool, make_origin(sectors), f"{block_sectors} {sectors}", 60)
+        play(trace, pool, make_origin(sectors), f"{block_sectors} {sectors}", 40)
 
     compare(scenario)
 

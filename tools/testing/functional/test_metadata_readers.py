@@ -198,7 +198,6 @@ def test_changes_between_snapshots(make_pool, compare):
     compare(scenario)
 
 
-@pytest.mark.smoke
 def test_volume_is_sent_whole(make_pool, compare, tmp_path):
     """thin_dump of one volume names all that a copy in another pool needs."""
 
