@@ -27,8 +27,8 @@ use crate::{
 pub struct Freed {
     /// The blocks.
     pub blocks: Range<DataBlock>,
-    /// Whether another device may have referred to them when the transaction began: then their content is still
-    /// wanted should the transaction not be committed.
+    /// Whether another device, or a metadata snapshot, may have referred to them when the transaction began: then
+    /// their content is still wanted should the transaction not be committed.
     pub maybe_shared: bool,
 }
 

@@ -98,6 +98,7 @@ impl<B: BlockManager> Metadata<B> {
             details.delete(tx, &mut Plain::new())?;
             tx.dec(md.held_root..md.held_root.saturating_add(1))?;
             md.held_root = 0;
+            md.released = true;
             Ok(())
         })
     }

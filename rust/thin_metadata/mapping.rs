@@ -288,7 +288,12 @@ impl<B: BlockManager> Metadata<B> {
     ) -> Result {
         self.check_change()?;
         let device = self.devices.get_live(thin)?;
-        let (id, snapshotted_time) = (device.id, device.snapshotted_time);
+        let id = device.id;
+        // A crash would bring back the metadata snapshot, with the mappings of any time.
+        let snapshotted_time = match self.released {
+            true => u32::MAX,
+            false => device.snapshotted_time,
+        };
         if begin >= end {
             return Ok(());
         }

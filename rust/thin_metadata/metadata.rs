@@ -85,6 +85,8 @@ pub struct Metadata<B: BlockManager> {
     pub(crate) details: DetailsTree,
     /// Where the metadata snapshot is, 0 for none.
     pub(crate) held_root: BlockNr,
+    /// Whether a metadata snapshot was released since the last commit.
+    pub(crate) released: bool,
     pub(crate) time: u32,
     pub(crate) transaction_id: u64,
     pub(crate) devices: Devices,
@@ -153,6 +155,7 @@ impl<B: BlockManager> Metadata<B> {
             mappings,
             details,
             held_root,
+            released: false,
             time,
             transaction_id,
             devices: Devices::new(),

@@ -169,6 +169,7 @@ impl<B: BlockManager> Metadata<B> {
             device.changed = false;
         }
         self.devices.retain(|device| device.open_count > 0);
+        self.released = false;
         self.enter_step(State::Open);
         self.dirty = false;
         Ok(())
@@ -277,6 +278,7 @@ impl<B: BlockManager> Metadata<B> {
         self.mappings = loaded.mappings;
         self.details = loaded.details;
         self.held_root = loaded.held_root;
+        self.released = false;
         self.time = loaded.time;
         self.transaction_id = loaded.transaction_id;
         // That a check is needed stays true, even if it could not be written.

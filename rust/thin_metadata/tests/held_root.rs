@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     Error,
+    Metadata,
     View, //
 };
 
@@ -38,6 +39,35 @@ fn one_snapshot_is_held_at_most() {
     assert!(!md.needs_abort());
     md.commit().unwrap();
     check_with_tools(&md, &Model::new(10));
+}
+
+#[test]
+fn a_crash_brings_back_what_it_refers_to() {
+    let mut md = pool(256, 10);
+    md.create_thin(id(1)).unwrap();
+    let thin = md.open_thin(id(1)).unwrap();
+    for virtual_block in 0..4 {
+        provision(&mut md, &thin, virtual_block).unwrap();
+    }
+    md.reserve_metadata_snap(no_flush).unwrap();
+    md.commit().unwrap();
+    let mut told = Vec::new();
+    let mut remove = |md: &mut Metadata<_>, block| {
+        let mut freed = Vec::new();
+        md.remove_range(&thin, block, block + 1, &mut |f| freed.push(f))
+            .unwrap();
+        told.push(freed.iter().map(|f| f.maybe_shared).collect::<Vec<_>>());
+    };
+    // It is in use, then wanted again after a crash, and nobody's at last.
+    remove(&mut md, 0);
+    md.release_metadata_snap().unwrap();
+    remove(&mut md, 1);
+    md.abort().unwrap();
+    md.release_metadata_snap().unwrap();
+    remove(&mut md, 2);
+    md.commit().unwrap();
+    remove(&mut md, 3);
+    assert_eq!(told, [vec![], vec![true], vec![true], vec![false]]);
 }
 
 #[test]
