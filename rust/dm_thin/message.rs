@@ -120,7 +120,7 @@ fn run(pool: &Arc<Pool>, command: &Command) -> thin_metadata::Result {
         // anything else.
         match changes.commit() {
             Err(e) => (Err(e), "dm_pool_commit_metadata", true),
-            Ok(()) => {
+            Ok(_) => {
                 let mut locked = changes.write();
                 let mut result = command.run(pool, &mut locked);
                 if result.is_err() && locked.metadata.needs_abort() {

@@ -54,7 +54,10 @@ use crate::{
     },
     mode::Mode,
     pass_down::PassedDown,
-    pool_metadata::PoolMetadata,
+    pool_metadata::{
+        Committed,
+        PoolMetadata, //
+    },
     state::Event,
     thins::Thins,
     throttle::Throttle,
@@ -356,7 +359,7 @@ impl Pool {
     pub(crate) fn keep_metadata_reserve(self: &Arc<Self>) -> thin_metadata::Result {
         let free = self.metadata.read().metadata.free_metadata_blocks()?;
         match free {
-            0 => self.commit(),
+            0 => self.commit().map(drop),
             _ => Ok(()),
         }
     }
@@ -389,7 +392,7 @@ impl Pool {
     /// Makes all changes permanent.
     ///
     /// An error has been dealt with as far as the pool is concerned.
-    pub(crate) fn commit(self: &Arc<Self>) -> thin_metadata::Result {
+    pub(crate) fn commit(self: &Arc<Self>) -> thin_metadata::Result<Committed> {
         if !self.mode().may_change_metadata() {
             return Err(thin_metadata::Error::ReadOnly);
         }
@@ -404,7 +407,7 @@ impl Pool {
             self.report_low_metadata();
         }
         match result {
-            Ok(()) => {
+            Ok(_) => {
                 self.check_metadata_space();
                 self.check_data_space();
             }

@@ -198,6 +198,15 @@ impl PoolMetadata {
     }
 }
 
+/// What a commit has made permanent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Committed {
+    /// Nothing: there were no changes, or somebody else's commit was quicker. The data device was not flushed.
+    Nothing,
+    /// All changes. The data device was flushed on the way.
+    Changes,
+}
+
 /// The right to change a pool's metadata.
 ///
 /// Others look mappings up in the meantime, unless the metadata are held for writing.
@@ -229,10 +238,10 @@ impl Changes<'_> {
     /// while the devices write it.
     ///
     /// If it fails, the transaction must be aborted.
-    pub(crate) fn commit(&mut self) -> Result {
+    pub(crate) fn commit(&mut self) -> Result<Committed> {
         let metadata = &self.pool.metadata;
         if !self.write().metadata.prepare_commit()? {
-            return Ok(());
+            return Ok(Committed::Nothing);
         }
         let flushed = metadata.read().metadata.flush()?;
         self.pool.flush_data()?;
@@ -241,6 +250,6 @@ impl Changes<'_> {
         let mut pool = self.write();
         pool.metadata.finish_commit(flushed)?;
         pool.committed();
-        Ok(())
+        Ok(Committed::Changes)
     }
 }

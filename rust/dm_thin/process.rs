@@ -271,7 +271,7 @@ impl Pool {
     ///
     /// It enters the set of bios in flight only now, after its mapping was looked up. That is in order as
     /// nobody but the worker waits for the set, so the block cannot have been used again in between.
-    fn issue(&self, thin: &Thin, mut bio: ThinBio, data: DataBlock) {
+    pub(crate) fn issue(&self, thin: &Thin, mut bio: ThinBio, data: DataBlock) {
         let epoch = self.in_flight.enter();
         self.remap(thin, &mut bio, data, epoch);
         bio.submit();

@@ -33,6 +33,7 @@ use crate::{
         ThinBios, //
     },
     pool::Pool,
+    pool_metadata::Committed,
     supply::Supply,
     thin::Thin,
     throttle::Round, //
@@ -168,11 +169,11 @@ impl Pool {
             return;
         }
 
-        let result = self.commit();
+        let committed = self.commit();
         let ended = core::mem::take(&mut worker.end_after_commit);
         let mut goes_on = core::mem::take(&mut worker.after_commit);
         let mut pass_down = core::mem::take(&mut worker.pass_down_after_commit);
-        if result.is_err() {
+        let Ok(committed) = committed else {
             while let Some(one) = pass_down.pop() {
                 one.release(&mut worker.busy);
                 if let Cause::Bio(bio) = one.into_cause() {
@@ -182,7 +183,7 @@ impl Pool {
             ended.end(BlkStatus::IOERR);
             goes_on.end(BlkStatus::IOERR);
             return;
-        }
+        };
 
         worker.last_commit = Instant::now();
         ended.end(BlkStatus::OK);
@@ -190,7 +191,7 @@ impl Pool {
             self.pass_down(worker, one);
         }
         while let Some(mut bio) = goes_on.pop() {
-            if bio.is_preflush() {
+            if bio.is_preflush() && committed == Committed::Changes {
                 // The commit has flushed the data device.
                 bio.end(BlkStatus::OK);
                 continue;
@@ -199,6 +200,11 @@ impl Pool {
                 bio.end(BlkStatus::IOERR);
                 continue;
             };
+            if bio.is_preflush() {
+                // Who was quicker may have flushed it before the data were written that this flush is for.
+                self.issue(&thin, bio, 0);
+                continue;
+            }
             if let Err(Postponed(bio)) = self.process_committed(worker, &thin, bio) {
                 thin.defer(bio);
             }

@@ -3,11 +3,13 @@
 
 import hashlib
 import os
+import subprocess
 import time
 
 import pytest
 
 from dmtest import metadata
+from dmtest.background import wait_until
 from dmtest.content import pattern
 from dmtest.disk import (
     KIB,
@@ -31,6 +33,12 @@ def writes(pool):
     """How many writes the metadata disk has seen."""
     with open(f"/sys/block/{os.path.basename(pool.metadata.path)}/stat") as stat:
         return int(stat.read().split()[4])
+
+
+def flushes(disk):
+    """How many flushes the disk has seen."""
+    with open(f"/sys/block/{os.path.basename(disk.path)}/stat") as stat:
+        return int(stat.read().split()[15])
 
 
 @pytest.fixture
@@ -84,6 +92,28 @@ def test_commit_on_suspend(pool, thin):
     pool.device.suspend()
     assert sorted(on_disk(pool)[0]) == [0]
     pool.device.resume()
+
+
+def test_flush_while_somebody_else_commits(make_pool, make_faulty):
+    slow = make_faulty(16 * MIB)
+    pool = make_pool(metadata=slow)
+    thin = pool.new_thin(0, SIZE)
+    slow.delay(400)
+    # On a busy machine the worker may commit first, or all be over too early.
+    for turn in range(3):
+        # No commit is due of itself for a second after this.
+        thin.write(0, pattern(f"first {turn}", BLOCK))
+        thin.flush()
+        thin.write((turn + 1) * BLOCK, pattern(f"new {turn}", BLOCK))
+        seen = flushes(pool.data)
+        with subprocess.Popen(["dmsetup", "status", pool.name], stdout=subprocess.DEVNULL) as status:
+            wait_until(lambda: flushes(pool.data) > seen, "a commit for the status")
+            # That commit has flushed the data device, and still has to write the superblock.
+            seen = flushes(pool.data)
+            thin.write(0, pattern(f"later {turn}", BLOCK))
+            thin.flush()
+            assert flushes(pool.data) > seen, "data in the data device's cache were called stable"
+        assert status.returncode == 0
 
 
 def test_no_change_no_commit(pool, thin):
