@@ -11,6 +11,9 @@ import hashlib
 PAGE = 4096
 SECTOR = 512
 
+# No file system puts less together.
+FILE_BLOCK = 1024
+
 # A step is a dictionary, fit for JSON: `what` names it, and `volume` is its thin id.
 #   write    pages from `page` on, `count` of them, get the content `version`; with `stable`, by FUA
 #   discard  pages from `page` on, `count` of them, read as zeroes
@@ -28,8 +31,14 @@ def page_content(version, page):
     return hashlib.shake_128(f"{version}.{page}".encode()).digest(PAGE) if version else bytes(PAGE)
 
 
+@functools.lru_cache(maxsize=1024)
 def file_content(version, length):
     return hashlib.shake_128(f"file {version}".encode()).digest(length)
+
+
+def promises(step):
+    """Whether something is stable at the end of the step that was not before."""
+    return step["what"] in ("flush", "file") or bool(step.get("stable"))
 
 
 class Volume:
@@ -141,6 +150,15 @@ def verify(name, volume, read, settle=False):
             elif settle:
                 volume.pages[page] = (state,)
     return mixed
+
+
+def verify_file_blocks(name, volume, contents):
+    """Fails unless `contents`, all that is on the volume, have the data of all files that must be there, wherever they are."""
+    blocks = {contents[at:at + FILE_BLOCK] for at in range(0, len(contents), FILE_BLOCK)}
+    for file, (version, length) in volume.files.items():
+        content = file_content(version, length)
+        for at in range(0, length - FILE_BLOCK + 1, FILE_BLOCK):
+            assert content[at:at + FILE_BLOCK] in blocks, f"{name}: {file}: the data at {at} are nowhere"
 
 
 def verify_files(name, volume, folder):

@@ -4,6 +4,7 @@
 import os
 from dataclasses import dataclass
 
+from .history import promises
 from .write_log import (
     FUA,
     SECTOR,
@@ -87,10 +88,14 @@ class Replay:
         self.marks = set()
 
     def points(self):
-        """Every moment just before and after a flush, and after every FUA; the images are as they are then."""
+        """Every moment just before and after a flush, after every FUA, and when something was promised to be stable.
+
+        The images are as they are then.
+        """
         for index, entry in enumerate(self._entries):
             if entry.mark:
-                self._mark(entry.mark)
+                if self._mark(entry.mark):
+                    yield "promised", Point(index, entry)
                 continue
             image = self.images[entry.device]
             if entry.is_flush():
@@ -103,13 +108,17 @@ class Replay:
                     yield "after", Point(index, entry)
 
     def _mark(self, text):
+        """Takes note of a mark; whether something is stable from here on."""
         self.marks.add(text)
         if not text[1:].isdigit():
-            return
+            return False
+        number = int(text[1:])
+        step = self._steps[number]
         if text[0] == "b":
-            self._history.begin(int(text[1:]), self._steps[int(text[1:])])
-        elif text[0] == "e":
-            self._history.end(int(text[1:]))
+            self._history.begin(number, step)
+            return False
+        self._history.end(number)
+        return promises(step)
 
     def close(self):
         for image in self.images.values():

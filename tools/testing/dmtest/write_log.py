@@ -14,7 +14,8 @@ Each device has a log of its own, for a flush of one makes nothing stable on the
 dm-log-writes logs a write when a flush that was sent after the write's completion has completed, and just before that; a FUA
 write at its own completion. The numbers say how the two logs are to be put together: flush by flush, each with what comes
 before it in its own log. A write that is not FUA says no more than that it had completed by then. Marks are put into both
-logs, before a step's first I/O and after its last, and count where the first of them is met.
+logs, before a step's first I/O and after its last, and count where the first of them is met. A device gets one flush at a time:
+one that overtakes another would end before the writes are logged that the other one has taken along.
 """
 
 import os

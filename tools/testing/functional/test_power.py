@@ -8,6 +8,8 @@ what was made stable. In some of them the pool is opened: file systems recover t
 
 import os
 import random
+import signal
+import subprocess
 import time
 
 import pytest
@@ -21,7 +23,9 @@ from dmtest.dm import Device
 from dmtest.history import (
     History,
     PAGE,
+    promises,
     verify,
+    verify_file_blocks,
     verify_files,
 )
 from dmtest.pool import Pool
@@ -92,14 +96,16 @@ class Checker:
         for number, volume in self._certain().items():
             assert number in found, f"volume {number} is gone"
             verify(f"volume {number}", volume, lambda page, count: self._pages(found[number], page, count))
+            if volume.files:
+                verify_file_blocks(f"volume {number}", volume, b"".join(map(self._block, found[number].values())))
+
+    def _block(self, block):
+        return self._replay.images["data"].read(block * BLOCK, BLOCK)
 
     def _pages(self, mappings, page, count):
         pages = BLOCK // PAGE
-        parts = []
-        for each in range(page, page + count, pages):
-            block = mappings.get(each // pages)
-            parts.append(bytes(BLOCK) if block is None else self._replay.images["data"].read(block * BLOCK, BLOCK))
-        return b"".join(parts)
+        blocks = (mappings.get(each // pages) for each in range(page, page + count, pages))
+        return b"".join(bytes(BLOCK) if block is None else self._block(block) for block in blocks)
 
     def tear(self, choice):
         """Some of what was in the caches is on the disks; then as look()."""
@@ -154,6 +160,19 @@ class Checker:
             command(*CHECK[kind], thin.path)
 
 
+class Watcher:
+    """Looks at a pool's status over and over. Each time that commits, whatever the pool's worker is about."""
+
+    def __init__(self, pool):
+        command = ["sh", "-c", 'while dmsetup status "$0"; do sleep 0.02; done', pool.name]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+    def stop(self):
+        os.killpg(self._process.pid, signal.SIGKILL)
+        # Until the last one of them has closed the pipe.
+        self._process.communicate()
+
+
 def record(make_disk, settings, progress, seed, tmp_path):
     """Works on a pool; returns the log, the steps, the kinds of file systems by volume, and counts."""
     recorder = Recorder(make_disk, METADATA, DATA, 1024 * MIB)
@@ -162,6 +181,7 @@ def record(make_disk, settings, progress, seed, tmp_path):
     work = Workload(pool, steps, seed)
     kinds = {}
     writers = []
+    watcher = None
     try:
         for number in (1, 2):
             work.create(number)
@@ -181,6 +201,7 @@ def record(make_disk, settings, progress, seed, tmp_path):
         background = load.Background(
             fio, "--bs=4k", "--fsync=16", "--time_based", "--runtime=3600", "--rate_iops=100", "--do_verify=0", depth=4,
         )
+        watcher = Watcher(pool)
         turns = settings("power_turns", 80)
         for turn in range(turns):
             work.turn()
@@ -190,6 +211,8 @@ def record(make_disk, settings, progress, seed, tmp_path):
         for writer, folder in writers:
             writer.finish()
     finally:
+        if watcher:
+            watcher.stop()
         for _, folder in writers:
             if os.path.ismount(folder):
                 command("umount", folder)
@@ -214,7 +237,9 @@ def test_power_cuts(make_disk, modules, settings, figures, progress, tmp_path, s
     choice = random.Random(f"power {seed}")
     # Of so many, each is looked into with a probability that makes about this number.
     total = sum(1 for entry in entries if entry.number is not None)
-    share = {what: settings(f"power_{what}s", usual) / total for what, usual in (("look", 50), ("tear", 25), ("open", 3))}
+    promised = sum(promises(step) for step in steps.steps.values())
+    share = {what: settings(f"power_{what}s", usual) / of for what, usual, of in (
+        ("look", 40, total), ("tear", 20, total), ("open", 3, total), ("promise", 40, promised))}
     points = 0
     try:
         for when, point in replay.points():
@@ -224,6 +249,10 @@ def test_power_cuts(make_disk, modules, settings, figures, progress, tmp_path, s
                 if when == "before":
                     if choice.random() < share["tear"]:
                         checker.tear(choice)
+                    continue
+                if when == "promised":
+                    if choice.random() < share["promise"]:
+                        checker.look()
                     continue
                 points += 1
                 if choice.random() < share["look"]:

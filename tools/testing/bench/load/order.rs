@@ -7,7 +7,13 @@
 //! ```
 //!
 //! All devices of that kind count together. dm-log-writes logs each device's flushes in their order; put on top of it, this
-//! target tells which of two devices' flushes was the earlier. The message
+//! target tells which of two devices' flushes was the earlier.
+//!
+//! A device gets one flush at a time. dm-log-writes takes a write for covered by the first flush that comes after the write's
+//! end, and logs it when that one ends. Another flush that came later, and overtook it, would end before what it makes stable
+//! is in the log.
+//!
+//! The message
 //!
 //! ```text
 //! numbers <n>
@@ -42,10 +48,16 @@ use kernel::{
     prelude::*,
     str::CStr,
     sync::atomic::{
+        Acquire,
         Atomic,
         Full,
-        Relaxed, //
+        Relaxed,
+        Release, //
     },
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
 };
 
 use crate::DmLoad;
@@ -56,6 +68,9 @@ const MOST: usize = 1 << 17;
 /// How many a reply has.
 const REPLY: usize = 64;
 
+/// How long a flush waits before it looks again whether the one before it has ended.
+const PATIENCE: Delta = Delta::from_micros(100);
+
 /// How many there were on all devices.
 static ALL: Atomic<u32> = Atomic::new(0);
 
@@ -63,6 +78,8 @@ static ALL: Atomic<u32> = Atomic::new(0);
 pub(crate) struct OrderTarget {
     dev: Dev,
     len: u64,
+    /// Whether a flush is on its way.
+    flushing: Atomic<bool>,
     /// How many there were on this device, also beyond [`MOST`].
     count: Atomic<u32>,
     /// Their numbers.
@@ -91,11 +108,13 @@ impl Target for OrderTarget {
             numbers.push(Atomic::new(0), GFP_KERNEL)?;
         }
         let len = ctr.len();
+        let flushing = Atomic::new(false);
         let count = Atomic::new(0);
         Ok(KBox::pin(
             Self {
                 dev,
                 len,
+                flushing,
                 count,
                 numbers,
             },
@@ -104,6 +123,12 @@ impl Target for OrderTarget {
     }
 
     fn map(&self, mut bio: Bio<()>) -> Map<()> {
+        if bio.is_preflush() {
+            // The one before it is with the device, and does not need this thread.
+            while self.flushing.xchg(true, Acquire) {
+                fsleep(PATIENCE);
+            }
+        }
         let sector = bio.sector();
         bio.remap(&self.dev, sector);
         Map::Remapped(bio)
@@ -116,6 +141,9 @@ impl Target for OrderTarget {
             if let Some(slot) = self.numbers.get(index as usize) {
                 slot.store(number, Relaxed);
             }
+        }
+        if bio.is_preflush() {
+            self.flushing.store(false, Release);
         }
         EndIo::Done(bio, status)
     }
