@@ -130,7 +130,7 @@ fn find(session: &Session, kept: &Kept, state: StateId) -> Result<Option<u32>> {
     for &snapshot in &kept.snapshots {
         // Somebody may have deleted it.
         let found = naming::find(session, &view, snapshot)?;
-        if found.is_some_and(|found| found.frozen && found.state == state) {
+        if found.is_some_and(|found| found.is(state)) {
             return Ok(Some(snapshot));
         }
     }

@@ -56,10 +56,10 @@ use crate::{
 /// Runs the command that the command line names.
 pub fn run(cli: &Cli) -> Result {
     let global = &cli.global;
-    if let Command::Guard { pool, run } = &cli.command {
-        return guard::watch(&global.home, pool, run);
+    // A guard outlives the signals.
+    if !matches!(cli.command, Command::Guard { .. }) {
+        signals::watch()?;
     }
-    signals::watch()?;
     match &cli.command {
         Command::Status { pool } => look::status(global, pool),
         Command::Ls { pool } => look::ls(global, pool),
@@ -205,7 +205,7 @@ pub fn run(cli: &Cli) -> Result {
             )
         }
         Command::Generate { folder, shell } => generate(folder, shell),
-        Command::Guard { .. } => Ok(()),
+        Command::Guard { pool, run } => guard::watch(&global.home, pool, run),
         Command::Backup {
             pool,
             volume,
@@ -386,14 +386,22 @@ fn print_generation(f: &mut dyn Write, name: &str, generation: &Generation) -> i
 /// Writes manual pages and completions.
 fn generate(folder: &Path, shells: &[clap_complete::Shell]) -> Result {
     fs::create_dir_all(folder).map_err(Error::io(folder.display()))?;
-    let mut command = Cli::command();
+    // Completions would offer what is hidden.
+    let whole = Cli::command();
+    let shown = whole
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set());
+    let mut command = clap::Command::new("thinctl")
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(whole.get_arguments().cloned())
+        .subcommands(shown.cloned());
     for shell in shells {
         clap_complete::generate_to(*shell, &mut command, "thinctl", folder)
             .map_err(Error::io(folder.display()))?;
     }
     // There is nothing to tell of the help for help.
-    let command = Cli::command().disable_help_subcommand(true);
-    clap_mangen::generate_to(command, folder).map_err(Error::io(folder.display()))
+    clap_mangen::generate_to(whole.disable_help_subcommand(true), folder)
+        .map_err(Error::io(folder.display()))
 }
 
 fn bad_number(text: &str, e: std::num::ParseIntError) -> Error {
@@ -444,5 +452,28 @@ impl Sending {
     /// Limits a pipe to the rate that was asked for.
     fn limit(&self, output: Box<dyn Write>) -> Box<dyn Write> {
         Box::new(Limited::new(output, self.rate))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_hidden_is_not_offered() {
+        let folder = tempfile::tempdir().unwrap();
+        generate(
+            folder.path(),
+            &[clap_complete::Shell::Bash, clap_complete::Shell::Zsh],
+        )
+        .unwrap();
+        let mut offered = 0;
+        for entry in fs::read_dir(folder.path()).unwrap() {
+            let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+            assert!(!text.contains("guard"));
+            offered += usize::from(text.contains("receive"));
+        }
+        // Both shells, and two man pages at least.
+        assert!(offered >= 4, "{offered}");
     }
 }

@@ -88,7 +88,7 @@ impl Journal {
     pub fn recover(dm: &Arc<Dm>, pool: &Pool, home: &Home) -> Result {
         for name in home.list("run-", ".lock")? {
             // Another process may be quicker.
-            if let Some(lock) = home.try_lock(&format!("run-{name}.lock"))? {
+            if let Some(lock) = home.try_lock(&lock_file(&name))? {
                 let entries = home.load(&format!("run-{name}.json"))?.unwrap_or_default();
                 let journal = Self {
                     dm: dm.clone(),
@@ -106,7 +106,7 @@ impl Journal {
 
     /// Whether there is a journal of this name.
     pub fn exists(home: &Home, name: &str) -> bool {
-        home.path(&format!("run-{name}.lock")).exists()
+        home.path(&lock_file(name)).exists()
     }
 
     /// Its name.
@@ -118,7 +118,7 @@ impl Journal {
     pub fn begin(dm: &Arc<Dm>, pool: &Pool, home: &Home) -> Result<Arc<Self>> {
         let name = state::random_hex(8)?;
         let lock = home
-            .try_lock(&format!("run-{name}.lock"))?
+            .try_lock(&lock_file(&name))?
             .ok_or_else(|| Error::Busy(format!("run-{name}.lock is in use")))?;
         Ok(Arc::new(Self {
             dm: dm.clone(),
@@ -195,7 +195,7 @@ impl Journal {
         let stored = if left.is_empty() {
             self.home
                 .remove(&format!("run-{}.json", self.name))
-                .and_then(|()| self.home.remove(&format!("run-{}.lock", self.name)))
+                .and_then(|()| self.home.remove(&lock_file(&self.name)))
         } else {
             self.store(&left)
         };
@@ -240,6 +240,11 @@ impl Journal {
     fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The file that the process of a journal has locked; it goes with the journal.
+fn lock_file(name: &str) -> String {
+    format!("run-{name}.lock")
 }
 
 /// The time and the transaction id of the metadata whose superblock is at `root`.

@@ -45,6 +45,13 @@ pub struct Contents {
     pub end: u64,
 }
 
+impl Contents {
+    /// Whether the volume is in `state`, and stays so.
+    pub fn is(&self, state: StateId) -> bool {
+        self.frozen && self.state == state
+    }
+}
+
 /// The states of volumes that were received.
 #[derive(Default, Serialize, Deserialize)]
 pub struct Received {

@@ -204,7 +204,7 @@ fn begin(
     let snap = session.metadata_snap()?;
     let view = snap.view()?;
     let there = find(session, &view, id)?;
-    if there.is_some_and(|now| now.frozen && now.state == header.to) {
+    if there.is_some_and(|now| now.is(header.to)) {
         return Ok(None);
     }
     let from = base.unwrap_or(id);

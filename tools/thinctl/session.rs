@@ -106,6 +106,11 @@ impl Session {
     /// Takes the pool's metadata snapshot, of which there is one at most. It is released when it is dropped.
     pub fn metadata_snap(&self) -> Result<MetadataSnap> {
         self.pool.check_writable(&self.dm)?;
+        self.take_metadata_snap()
+    }
+
+    /// As [`metadata_snap`](Self::metadata_snap), of a pool that is not read-only.
+    fn take_metadata_snap(&self) -> Result<MetadataSnap> {
         let lock = self.home.lock("slot.lock", SLOT_PATIENCE)?;
         // Who held the lock before may have been killed meanwhile.
         Journal::recover(&self.dm, &self.pool, &self.home)?;
@@ -130,7 +135,7 @@ impl Session {
         let mut snap = MetadataSnap {
             journal: self.journal.clone(),
             entry,
-            root: SUPERBLOCK_LOCATION,
+            root: 0,
             bm: None,
             _lock: lock,
         };
@@ -162,7 +167,7 @@ impl Session {
     /// changes, either.
     pub fn metadata(&self) -> Result<Metadata> {
         if self.pool.status(&self.dm)?.mode != READ_ONLY {
-            return self.metadata_snap().map(Metadata::Snapshot);
+            return self.take_metadata_snap().map(Metadata::Snapshot);
         }
         let bm = DirectBm::open(&self.pool.metadata)?;
         Ok(Metadata::ReadOnly {
