@@ -91,13 +91,18 @@ impl Pool {
         })
     }
 
-    /// Processes a write with FUA whose commit has happened.
+    /// Processes a flush, or a write with FUA, whose commit has happened.
     pub(crate) fn process_committed(
         self: &Arc<Self>,
         worker: &mut Worker,
         thin: &Arc<Thin>,
         bio: ThinBio,
     ) -> Result<(), Postponed> {
+        if bio.len_bytes() == 0 {
+            // Whoever has committed may have flushed the data device before the data were written that it is about.
+            self.issue(thin, bio, 0);
+            return Ok(());
+        }
         self.process_data(worker, thin, bio, |pool, _, bio, data| {
             pool.issue(thin, bio, data)
         })
@@ -271,7 +276,7 @@ impl Pool {
     ///
     /// It enters the set of bios in flight only now, after its mapping was looked up. That is in order as
     /// nobody but the worker waits for the set, so the block cannot have been used again in between.
-    pub(crate) fn issue(&self, thin: &Thin, mut bio: ThinBio, data: DataBlock) {
+    fn issue(&self, thin: &Thin, mut bio: ThinBio, data: DataBlock) {
         let epoch = self.in_flight.enter();
         self.remap(thin, &mut bio, data, epoch);
         bio.submit();

@@ -200,11 +200,6 @@ impl Pool {
                 bio.end(BlkStatus::IOERR);
                 continue;
             };
-            if bio.is_preflush() {
-                // Who was quicker may have flushed it before the data were written that this flush is for.
-                self.issue(&thin, bio, 0);
-                continue;
-            }
             if let Err(Postponed(bio)) = self.process_committed(worker, &thin, bio) {
                 thin.defer(bio);
             }
