@@ -226,8 +226,8 @@ const PARAMS: OpenParams = OpenParams {
     read_only: false,
 };
 
-fn id(id: u64) -> DeviceId {
-    DeviceId::try_from(id).expect("a small id")
+fn id(id: u64) -> thin_metadata::Result<DeviceId> {
+    DeviceId::try_from(id)
 }
 
 /// Numbers below `end`, in no order; of the last 64 none comes twice if `end` is a power of two.
@@ -239,8 +239,8 @@ fn shuffled(i: u64, end: u64) -> u64 {
 fn pool(ascending: bool) -> thin_metadata::Result<(Pool, ThinHandle)> {
     let mut md = Metadata::open(CountingBm::new(NR_METADATA), PARAMS)?;
     md.resize_data(NR_DATA)?;
-    md.create_thin(id(1))?;
-    let thin = md.open_thin(id(1))?;
+    md.create_thin(id(1)?)?;
+    let thin = md.open_thin(id(1)?)?;
     for begin in (0..MAPPED).step_by(1024) {
         let mut pairs = Vec::new();
         md.alloc_data_blocks(1024, &mut |_| true, &mut |run| {
@@ -301,7 +301,7 @@ fn nothing(_: &mut Pool, _: &ThinHandle) -> thin_metadata::Result<u64> {
 }
 
 fn snapshot(md: &mut Pool, _: &ThinHandle) -> thin_metadata::Result<u64> {
-    md.create_snap(id(2), id(1))?;
+    md.create_snap(id(2)?, id(1)?)?;
     md.commit()?;
     Ok(1)
 }
@@ -431,7 +431,7 @@ const ROWS: &[Row] = &[
         prepare: nothing,
         run: |md, thin| {
             md.close_thin(thin);
-            md.delete_thin(id(1), &mut |_| ())?;
+            md.delete_thin(id(1)?, &mut |_| ())?;
             Ok(MAPPED)
         },
     },
@@ -440,7 +440,7 @@ const ROWS: &[Row] = &[
         prepare: nothing,
         run: |md, thin| {
             md.close_thin(thin);
-            md.delete_thin(id(1), &mut |_| ())?;
+            md.delete_thin(id(1)?, &mut |_| ())?;
             Ok(MAPPED)
         },
     },
@@ -456,7 +456,7 @@ const ROWS: &[Row] = &[
         name: "delete/shared",
         prepare: snapshot,
         run: |md, _| {
-            md.delete_thin(id(2), &mut |_| ())?;
+            md.delete_thin(id(2)?, &mut |_| ())?;
             Ok(1)
         },
     },
@@ -465,7 +465,7 @@ const ROWS: &[Row] = &[
         prepare: nothing,
         run: |md, _| {
             for i in 2..66 {
-                md.create_snap(id(i), id(1))?;
+                md.create_snap(id(i)?, id(1)?)?;
             }
             Ok(64)
         },
