@@ -161,6 +161,12 @@ def write(path, offset, data, flags=0, how=0):
             raise OSError(f"{path}: wrote {done} of {len(data)} bytes at {offset}")
 
 
+def stat(path, field):
+    """What the kernel has counted for a block device: a field of Documentation/block/stat.rst, the first one being 0."""
+    with open(f"/sys/block/{os.path.basename(os.path.realpath(path))}/stat") as file:
+        return int(file.read().split()[field])
+
+
 def flush(path):
     """Sends a FLUSH to a block device."""
     with opened(path, os.O_RDWR) as descriptor:

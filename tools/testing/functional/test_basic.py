@@ -114,8 +114,7 @@ def test_whole_block_write_is_not_zeroed_first(make_pool):
     thin = pool.new_thin(0, 16 * MIB)
 
     def written():
-        with open(f"/sys/block/{pool.data.path.removeprefix('/dev/')}/stat") as stat:
-            return int(stat.read().split()[6]) * SECTOR
+        return disk.stat(pool.data.path, 6) * SECTOR
 
     before = written()
     thin.write(4 * BLOCK, pattern("whole", BLOCK))

@@ -8,7 +8,10 @@ import time
 
 import pytest
 
-from dmtest import metadata
+from dmtest import (
+    disk,
+    metadata,
+)
 from dmtest.background import wait_until
 from dmtest.content import pattern
 from dmtest.disk import (
@@ -31,14 +34,12 @@ def digest(pool):
 
 def writes(pool):
     """How many writes the metadata disk has seen."""
-    with open(f"/sys/block/{os.path.basename(pool.metadata.path)}/stat") as stat:
-        return int(stat.read().split()[4])
+    return disk.stat(pool.metadata.path, 4)
 
 
-def flushes(disk):
-    """How many flushes the disk has seen."""
-    with open(f"/sys/block/{os.path.basename(disk.path)}/stat") as stat:
-        return int(stat.read().split()[15])
+def flushes(pool):
+    """How many flushes the data disk has seen."""
+    return disk.stat(pool.data.path, 15)
 
 
 @pytest.fixture
@@ -105,14 +106,14 @@ def test_flush_while_somebody_else_commits(make_pool, make_faulty):
         thin.write(0, pattern(f"first {turn}", BLOCK))
         thin.flush()
         thin.write((turn + 1) * BLOCK, pattern(f"new {turn}", BLOCK))
-        seen = flushes(pool.data)
+        seen = flushes(pool)
         with subprocess.Popen(["dmsetup", "status", pool.name], stdout=subprocess.DEVNULL) as status:
-            wait_until(lambda: flushes(pool.data) > seen, "a commit for the status")
+            wait_until(lambda: flushes(pool) > seen, "a commit for the status")
             # That commit has flushed the data device, and still has to write the superblock.
-            seen = flushes(pool.data)
+            seen = flushes(pool)
             thin.write(0, pattern(f"later {turn}", BLOCK))
             thin.flush()
-            assert flushes(pool.data) > seen, "data in the data device's cache were called stable"
+            assert flushes(pool) > seen, "data in the data device's cache were called stable"
         assert status.returncode == 0
 
 

@@ -369,10 +369,7 @@ def test_volume_of_another_pool_cannot_replace_one(make_pool, compare):
 
 def io_counts(device):
     """Reads, sectors read, writes, sectors written, as /sys/block tells."""
-    name = os.path.basename(os.path.realpath(device.path))
-    with open(f"/sys/block/{name}/stat") as stat:
-        fields = [int(field) for field in stat.read().split()]
-    return fields[0], fields[2], fields[4], fields[6]
+    return tuple(disk.stat(device.path, field) for field in (0, 2, 4, 6))
 
 
 def test_statistics_of_the_pool(make_pool, compare):

@@ -161,28 +161,23 @@ def test_zeroes(target, load):
 def test_read_changes_nothing(target, load):
     load.run(f"write shuffle {BLOCK} 100")
     before = target.contents()
-    reads, read_sectors = stat(target.path, 0), stat(target.path, 2)
+    reads, read_sectors = disk.stat(target.path, 0), disk.stat(target.path, 2)
     report = load.run(f"read random {8 * KIB} 500 threads=2")
     assert (report["ios"], report["errors"]) == (500, 0)
-    assert (stat(target.path, 0) - reads, stat(target.path, 2) - read_sectors) == (500, 500 * 16)
+    assert (disk.stat(target.path, 0) - reads, disk.stat(target.path, 2) - read_sectors) == (500, 500 * 16)
     assert target.contents() == before
-
-
-def stat(path, field):
-    with open(f"/sys/block/{os.path.basename(path)}/stat") as file:
-        return int(file.read().split()[field])
 
 
 @pytest.mark.smoke
 def test_flushes(target, load):
-    before = stat(target.path, 15)
+    before = disk.stat(target.path, 15)
     report = load.run("flush - 0 10 depth=1")
     assert (report["ios"], report["errors"]) == (10, 0)
-    assert stat(target.path, 15) - before == 10
+    assert disk.stat(target.path, 15) - before == 10
     # The loop device has no FUA: it gets a flush after each of these writes.
-    before = stat(target.path, 15)
+    before = disk.stat(target.path, 15)
     load.run(f"write seq {BLOCK} 65 depth=1 fua_every=16")
-    assert stat(target.path, 15) - before == 4
+    assert disk.stat(target.path, 15) - before == 4
 
 
 def test_latencies(load):

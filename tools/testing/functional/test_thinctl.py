@@ -8,7 +8,10 @@ import time
 
 import pytest
 
-from dmtest import ioctl
+from dmtest import (
+    disk,
+    ioctl,
+)
 from dmtest.content import Content
 from dmtest.disk import (
     KIB,
@@ -93,8 +96,7 @@ def test_writes_zeroes_where_it_cannot_discard(make_pool, thinctl):
 
 def test_reads_only_what_has_changed(pool, thinctl):
     def sectors_read():
-        with open(f"/sys/block/{pool.data.path.removeprefix('/dev/')}/stat") as file:
-            return int(file.read().split()[2])
+        return disk.stat(pool.data.path, 2)
 
     content = Content(pool.new_thin(0, SIZE))
     content.write(0, SIZE)
