@@ -89,7 +89,7 @@ impl Journal {
         for name in home.list("run-", ".lock")? {
             // Another process may be quicker.
             if let Some(lock) = home.try_lock(&lock_file(&name))? {
-                let entries = home.load(&format!("run-{name}.json"))?.unwrap_or_default();
+                let entries = home.load(&entries_file(&name))?.unwrap_or_default();
                 let journal = Self {
                     dm: dm.clone(),
                     pool: pool.clone(),
@@ -119,7 +119,7 @@ impl Journal {
         let name = state::random_hex(8)?;
         let lock = home
             .try_lock(&lock_file(&name))?
-            .ok_or_else(|| Error::Busy(format!("run-{name}.lock is in use")))?;
+            .ok_or_else(|| Error::Busy(format!("{} is in use", lock_file(&name))))?;
         Ok(Arc::new(Self {
             dm: dm.clone(),
             pool: pool.clone(),
@@ -194,7 +194,7 @@ impl Journal {
         }
         let stored = if left.is_empty() {
             self.home
-                .remove(&format!("run-{}.json", self.name))
+                .remove(&entries_file(&self.name))
                 .and_then(|()| self.home.remove(&lock_file(&self.name)))
         } else {
             self.store(&left)
@@ -234,12 +234,17 @@ impl Journal {
     }
 
     fn store(&self, entries: &Vec<Entry>) -> Result {
-        self.home.store(&format!("run-{}.json", self.name), entries)
+        self.home.store(&entries_file(&self.name), entries)
     }
 
     fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The file with the entries of a journal.
+fn entries_file(name: &str) -> String {
+    format!("run-{name}.json")
 }
 
 /// The file that the process of a journal has locked; it goes with the journal.
