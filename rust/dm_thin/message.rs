@@ -202,7 +202,7 @@ impl Command {
             Self::CreateSnap { id, origin } => locked.create_snap(id, origin),
             Self::SetTransactionId { current, new } => metadata.set_transaction_id(current, new),
             Self::ReserveMetadataSnap => metadata.reserve_metadata_snap(|| pool.flush_data()),
-            Self::ReleaseMetadataSnap => metadata.release_metadata_snap(),
+            Self::ReleaseMetadataSnap => metadata.release_metadata_snap(&mut |_| ()),
         }
     }
 }

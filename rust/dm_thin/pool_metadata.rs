@@ -112,7 +112,8 @@ impl PoolMetadata {
             self.blocks_freed = true;
         }
         thin.cache.set_uncommitted();
-        self.metadata.insert_blocks(&thin.handle, blocks)?;
+        self.metadata
+            .insert_blocks(&thin.handle, blocks, &mut |_| ())?;
         let time = self.metadata.time();
         let entries = blocks.iter().filter_map(|(block, data)| {
             let value = BlockTime::new(*data, time)?;

@@ -13,7 +13,10 @@ use persistent_data::{
 };
 
 use crate::{
-    data_blocks::DataBlocks,
+    data_blocks::{
+        DataBlocks,
+        Freed, //
+    },
     error::{
         Error,
         Result, //
@@ -77,10 +80,11 @@ impl<B: BlockManager> Metadata<B> {
         })
     }
 
-    /// Releases the metadata snapshot.
+    /// Releases the metadata snapshot. `freed` is told of the data blocks that nothing refers to any more, all of
+    /// which count as [`maybe_shared`](Freed::maybe_shared).
     ///
     /// Gives [`Error::NoSnap`] if there is none.
-    pub fn release_metadata_snap(&mut self) -> Result {
+    pub fn release_metadata_snap(&mut self, freed: &mut dyn FnMut(Freed)) -> Result {
         self.check_change()?;
         if self.held_root == 0 {
             return Err(Error::NoSnap);
@@ -91,7 +95,7 @@ impl<B: BlockManager> Metadata<B> {
         self.change(|md| {
             let tx = &mut md.tm.tx(&md.bm);
             let mappings = MappingTree::from_root(held.data_mapping_root.get());
-            let data_blocks = &mut DataBlocks::new(&mut md.data_sm);
+            let data_blocks = &mut DataBlocks::telling(&mut md.data_sm, freed, u32::MAX);
             mappings.delete(tx, data_blocks)?;
             data_blocks.finish(tx)?;
             let details = DetailsTree::from_root(held.device_details_root.get());

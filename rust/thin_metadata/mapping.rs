@@ -198,14 +198,17 @@ impl<B: BlockManager> Metadata<B> {
     /// Maps `block` of a device to `data_block`.
     ///
     /// The mapping takes over the reference to `data_block` that [`alloc_data_block`](Self::alloc_data_block)
-    /// gave. If the block was mapped, the old data block loses its reference.
+    /// gave. If the block was mapped, the old data block loses its reference. If that was the last one `freed` is
+    /// told, and the block counts as [`maybe_shared`](Freed::maybe_shared): the device itself still wants it, should
+    /// the transaction not be committed.
     pub fn insert_block(
         &mut self,
         thin: &ThinHandle,
         block: VirtualBlock,
         data_block: DataBlock,
+        freed: &mut dyn FnMut(Freed),
     ) -> Result {
-        self.insert_blocks(thin, &[(block, data_block)])
+        self.insert_blocks(thin, &[(block, data_block)], freed)
     }
 
     /// Maps blocks of a device, each to the data block beside it. The former must ascend.
@@ -215,6 +218,7 @@ impl<B: BlockManager> Metadata<B> {
         &mut self,
         thin: &ThinHandle,
         blocks: &[(VirtualBlock, DataBlock)],
+        freed: &mut dyn FnMut(Freed),
     ) -> Result {
         self.check_change()?;
         let device = self.devices.get_live(thin)?;
@@ -255,7 +259,7 @@ impl<B: BlockManager> Metadata<B> {
             .iter()
             .map(|&(block, data)| (block, BlockTime::pack(data, time)));
         self.change(|md| {
-            let data_blocks = &mut DataBlocks::new(&mut md.data_sm);
+            let data_blocks = &mut DataBlocks::telling(&mut md.data_sm, freed, u32::MAX);
             let (nr_new, root) =
                 md.mappings
                     .change_inner(&mut md.tm.tx(&md.bm), id.key(), |tx, tree| {

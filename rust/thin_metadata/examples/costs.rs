@@ -253,7 +253,7 @@ fn pool(ascending: bool) -> thin_metadata::Result<(Pool, ThinHandle)> {
             core::mem::swap(data, block);
         }
         pairs.sort_unstable();
-        md.insert_blocks(&thin, &pairs)?;
+        md.insert_blocks(&thin, &pairs, &mut |_| ())?;
     }
     md.commit()?;
     Ok((md, thin))
@@ -266,7 +266,7 @@ fn provision(md: &mut Pool, thin: &ThinHandle, blocks: &[u64]) -> thin_metadata:
     md.alloc_data_blocks(blocks.len() as u32, &mut |_| true, &mut |run| {
         pairs.extend(left.by_ref().copied().zip(run));
     })?;
-    md.insert_blocks(thin, &pairs)
+    md.insert_blocks(thin, &pairs, &mut |_| ())
 }
 
 /// As [`provision`], for each batch of what `block` gives for all numbers below `N`.
@@ -486,7 +486,7 @@ const ROWS: &[Row] = &[
             Ok(1)
         },
         run: |md, _| {
-            md.release_metadata_snap()?;
+            md.release_metadata_snap(&mut |_| ())?;
             Ok(1)
         },
     },

@@ -132,7 +132,8 @@ fn a_range_ends_where_data_blocks_or_sharing_do() {
     md.create_thin(id(1)).unwrap();
     let thin = md.open_thin(id(1)).unwrap();
     for (virtual_block, block) in [(5, 0), (6, 1), (7, 2), (8, 9), (11, 10)] {
-        md.insert_block(&thin, virtual_block, block).unwrap();
+        md.insert_block(&thin, virtual_block, block, &mut |_| ())
+            .unwrap();
     }
     let range = |begin, end, block, shared| {
         Ok(Some(MappedRange {
@@ -154,7 +155,7 @@ fn a_range_ends_where_data_blocks_or_sharing_do() {
     assert_eq!(md.find_mapped_range(&thin, 9, 3), Ok(None));
 
     md.create_snap(id(2), id(1)).unwrap();
-    md.insert_block(&thin, 6, 1).unwrap();
+    md.insert_block(&thin, 6, 1, &mut |_| ()).unwrap();
     assert_eq!(md.find_mapped_range(&thin, 0, 100), range(5, 6, 0, true));
     assert_eq!(md.find_mapped_range(&thin, 6, 100), range(6, 7, 1, false));
     md.close_thin(&thin);
@@ -344,7 +345,7 @@ fn data_blocks_beyond_the_device_cannot_be_mapped() {
     md.create_thin(id(1)).unwrap();
     let thin = md.open_thin(id(1)).unwrap();
     for block in [10, 1 << 40, u64::MAX] {
-        assert_eq!(errno(md.insert_block(&thin, 0, block)), EINVAL);
+        assert_eq!(errno(md.insert_block(&thin, 0, block, &mut |_| ())), EINVAL);
     }
     assert!(!md.needs_abort());
     assert_eq!(md.find_block(&thin, 0, true), Ok(None));
@@ -429,7 +430,10 @@ fn a_prepared_commit_lets_look_ups_pass_and_refuses_changes() {
     assert_eq!(md.find_block(&thin, 3, true), found);
     assert!(md.thin_changed_this_transaction(&thin));
     assert_eq!(md.create_thin(id(2)), Err(Error::Prepared));
-    assert_eq!(md.insert_block(&thin, 4, 4), Err(Error::Prepared));
+    assert_eq!(
+        md.insert_block(&thin, 4, 4, &mut |_| ()),
+        Err(Error::Prepared)
+    );
     assert_eq!(
         md.remove_range(&thin, 0, 9, &mut |_| ()),
         Err(Error::Prepared)
@@ -480,7 +484,7 @@ fn an_abort_goes_back_to_the_last_commit() {
     let no_device = Error::NoDevice(id(7));
     assert_eq!(md.find_block(&gone, 1, true), Err(no_device));
     assert_eq!(md.mapped_count(&gone), Err(no_device));
-    assert_eq!(md.insert_block(&gone, 1, 50), Err(no_device));
+    assert_eq!(md.insert_block(&gone, 1, 50, &mut |_| ()), Err(no_device));
     assert_eq!(md.remove_range(&gone, 0, 5, &mut |_| ()), Err(no_device));
     assert_eq!(md.highest_mapped(&gone), Err(no_device));
     assert_eq!(md.open_thin(id(7)), Err(no_device));
@@ -552,7 +556,7 @@ fn devices_grow_and_do_not_shrink() {
 
     md.create_thin(id(1)).unwrap();
     let thin = md.open_thin(id(1)).unwrap();
-    md.insert_block(&thin, 0, 10).unwrap();
+    md.insert_block(&thin, 0, 10, &mut |_| ()).unwrap();
     md.inc_data_range(10, 11).unwrap();
     assert_eq!(
         md.find_block(&thin, 0, true).map(|m| m.map(|m| m.block)),

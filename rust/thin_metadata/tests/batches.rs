@@ -16,15 +16,18 @@ fn mappings_that_make_no_sense_are_refused() {
     let mut md = pool(256, 10);
     md.create_thin(id(1)).unwrap();
     let thin = md.open_thin(id(1)).unwrap();
-    md.insert_blocks(&thin, &[]).unwrap();
+    md.insert_blocks(&thin, &[], &mut |_| ()).unwrap();
     let bad = |begin, end| Err(Error::BadBlocks { begin, end });
-    assert_eq!(md.insert_blocks(&thin, &[(3, 0), (3, 1)]), bad(3, 3));
     assert_eq!(
-        md.insert_blocks(&thin, &[(3, 0), (4, 1), (2, 1)]),
+        md.insert_blocks(&thin, &[(3, 0), (3, 1)], &mut |_| ()),
+        bad(3, 3)
+    );
+    assert_eq!(
+        md.insert_blocks(&thin, &[(3, 0), (4, 1), (2, 1)], &mut |_| ()),
         bad(4, 2)
     );
     assert_eq!(
-        md.insert_blocks(&thin, &[(3, 0), (4, 10), (5, 1)]),
+        md.insert_blocks(&thin, &[(3, 0), (4, 10), (5, 1)], &mut |_| ()),
         bad(10, 11)
     );
     assert_eq!(md.put_back_data_blocks(3..11), bad(3, 11));

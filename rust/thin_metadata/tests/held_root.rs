@@ -25,7 +25,7 @@ use crate::{
 fn one_snapshot_is_held_at_most() {
     let mut md = pool(256, 10);
     assert_eq!(md.metadata_snap(), Ok(None));
-    assert_eq!(errno(md.release_metadata_snap()), 22);
+    assert_eq!(errno(md.release_metadata_snap(&mut |_| ())), 22);
     md.reserve_metadata_snap(no_flush).unwrap();
     let block = md.metadata_snap().unwrap().expect("it is held");
     assert_eq!(errno(md.reserve_metadata_snap(no_flush)), 16);
@@ -33,9 +33,9 @@ fn one_snapshot_is_held_at_most() {
         md.reserve_metadata_snap(|| panic!("nothing to commit")),
         Err(Error::SnapHeld(block))
     );
-    md.release_metadata_snap().unwrap();
+    md.release_metadata_snap(&mut |_| ()).unwrap();
     assert_eq!(md.metadata_snap(), Ok(None));
-    assert_eq!(md.release_metadata_snap(), Err(Error::NoSnap));
+    assert_eq!(md.release_metadata_snap(&mut |_| ()), Err(Error::NoSnap));
     assert!(!md.needs_abort());
     md.commit().unwrap();
     check_with_tools(&md, &Model::new(10));
@@ -60,10 +60,10 @@ fn a_crash_brings_back_what_it_refers_to() {
     };
     // It is in use, then wanted again after a crash, and nobody's at last.
     remove(&mut md, 0);
-    md.release_metadata_snap().unwrap();
+    md.release_metadata_snap(&mut |_| ()).unwrap();
     remove(&mut md, 1);
     md.abort().unwrap();
-    md.release_metadata_snap().unwrap();
+    md.release_metadata_snap(&mut |_| ()).unwrap();
     remove(&mut md, 2);
     md.commit().unwrap();
     remove(&mut md, 3);
@@ -119,7 +119,7 @@ fn it_shows_the_pool_as_it_was() {
     // It survives a crash, and is released after it.
     let mut md = reopen(&md);
     model.check_committed(&mut md);
-    md.release_metadata_snap().unwrap();
+    md.release_metadata_snap(&mut |_| ()).unwrap();
     model.held = None;
     model.check(&mut md);
     md.commit().unwrap();
@@ -161,7 +161,7 @@ fn an_abort_undoes_reserve_and_release() {
 
     md.reserve_metadata_snap(no_flush).unwrap();
     md.commit().unwrap();
-    md.release_metadata_snap().unwrap();
+    md.release_metadata_snap(&mut |_| ()).unwrap();
     md.abort().unwrap();
     let mut model = Model::new(10);
     model.create(1);

@@ -4,6 +4,7 @@
 
 mod basics;
 mod batches;
+mod freed;
 mod held_root;
 mod images;
 mod judge;
@@ -54,7 +55,7 @@ fn pool(nr_metadata: u64, nr_data: u64) -> Metadata<MemoryBm> {
 /// Takes a data block and maps it.
 fn provision(md: &mut Metadata<MemoryBm>, thin: &ThinHandle, virtual_block: u64) -> Result<u64> {
     let block = md.alloc_data_block(&mut |_| true)?;
-    md.insert_block(thin, virtual_block, block)?;
+    md.insert_block(thin, virtual_block, block, &mut |_| ())?;
     Ok(block)
 }
 

@@ -269,7 +269,7 @@ fn walk_and_change(bm: MemoryBm, model: &super::Model) {
     let _ = md.commit();
     let _ = md.abort();
     let _ = md.delete_thin(super::model::id(1), &mut |_| ());
-    let _ = md.release_metadata_snap();
+    let _ = md.release_metadata_snap(&mut |_| ());
     let _ = md.commit();
 }
 

@@ -18,7 +18,6 @@ use super::{
     },
     no_flush,
     pool,
-    provision,
     reopen,
     steps::{
         take_steps,
@@ -133,13 +132,24 @@ impl State {
         self.model.pool.devices.contains_key(&dev)
     }
 
-    /// Checks the blocks that a change of `dev` was said to have freed, of those that were `used` before.
-    fn check_freed(&self, dev: u64, used: &BTreeSet<u64>, freed: &[Freed]) {
+    /// Checks that the blocks that a change was said to have freed are those that were `used` before and are not now.
+    fn check_all_freed(&self, used: &BTreeSet<u64>, freed: &[Freed]) {
         let said: Vec<_> = freed.iter().flat_map(|f| f.blocks.clone()).collect();
         let nr_said = said.len();
         let said: BTreeSet<_> = said.into_iter().collect();
         assert_eq!(said.len(), nr_said, "a block was freed twice");
         assert_eq!(said, used - &self.model.used());
+    }
+
+    /// As [`check_all_freed`](Self::check_all_freed), where somebody may want all of them after a crash.
+    fn check_freed_and_wanted(&self, used: &BTreeSet<u64>, freed: &[Freed]) {
+        self.check_all_freed(used, freed);
+        assert!(freed.iter().all(|f| f.maybe_shared));
+    }
+
+    /// As [`check_all_freed`](Self::check_all_freed), where `dev` does not want them after a crash.
+    fn check_freed(&self, dev: u64, used: &BTreeSet<u64>, freed: &[Freed]) {
+        self.check_all_freed(used, freed);
 
         // A crash must not find anybody else in need of what was not shared.
         let mut others = self.committed.clone();
@@ -194,8 +204,7 @@ impl State {
                         let used = model.used();
                         model.pool.devices.remove(&dev);
                         self.changed.remove(&dev);
-                        assert!(freed.iter().all(|f| f.maybe_shared));
-                        self.check_freed(dev, &used, &freed);
+                        self.check_freed_and_wanted(&used, &freed);
                     }
                 }
             }
@@ -290,13 +299,18 @@ impl State {
                     self.changed.clear();
                 }
             },
-            Op::Release => match md.release_metadata_snap() {
-                Err(Error::NoSnap) => assert!(model.held.is_none()),
-                result => {
-                    result?;
-                    model.held = None;
+            Op::Release => {
+                let mut freed = Vec::new();
+                match md.release_metadata_snap(&mut |f| freed.push(f)) {
+                    Err(Error::NoSnap) => assert!(model.held.is_none()),
+                    result => {
+                        result?;
+                        let used = model.used();
+                        model.held = None;
+                        self.check_freed_and_wanted(&used, &freed);
+                    }
                 }
-            },
+            }
             Op::Commit => self.commit()?,
             Op::Steps(n, then) => {
                 if !md.prepare_commit()? {
@@ -342,7 +356,7 @@ impl State {
     ) -> crate::Result {
         for virtual_block in blocks {
             // A block may be taken if neither the last commit nor this transaction use it.
-            let block = match provision(&mut self.md, thin, virtual_block) {
+            let block = match self.md.alloc_data_block(&mut |_| true) {
                 Err(Error::NoDataSpace) => {
                     let mut used = self.committed.used();
                     used.extend(self.model.used());
@@ -352,8 +366,13 @@ impl State {
                 result => result?,
             };
             assert!(!self.committed.used().contains(&block));
-            assert!(!self.model.used().contains(&block));
+            let used = self.model.used();
+            assert!(!used.contains(&block));
+            let mut freed = Vec::new();
+            self.md
+                .insert_block(thin, virtual_block, block, &mut |f| freed.push(f))?;
             self.model.insert(dev, virtual_block, block);
+            self.check_freed_and_wanted(&used, &freed);
             self.changed.insert(dev);
         }
         Ok(())
@@ -394,11 +413,15 @@ impl State {
             assert!(!self.committed.used().contains(block));
             assert!(!self.model.used().contains(block));
         }
-        self.md.insert_blocks(thin, &pairs)?;
+        let mut freed = Vec::new();
+        self.md
+            .insert_blocks(thin, &pairs, &mut |f| freed.push(f))?;
+        let used = self.model.used();
         for (virtual_block, block) in pairs {
             self.model.insert(dev, virtual_block, block);
             self.changed.insert(dev);
         }
+        self.check_freed_and_wanted(&used, &freed);
         Ok(())
     }
 

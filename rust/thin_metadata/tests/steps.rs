@@ -65,12 +65,12 @@ fn look_ups_work_between_the_steps_and_changes_do_not() {
             md.create_thin(id(9)),
             md.create_snap(id(9), id(1)),
             md.delete_thin(id(5), &mut |_| ()),
-            md.insert_block(&thin, 4, 4),
+            md.insert_block(&thin, 4, 4, &mut |_| ()),
             md.remove_range(&thin, 0, 9, &mut |_| ()),
             md.alloc_data_block(&mut |_| true).map(drop),
             md.resize_data(5000),
             md.set_transaction_id(0, 1),
-            md.release_metadata_snap(),
+            md.release_metadata_snap(&mut |_| ()),
         ];
         assert_eq!(changes, [Err(Error::Prepared); 9]);
         new.check(&mut md);

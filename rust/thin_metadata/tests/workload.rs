@@ -83,7 +83,7 @@ pub(super) fn insert_together(
     assert_eq!(u64::from(taken), n);
     let pairs: Vec<_> = blocks.zip(data).collect();
     let thin = md.open_thin(id(dev))?;
-    let result = md.insert_blocks(&thin, &pairs);
+    let result = md.insert_blocks(&thin, &pairs, &mut |_| ());
     md.close_thin(&thin);
     result?;
     for (virtual_block, block) in pairs {
@@ -121,7 +121,7 @@ pub(super) fn change(md: &mut Metadata<MemoryBm>, model: &mut Model) -> Result {
     insert(md, model, 5, 0..10)?;
     md.delete_thin(id(3), &mut |_| ())?;
     model.pool.devices.remove(&3);
-    md.release_metadata_snap()?;
+    md.release_metadata_snap(&mut |_| ())?;
     model.held = None;
     md.resize_data(3100)?;
     model.pool.nr_data = 3100;

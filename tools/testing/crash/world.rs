@@ -304,7 +304,7 @@ impl World {
                 self.nr_metadata = new;
             }
             Op::Reserve => self.reserve()?,
-            Op::Release => match md.release_metadata_snap() {
+            Op::Release => match md.release_metadata_snap(&mut |_| ()) {
                 Err(Error::NoSnap) => assert!(model.held.is_none()),
                 result => {
                     result?;
@@ -411,7 +411,8 @@ impl World {
             };
             assert!(used.insert(block), "data block {block} is in use");
             self.taken.insert(block);
-            self.md.insert_block(thin, virtual_block, block)?;
+            self.md
+                .insert_block(thin, virtual_block, block, &mut |_| ())?;
             self.model.insert(dev, virtual_block, block);
         }
         Ok(())
@@ -446,7 +447,7 @@ impl World {
             self.md.put_back_data_blocks(*block..*block + 1)?;
         }
         let pairs: Vec<_> = blocks.iter().zip(used.iter().copied()).collect();
-        self.md.insert_blocks(thin, &pairs)?;
+        self.md.insert_blocks(thin, &pairs, &mut |_| ())?;
         for (virtual_block, block) in pairs {
             self.model.insert(dev, virtual_block, block);
         }

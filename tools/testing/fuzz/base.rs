@@ -165,7 +165,7 @@ fn map(md: &mut Metadata<MemoryBm>, dev: u64, begin: u64, n: u32, step: u64) -> 
     assert_eq!(taken, n);
     let pairs: Vec<_> = (0..).map(|i| begin + i * step).zip(data).collect();
     let thin = md.open_thin(id(dev))?;
-    let result = md.insert_blocks(&thin, &pairs);
+    let result = md.insert_blocks(&thin, &pairs, &mut |_| ());
     md.close_thin(&thin);
     result
 }

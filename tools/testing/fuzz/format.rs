@@ -68,7 +68,7 @@ pub fn read(bytes: &[u8]) {
     };
     if let Ok(mut md) = Metadata::open(MemoryBm::from_image(&image), params) {
         let _ = md.alloc_data_block(&mut |_| true);
-        let _ = md.release_metadata_snap();
+        let _ = md.release_metadata_snap(&mut |_| ());
         let _ = md.commit();
     }
 }

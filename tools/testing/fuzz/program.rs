@@ -389,7 +389,7 @@ impl Program {
                 return Ok(());
             }
             20 => return md.reserve_metadata_snap(|| Ok(())),
-            21 => return md.release_metadata_snap(),
+            21 => return md.release_metadata_snap(&mut |_| ()),
             22 => {
                 let now = md.nr_data_blocks()?;
                 let new = now.saturating_add(if a < 250 {
@@ -619,7 +619,12 @@ impl Program {
         if c & 0xf000 == 0xf000 {
             self.lie();
             let limit = self.limit(md)?;
-            return md.insert_block(thin, begin, (c >> 16) % limit.saturating_add(2));
+            return md.insert_block(
+                thin,
+                begin,
+                (c >> 16) % limit.saturating_add(2),
+                &mut |_| (),
+            );
         }
         let n = self.held.len().min(1 + (c >> 32) as usize % 64);
         let step = 1 + (c >> 40) % 300;
@@ -629,7 +634,7 @@ impl Program {
             .zip(blocks.iter().copied())
             .collect();
         let mapped = pairs.len();
-        let result = md.insert_blocks(thin, &pairs);
+        let result = md.insert_blocks(thin, &pairs, &mut |_| ());
         let kept = match result {
             Ok(()) => &blocks[mapped..],
             Err(_) => &blocks[..],

@@ -196,7 +196,7 @@ fn write(md: &mut Metadata<FileBm>, id: DeviceId, blocks: &[u64]) -> thin_metada
             md.alloc_data_blocks(n, &mut |_| true, &mut |run| data.extend(run))?;
         }
         let entries: Vec<_> = batch.iter().copied().zip(data).collect();
-        md.insert_blocks(&thin, &entries)?;
+        md.insert_blocks(&thin, &entries, &mut |_| ())?;
     }
     md.close_thin(&thin);
     md.commit()

@@ -121,7 +121,7 @@ fn apply(md: &mut Metadata<FileBm>, truth: &mut Truth, op: &Op) -> thin_metadata
                 let Ok(data_block) = md.alloc_data_block(&mut |_| true) else {
                     break;
                 };
-                md.insert_block(&thin, virtual_block, data_block)?;
+                md.insert_block(&thin, virtual_block, data_block, &mut |_| ())?;
             }
             md.close_thin(&thin);
         }
