@@ -26,6 +26,10 @@ use crate::{
     features::Features,
     mode::Mode,
     pool::Pool,
+    pool_metadata::{
+        PoolMetadata,
+        Transaction, //
+    },
     state::{
         Access,
         Actions,
@@ -213,7 +217,7 @@ impl Pool {
             mode: Mode::from_i32(binding.mode.load(Relaxed)),
             error_if_no_space: requested.error_if_no_space,
         };
-        self.handle_locked(locked, event);
+        self.handle_locked(locked, event, |_| true);
     }
 
     /// Forgets the table `ti` if it is the one that counts.
@@ -285,18 +289,35 @@ impl Pool {
 
     /// Does what an event asks for.
     pub(crate) fn handle(self: &Arc<Self>, event: Event) {
-        self.handle_locked(self.control.locked.lock(), event);
+        self.handle_locked(self.control.locked.lock(), event, |_| true);
     }
 
-    /// Does what an event asks for.
+    /// In `transaction` there was no free data block, and none was withheld. Unless somebody has committed since then, and so
+    /// may have freed some, this changes the mode.
+    pub(crate) fn data_space_exhausted(self: &Arc<Self>, transaction: Transaction) {
+        let locked = self.control.locked.lock();
+        self.handle_locked(locked, Event::DataSpaceExhausted, |pool| {
+            pool.transaction() == transaction
+        });
+    }
+
+    /// Does what an event asks for, if it still `counts`.
     ///
     /// What it does with the lock held is in the order of the events. Bios end without: whoever adds one to those
     /// that wait looks at the mode once more after that.
-    fn handle_locked(self: &Arc<Self>, mut locked: MutexGuard<'_, Locked>, event: Event) {
+    fn handle_locked(
+        self: &Arc<Self>,
+        mut locked: MutexGuard<'_, Locked>,
+        event: Event,
+        counts: impl FnOnce(&PoolMetadata) -> bool,
+    ) {
         // Until the new mode is published: whoever changes the metadata sees access and mode that agree, and no
         // commit is left half-way.
         let changes = self.changes();
         let pool = self.metadata.read();
+        if !counts(&pool) {
+            return;
+        }
         let (state, actions) = locked.state.on(
             event,
             Conditions {
@@ -321,8 +342,8 @@ impl Pool {
         }
         match access {
             Access::Keep => {}
-            Access::Writable => pool.metadata.set_read_only(false),
-            Access::ReadOnly => pool.metadata.set_read_only(true),
+            Access::Writable => pool.set_read_only(false),
+            Access::ReadOnly => pool.set_read_only(true),
         }
         match timeout {
             Timeout::Keep => {}

@@ -10,9 +10,10 @@
 //! began; only after a commit is it certain that it does not. So such blocks are passed down after the next
 //! commit, the others at once.
 //!
-//! Bios may still be on their way to these blocks. They ask for blocks that are being discarded, so any result
-//! is good enough for them; and the blocks are not used again before these bios have ended, see
-//! [`in_flight`](crate::in_flight).
+//! Bios may still be on their way to these blocks: of the device that discards, for which any result is good enough, and
+//! reads of another one, which shared a block until a moment ago. So no block is discarded before it has
+//! [rested](crate::resting). If the transaction is given up meanwhile, the blocks are not discarded at all: they belong
+//! to the device again.
 
 use core::ops::Range;
 
@@ -34,6 +35,7 @@ use crate::{
     },
     per_bio::ThinBio,
     pool::Pool,
+    pool_metadata::Stamp,
     process::Commit,
     thin::Thin,
     worker::{
@@ -146,53 +148,57 @@ impl Pool {
                     bio.end(self.io_error());
                 }
             }
-            Ok(()) if pass_down.is_empty() => {
+            Ok(_) if pass_down.is_empty() => {
                 if let Cause::Bio(bio) = pass_down.into_cause() {
                     self.end_after_needed_commit(worker, thin, bio);
                 }
             }
-            Ok(()) if is_hint && !any_shared => {
-                self.pass_down(worker, pass_down);
+            Ok(stamp) => {
+                pass_down.set_stamp(stamp);
+                match is_hint && !any_shared {
+                    true => self.pass_down_after_rest(worker, pass_down),
+                    false => worker.pass_down_after_commit.push(pass_down),
+                }
             }
-            Ok(()) => worker.pass_down_after_commit.push(pass_down),
         }
         Ok(())
     }
 
-    /// Removes the mappings of `blocks`. An error has been dealt with as far as the pool is concerned.
+    /// Removes the mappings of `blocks`, and tells when that was. An error has been dealt with as far as the pool is
+    /// concerned.
     fn unmap(
         self: &Arc<Self>,
         thin: &Thin,
         blocks: Range<VirtualBlock>,
         freed: &mut dyn FnMut(Freed),
-    ) -> thin_metadata::Result {
+    ) -> thin_metadata::Result<Stamp> {
+        let mut stamp = Stamp::default();
         let mut begin = blocks.start;
         while begin < blocks.end {
             self.keep_metadata_reserve()?;
 
-            let mut changes = self.changes();
-            let mut pool = changes.write();
-            let first = match pool.metadata.next_mapped(&thin.handle, begin, blocks.end) {
-                Ok(Some(first)) => first,
+            let end = self.change("dm_thin_remove_range", |pool| {
+                let first = match pool.metadata.next_mapped(&thin.handle, begin, blocks.end) {
+                    Ok(Some(first)) => first,
+                    Ok(None) => return Ok(Ok(None)),
+                    // Nothing was changed.
+                    Err(e) => return Ok(Err(e)),
+                };
+                let end = first.saturating_add(BLOCKS_PER_STEP).min(blocks.end);
+                pool.remove_range(thin, first..end, freed)?;
+                stamp = pool.stamp();
+                Ok(Ok(Some(end)))
+            })?;
+            match end {
+                Ok(Some(end)) => begin = end,
                 Ok(None) => break,
                 Err(e) => {
-                    drop(pool);
-                    drop(changes);
                     self.lookup_failed(thin, begin, e);
                     return Err(e);
                 }
-            };
-            let end = first.saturating_add(BLOCKS_PER_STEP).min(blocks.end);
-            let removed = pool.remove_range(thin, first..end, freed);
-            drop(pool);
-            drop(changes);
-            if let Err(e) = removed {
-                self.metadata_operation_failed("dm_thin_remove_range", e);
-                return Err(e);
             }
-            begin = end;
         }
-        Ok(())
+        Ok(stamp)
     }
 
     /// Ends a bio that is done, but for a commit if it asks for one.
@@ -200,11 +206,14 @@ impl Pool {
         self: &Arc<Self>,
         worker: &mut Worker,
         thin: &Thin,
-        bio: ThinBio,
+        mut bio: ThinBio,
     ) {
         match self.needed_commit(thin, &bio) {
             Commit::None => bio.end(BlkStatus::OK),
-            Commit::Next => worker.end_after_commit.push(bio),
+            Commit::Of(transaction) => {
+                bio.data_mut().waits_for = transaction;
+                worker.end_after_commit.push(bio);
+            }
             Commit::Lost => bio.end(BlkStatus::IOERR),
         }
     }

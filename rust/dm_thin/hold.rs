@@ -14,10 +14,8 @@ use kernel::{
 };
 
 use crate::{
-    in_flight::{
-        Epoch,
-        InFlight, //
-    },
+    hold_set::HoldSet,
+    in_flight::Epoch,
     pool::Pool, //
 };
 
@@ -38,40 +36,40 @@ impl Deref for PoolHold {
 
 /// What is counted; it outlives the pool.
 struct Hold {
-    holds: Arc<InFlight>,
+    set: Arc<HoldSet>,
     epoch: Option<Epoch>,
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         if let Some(epoch) = self.epoch.take() {
-            self.holds.leave(epoch);
+            self.set.leave(epoch);
         }
     }
 }
 
 /// The holds of a pool.
-pub(crate) struct Holds(Arc<InFlight>);
+pub(crate) struct Holds(Arc<HoldSet>);
 
 impl Holds {
     pub(crate) fn new() -> Result<Self> {
-        Ok(Self(Arc::pin_init(InFlight::new(), GFP_KERNEL)?))
+        Ok(Self(Arc::pin_init(HoldSet::new(), GFP_KERNEL)?))
     }
 
     /// Waits for all holds that there are. At most one thread may be in here.
     pub(crate) fn wait(&self) {
-        self.0.quiesce();
+        self.0.wait();
     }
 }
 
 impl Pool {
     /// Takes a hold; any context.
     pub(crate) fn hold(self: &Arc<Self>) -> PoolHold {
-        let holds = self.holds.0.clone();
-        let epoch = Some(holds.enter());
+        let set = self.holds.0.clone();
+        let epoch = Some(set.enter());
         PoolHold {
             pool: self.clone(),
-            _hold: Hold { holds, epoch },
+            _hold: Hold { set, epoch },
         }
     }
 }

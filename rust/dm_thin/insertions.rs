@@ -69,16 +69,11 @@ impl Pool {
         };
         let (new, mut status, overwritten) = prepared.into_parts();
         if !status.is_ok() && self.mode().may_change_metadata() {
-            // Nobody will use the block that was allocated.
+            // Nobody will use the block that was allocated. A failure has changed the pool's mode.
             let end = new.data.saturating_add(1);
-            let freed = self
-                .changes()
-                .write()
-                .metadata
-                .dec_data_range(new.data, end);
-            if let Err(e) = freed {
-                self.metadata_operation_failed("dm_pool_dec_data_range", e);
-            }
+            let _ = self.change("dm_pool_dec_data_range", |pool| {
+                pool.metadata.dec_data_range(new.data, end)
+            });
         }
         if status.is_ok() && !self.mode().may_change_metadata() {
             status = self.io_error();
@@ -117,16 +112,12 @@ impl Pool {
             // There is room for as many.
             let _ = blocks.push_within_capacity((new.block, new.data));
         }
-        let inserted = self
-            .changes()
-            .write()
-            .insert_blocks(&thin, blocks, breaks_sharing);
+        let inserted = self.change("dm_thin_insert_block", |pool| {
+            pool.insert_blocks(&thin, blocks, breaks_sharing)
+        });
         let status = match inserted {
             Ok(()) => BlkStatus::OK,
-            Err(e) => {
-                self.metadata_operation_failed("dm_thin_insert_block", e);
-                self.io_error()
-            }
+            Err(_) => self.io_error(),
         };
 
         for Ready { new, overwritten } in ready.iter_mut().filter_map(Option::take) {
@@ -154,13 +145,17 @@ impl Pool {
         worker.insertions.ready = ready;
     }
 
-    /// Ends the bios that waited for a mapping which cannot be made.
+    /// Ends the bio whose mapping cannot be made. Those that waited for it may fare better.
     fn give_up(&self, worker: &mut Worker, new: NewMapping, status: BlkStatus) {
-        let NewMapping { cell, holder, .. } = new;
-        let waiting = worker.cells.release(cell);
+        let NewMapping {
+            thin, cell, holder, ..
+        } = new;
+        let mut waiting = worker.cells.release(cell);
         if let Some(bio) = holder {
             bio.end(status);
         }
-        waiting.end(status);
+        while let Some(bio) = waiting.pop() {
+            thin.defer(bio);
+        }
     }
 }

@@ -13,8 +13,8 @@
 //!   [`mapping_cache`] knows, in [`cache_pages`] that all pools share. Everything else is for the pool's [`worker`],
 //!   which [`process`]es the bios of all devices one after the other. A block whose mapping is about to
 //!   change has a cell in [`cells`]; its new block is from the [`supply`]; a new [`mapping`] is made ready by the
-//!   [`copier`], or by a bio that covers it; [`insertions`] get into the metadata together. [`in_flight`] keeps freed
-//!   blocks from being used again too soon.
+//!   [`copier`], or by a bio that covers it; [`insertions`] get into the metadata together. Freed blocks are
+//!   [`resting`] as long as bios that were [`in_flight`] then may get to them.
 //! - What is not mapped reads as zeroes, or comes from an external [`origin`].
 //! - [`discard`] unmaps blocks, [`pass_down`] discards them on the data device, and [`reclaim`] does so for those
 //!   of deleted devices.
@@ -29,6 +29,7 @@ mod copier;
 mod discard;
 mod features;
 mod hold;
+mod hold_set;
 mod in_flight;
 mod insertions;
 mod mapping;
@@ -45,6 +46,7 @@ mod process;
 mod reclaim;
 mod registry;
 mod reserve;
+mod resting;
 mod state;
 mod supply;
 mod thin;

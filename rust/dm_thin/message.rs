@@ -49,7 +49,7 @@ enum Command {
     ReleaseMetadataSnap,
 }
 
-/// Does what a message says, and commits; or answers it.
+/// Does what a message says, and commits; or answers it. What it says is stable if there is no error.
 ///
 /// Errors: [`EOPNOTSUPP`] if the metadata cannot be changed in the pool's mode, except by a deletion where metadata
 /// space is all that lacks; [`EINVAL`] for unknown messages,
@@ -110,32 +110,42 @@ pub(crate) fn handle(pool: &Arc<Pool>, msg: &mut Message<'_>) -> Result {
 
 /// Runs a command, and commits.
 fn run(pool: &Arc<Pool>, command: &Command) -> thin_metadata::Result {
-    if matches!(command, Command::ReserveMetadataSnap) {
-        // It is to show what was true before. A failure shows in the mode.
-        let _ = pool.commit();
+    let mut changes = pool.changes();
+    // With an empty transaction behind it, a message that fails half-way can be undone without loss of anything else.
+    let before = changes.commit();
+    if before.result.is_err() {
+        drop(changes);
+        return pool.after_commit(before).map(drop);
     }
-    let (result, op, failed) = {
-        let mut changes = pool.changes();
-        // With an empty transaction behind it, a message that fails half-way can be undone without loss of
-        // anything else.
-        match changes.commit() {
-            Err(e) => (Err(e), "dm_pool_commit_metadata", true),
-            Ok(_) => {
-                let mut locked = changes.write();
-                let mut result = command.run(pool, &mut locked);
-                if result.is_err() && locked.metadata.needs_abort() {
-                    result = locked.abort().and(result);
-                }
-                (result, "message", locked.metadata.is_failed())
-            }
+
+    let mut locked = changes.write();
+    let mut result = command.run(pool, &mut locked);
+    if result.is_err() && locked.metadata.needs_abort() {
+        result = locked.undo().and(result);
+    }
+    if let Err(e) = result {
+        let given_up = match locked.metadata.is_failed() {
+            true => locked.give_up(),
+            false => None,
+        };
+        drop(locked);
+        drop(changes);
+        let _ = pool.after_commit(before);
+        if given_up.is_some() {
+            pool.operation_failed("message", e, given_up);
         }
-    };
-    match result {
-        // A failure has changed the pool's mode, which is all that can be done about it.
-        Ok(()) => drop(pool.commit()),
-        Err(e) if failed => pool.metadata_operation_failed(op, e),
-        Err(_) => {}
+        return Err(e);
     }
+    drop(locked);
+    // Before anybody else adds to the transaction, or gives it up.
+    let end = changes.commit();
+    drop(changes);
+    if before.low {
+        pool.report_low_metadata();
+    }
+    let result = pool.after_commit(end).map(drop);
+    // Blocks may have got free.
+    pool.wake();
     result
 }
 
@@ -197,12 +207,12 @@ impl Command {
     fn run(&self, pool: &Pool, locked: &mut PoolMetadata) -> thin_metadata::Result {
         let metadata = &mut locked.metadata;
         match *self {
-            Self::Delete(id) => pool.delete(locked, id),
+            Self::Delete(id) => locked.delete_thin(id, pool.discards_on_delete()),
             Self::CreateThin(id) => metadata.create_thin(id),
             Self::CreateSnap { id, origin } => locked.create_snap(id, origin),
             Self::SetTransactionId { current, new } => metadata.set_transaction_id(current, new),
             Self::ReserveMetadataSnap => metadata.reserve_metadata_snap(|| pool.flush_data()),
-            Self::ReleaseMetadataSnap => metadata.release_metadata_snap(&mut |_| ()),
+            Self::ReleaseMetadataSnap => locked.release_metadata_snap(),
         }
     }
 }

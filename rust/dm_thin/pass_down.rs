@@ -4,7 +4,7 @@
 //!
 //! They belong to blocks that are free in the metadata. The worker keeps those blocks in its set `busy`, from which
 //! it allocates nothing, from the moment that they are meant to be discarded until the discards have ended: others
-//! may commit in between. No block is in two of these at a time.
+//! may commit in between. No block is in two of these at a time. And they must have [rested](crate::resting).
 
 use core::ops::Range;
 
@@ -29,6 +29,7 @@ use crate::{
     hold::PoolHold,
     per_bio::ThinBio,
     pool::Pool,
+    pool_metadata::Stamp,
     worker::Worker, //
 };
 
@@ -39,6 +40,8 @@ pub(crate) struct PassDown {
     /// Where the data blocks are.
     dev: Dev,
     ranges: KVVec<Range<DataBlock>>,
+    /// When they were unmapped.
+    stamp: Stamp,
     /// Why they are discarded.
     cause: Cause,
     next: Option<KBox<PassDown>>,
@@ -62,6 +65,7 @@ impl PassDown {
                     hold: None,
                     dev: dev.clone(),
                     ranges: KVVec::new(),
+                    stamp: Stamp::default(),
                     cause,
                     next: None,
                 },
@@ -82,6 +86,16 @@ impl PassDown {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.ranges.is_empty()
+    }
+
+    /// Notes when the blocks were unmapped, all of them by then.
+    pub(crate) fn set_stamp(&mut self, stamp: Stamp) {
+        self.stamp = stamp;
+    }
+
+    /// When the blocks were unmapped.
+    pub(crate) fn stamp(&self) -> Stamp {
+        self.stamp
     }
 
     /// Adds the blocks to `busy`; leaves out those for which there is no memory.
@@ -159,8 +173,26 @@ impl PassedDown {
 }
 
 impl Pool {
-    /// Discards what is in `one`, which is kept from use already.
+    /// Discards what is in `one`, which is kept from use already, once it has rested.
+    pub(crate) fn pass_down_after_rest(self: &Arc<Self>, worker: &mut Worker, one: KBox<PassDown>) {
+        let rest = one.stamp.rest;
+        let (is_over, is_closed) = {
+            let resting = self.resting.lock();
+            (resting.is_over(rest), resting.is_closed(rest))
+        };
+        match is_closed {
+            _ if is_over => self.pass_down(worker, one),
+            true => worker.after_rest.closed.push(one),
+            false => worker.after_rest.open.push(one),
+        }
+    }
+
+    /// Discards what is in `one`, which is kept from use already and has rested. It does not if the transaction was given
+    /// up in which the blocks were unmapped.
     pub(crate) fn pass_down(self: &Arc<Self>, worker: &mut Worker, mut one: KBox<PassDown>) {
+        if self.metadata.read().is_lost(one.stamp.transaction) {
+            return self.finish_pass_down(worker, one, BlkStatus::IOERR);
+        }
         let dev = one.dev.clone();
         one.hold = Some(self.hold());
         match Discard::new(&dev, one) {
@@ -174,15 +206,21 @@ impl Pool {
                 }
                 discard.finish(None);
             }),
-            Err(one) => self.finish_pass_down(worker, one),
+            Err(one) => self.finish_pass_down(worker, one, BlkStatus::OK),
         }
     }
 
-    /// The discards have ended, or there were none.
-    pub(crate) fn finish_pass_down(&self, worker: &mut Worker, one: KBox<PassDown>) {
+    /// The discards have ended, or there are none. Ends the bio that asked for them with `status`.
+    pub(crate) fn finish_pass_down(
+        self: &Arc<Self>,
+        worker: &mut Worker,
+        one: KBox<PassDown>,
+        status: BlkStatus,
+    ) {
         one.release(&mut worker.busy);
+        self.blocks_released(worker);
         match one.into_cause() {
-            Cause::Bio(bio) => bio.end(BlkStatus::OK),
+            Cause::Bio(bio) => bio.end(status),
             Cause::Deletion => {
                 worker.deletions = worker.deletions.saturating_sub(1);
                 self.finish_reclaim(worker);

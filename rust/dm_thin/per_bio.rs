@@ -11,6 +11,7 @@ use kernel::sync::Arc;
 use crate::{
     in_flight::Epoch,
     mapping::Preparing,
+    pool_metadata::Transaction,
     thin::Thin, //
 };
 
@@ -28,6 +29,8 @@ pub(crate) struct PerBio {
     /// The mapping that the bio's data is for: the bio fills a whole new block, and has ended only when the
     /// mapping is in the metadata.
     pub(crate) overwrites: Option<Preparing>,
+    /// The transaction whose commit the bio waits for, if it is among those who do.
+    pub(crate) waits_for: Transaction,
     /// The device, once the bio has been handed to the worker.
     pub(crate) thin: Option<Arc<Thin>>,
 }

@@ -34,20 +34,21 @@ use kernel::{
     }, //
 };
 use thin_metadata::{
-    DataBlock,
     Metadata,
     OpenParams, //
 };
 
 use crate::{
     block_manager::BufioManager,
-    block_set::BlockSet,
     block_size::BlockSize,
     cache_pages::MappingCaches,
     control::Control,
     copier::Copier,
     hold::Holds,
-    in_flight::InFlight,
+    in_flight::{
+        Epoch,
+        InFlight, //
+    },
     mapping::{
         Prepared,
         PreparedQueue, //
@@ -55,9 +56,13 @@ use crate::{
     mode::Mode,
     pass_down::PassedDown,
     pool_metadata::{
+        is_failure,
+        CommitEnd,
         Committed,
+        GivenUp,
         PoolMetadata, //
     },
+    resting::Resting,
     state::Event,
     thins::Thins,
     throttle::Throttle,
@@ -67,8 +72,8 @@ use crate::{
 
 /// A pool.
 ///
-/// Lock order: throttle, worker, control, changes, metadata, thins, caches; then the spin locks, of which no two are
-/// held at once. The metadata are held for writing only by those who hold changes.
+/// Lock order: throttle, worker, control, changes, metadata, resting, thins, caches; then the spin locks, of which no two
+/// are held at once. The metadata are held for writing only by those who hold changes.
 #[pin_data]
 pub(crate) struct Pool {
     pub(crate) md: MdId,
@@ -80,7 +85,6 @@ pub(crate) struct Pool {
     /// The device's name in log lines.
     name: KVec<u8>,
     pub(crate) copier: Copier,
-    #[pin]
     pub(crate) in_flight: InFlight,
     pub(crate) holds: Holds,
     #[pin]
@@ -98,6 +102,8 @@ pub(crate) struct Pool {
     pub(crate) changes: Mutex<()>,
     #[pin]
     pub(crate) metadata: RwSemaphore<PoolMetadata>,
+    /// Data blocks that got free while bios may be on their way to them.
+    pub(crate) resting: Arc<Mutex<Resting>>,
     #[pin]
     pub(crate) thins: Thins,
     pub(crate) caches: Arc<MappingCaches>,
@@ -221,6 +227,11 @@ impl Pool {
         let holds = Holds::new().map_err(no_memory)?;
         let worker = Worker::new().map_err(no_memory)?;
         let caches = MappingCaches::new().map_err(no_memory)?;
+        let resting = Arc::pin_init(
+            new_mutex!(Resting::new(), "dm_thin::Pool::resting"),
+            GFP_KERNEL,
+        )
+        .map_err(no_memory)?;
         let shrinker = Shrinker::new(c"dm-thin-mappings", caches.clone()).map_err(no_memory)?;
         let mut owned_name = KVec::new();
         owned_name
@@ -236,7 +247,7 @@ impl Pool {
                 discard_enabled,
                 name: owned_name,
                 copier,
-                in_flight <- InFlight::new(),
+                in_flight: InFlight::new()?,
                 holds,
                 prepared <- PreparedQueue::new(),
                 passed_down <- PassedDown::new(),
@@ -245,9 +256,10 @@ impl Pool {
                 control <- Control::new(),
                 changes <- new_mutex!((), "dm_thin::Pool::changes"),
                 metadata <- new_rwsem!(
-                    PoolMetadata::new(metadata, caches.clone()),
+                    PoolMetadata::new(metadata, caches.clone(), resting.clone()),
                     "dm_thin::Pool::metadata"
                 ),
+                resting,
                 thins <- Thins::new(),
                 caches,
                 _shrinker: shrinker,
@@ -327,33 +339,6 @@ impl Pool {
         self.wake();
     }
 
-    /// Allocates a data block.
-    ///
-    /// [`thin_metadata::Error::NoDataSpace`] means that the pool's mode says so, too, unless blocks are `busy`. All
-    /// errors have been dealt with as far as the pool is concerned.
-    pub(crate) fn alloc_data_block(
-        self: &Arc<Self>,
-        busy: &BlockSet,
-    ) -> thin_metadata::Result<DataBlock> {
-        let free = self.metadata.read().metadata.free_data_blocks()?;
-        self.check_low_water_mark(free);
-        self.keep_metadata_reserve()?;
-
-        let mut block = self.alloc_idle_data_block(busy);
-        if matches!(block, Err(thin_metadata::Error::NoDataSpace)) {
-            // A commit makes those available that were freed since the last one.
-            self.commit()?;
-            block = self.alloc_idle_data_block(busy);
-        }
-        match block {
-            Ok(_) => {}
-            Err(thin_metadata::Error::NoDataSpace) if !busy.is_empty() => {}
-            Err(thin_metadata::Error::NoDataSpace) => self.handle(Event::DataSpaceExhausted),
-            Err(e) => self.metadata_operation_failed("dm_pool_alloc_data_block", e),
-        }
-        block
-    }
-
     /// Commits if only the reserve of metadata blocks is left, while that is still whole. If it gives nothing
     /// back, the pool's mode will tell.
     pub(crate) fn keep_metadata_reserve(self: &Arc<Self>) -> thin_metadata::Result {
@@ -364,29 +349,38 @@ impl Pool {
         }
     }
 
-    /// Calls `f` with the metadata held for changes, when no bio in flight can be on its way to a free block.
-    ///
-    /// For the worker only: whoever else came while it waits would take the blocks for idle already.
-    pub(crate) fn with_idle_blocks<T>(&self, f: impl FnOnce(&mut PoolMetadata) -> T) -> T {
-        loop {
-            let mut changes = self.changes();
-            let mut pool = changes.write();
-            if !pool.blocks_in_use {
-                return f(&mut pool);
-            }
-            pool.blocks_in_use = false;
-            drop(pool);
-            drop(changes);
-            self.in_flight.quiesce();
-        }
+    /// Enters a bio into the set of those in flight; any context. Before its mapping is looked up.
+    #[inline]
+    pub(crate) fn enter(self: &Arc<Self>) -> Epoch {
+        self.in_flight.enter(|| self.wake())
     }
 
-    /// Allocates a data block that is not `busy`, and that no bio in flight can be on its way to.
-    fn alloc_idle_data_block(&self, busy: &BlockSet) -> thin_metadata::Result<DataBlock> {
-        self.with_idle_blocks(|pool| {
-            pool.metadata
-                .alloc_data_block(&mut |block| !busy.contains(block))
-        })
+    /// A bio that had entered has ended; any context.
+    #[inline]
+    pub(crate) fn leave(self: &Arc<Self>, epoch: Epoch) {
+        self.in_flight.leave(epoch, || self.wake());
+    }
+
+    /// Changes the metadata, held for writing. If that fails, the transaction is given up before anybody else gets at
+    /// the metadata.
+    ///
+    /// All errors have been dealt with as far as the pool is concerned.
+    pub(crate) fn change<T>(
+        self: &Arc<Self>,
+        op: &str,
+        f: impl FnOnce(&mut PoolMetadata) -> thin_metadata::Result<T>,
+    ) -> thin_metadata::Result<T> {
+        let (result, given_up) = {
+            let mut changes = self.changes();
+            let mut pool = changes.write();
+            let result = f(&mut pool);
+            let given_up = match result {
+                Err(e) if is_failure(e) => pool.give_up(),
+                _ => None,
+            };
+            (result, given_up)
+        };
+        result.inspect_err(|e| self.operation_failed(op, *e, given_up))
     }
 
     /// Makes all changes permanent.
@@ -396,13 +390,20 @@ impl Pool {
         if !self.mode().may_change_metadata() {
             return Err(thin_metadata::Error::ReadOnly);
         }
+        let end = self.changes().commit();
+        self.after_commit(end)
+    }
 
-        let (result, low) = {
-            let mut changes = self.changes();
-            let result = changes.commit();
-            let low = changes.write().metadata.threshold_crossed();
-            (result, low)
-        };
+    /// Does what a commit asks for; not for those who hold changes.
+    pub(crate) fn after_commit(
+        self: &Arc<Self>,
+        end: CommitEnd,
+    ) -> thin_metadata::Result<Committed> {
+        let CommitEnd {
+            result,
+            low,
+            given_up,
+        } = end;
         if low {
             self.report_low_metadata();
         }
@@ -411,7 +412,7 @@ impl Pool {
                 self.check_metadata_space();
                 self.check_data_space();
             }
-            Err(e) => self.metadata_operation_failed("dm_pool_commit_metadata", e),
+            Err(e) => self.operation_failed("dm_pool_commit_metadata", e, given_up),
         }
         result
     }
@@ -465,10 +466,15 @@ impl Pool {
         self.for_each_thin(|thin| thin.take_retries().end(status));
     }
 
-    /// Gives up the transaction after a change has failed, and writes no more.
-    pub(crate) fn metadata_operation_failed(self: &Arc<Self>, op: &str, e: thin_metadata::Error) {
-        if matches!(e, thin_metadata::Error::ReadOnly) {
-            // The mode has changed meanwhile, so nothing was.
+    /// Has the mode follow a change of the metadata that has failed. If nobody was quicker, `given_up` tells what became
+    /// of the transaction; the metadata are read-only by now.
+    pub(crate) fn operation_failed(
+        self: &Arc<Self>,
+        op: &str,
+        e: thin_metadata::Error,
+        given_up: Option<GivenUp>,
+    ) {
+        if !is_failure(e) {
             return;
         }
         dm::log::err_limited!(
@@ -478,44 +484,41 @@ impl Pool {
             e.errno()
         );
         dm::log::err_limited!(LOG_PREFIX, "{}: the reason: {e}", self.name());
-        self.abort_transaction();
+        if let Some(given_up) = given_up {
+            self.transaction_given_up(given_up);
+        }
         self.handle(Event::OperationFailed);
     }
 
-    fn abort_transaction(self: &Arc<Self>) {
+    fn transaction_given_up(self: &Arc<Self>, given_up: GivenUp) {
         dm::log::err_limited!(
             LOG_PREFIX,
             "{}: aborting current metadata transaction",
             self.name()
         );
-        let (low, aborted, noted) = {
-            let mut changes = self.changes();
-            let mut pool = changes.write();
-            if pool.aborted {
-                // Somebody else was quicker.
-                return;
-            }
-            pool.aborted = true;
-            let low = pool.metadata.threshold_crossed();
-            (low, pool.abort(), pool.metadata.set_needs_check())
-        };
+        let GivenUp {
+            low,
+            rolled_back,
+            noted,
+        } = given_up;
         if low {
             self.report_low_metadata();
         }
-        if aborted.is_err() {
+        if !rolled_back {
             dm::log::err!(
                 LOG_PREFIX,
                 "{}: failed to abort metadata transaction",
                 self.name()
             );
-            self.handle(Event::RollbackFailed);
         }
-        if noted.is_err() {
+        if !noted {
             dm::log::err!(
                 LOG_PREFIX,
                 "{}: failed to set 'needs_check' flag in metadata",
                 self.name()
             );
+        }
+        if !rolled_back || !noted {
             self.handle(Event::RollbackFailed);
         }
     }

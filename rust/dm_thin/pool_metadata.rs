@@ -6,12 +6,14 @@ use core::ops::Range;
 
 use dm::{
     NoIo,
+    ReadGuard,
     WriteNoIoGuard, //
 };
 use kernel::{
     prelude::*,
     sync::{
         Arc,
+        Mutex,
         MutexGuard, //
     }, //
 };
@@ -19,6 +21,7 @@ use thin_metadata::{
     format::BlockTime,
     DataBlock,
     DeviceId,
+    Error,
     Freed,
     Mapping,
     Metadata,
@@ -29,6 +32,7 @@ use thin_metadata::{
 
 use crate::{
     block_manager::BufioManager,
+    block_set::BlockSet,
     cache_pages::MappingCaches,
     mapping_cache::{
         Entry,
@@ -37,8 +41,43 @@ use crate::{
     },
     pool::Pool,
     reclaim::Reclaim,
+    resting::{
+        Rest,
+        Resting, //
+    },
     thin::Thin, //
 };
+
+/// The number of a transaction, since the pool was made.
+///
+/// Whoever waits for a commit waits for that of a number: when nothing is left to commit, what they wait for may as well
+/// have been rolled back.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Transaction(u64);
+
+impl Transaction {
+    /// The first one. What is older was stable before there was a pool.
+    const FIRST: Self = Self(1);
+}
+
+/// When something was unmapped. The default is long ago.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Stamp {
+    /// The transaction that has the change.
+    pub(crate) transaction: Transaction,
+    /// The generation after which no bio is on its way to what got free.
+    pub(crate) rest: Rest,
+}
+
+/// What became of the transaction that was given up.
+pub(crate) struct GivenUp {
+    /// Whether the number of free metadata blocks had fallen to the threshold.
+    pub(crate) low: bool,
+    /// Whether it was rolled back. If not, nothing can be read any more.
+    pub(crate) rolled_back: bool,
+    /// Whether the superblock says that the metadata need a check.
+    pub(crate) noted: bool,
+}
 
 /// The metadata, with what must be known along with them about blocks that were freed, and the caches of mappings.
 pub(crate) struct PoolMetadata {
@@ -47,30 +86,52 @@ pub(crate) struct PoolMetadata {
     /// What deletions have freed.
     pub(crate) reclaim: Reclaim,
     caches: Arc<MappingCaches>,
-    /// Whether mappings that bios may still be using were removed in this transaction.
-    blocks_freed: bool,
-    /// Whether that was so in a transaction that is committed: the data blocks are free now, but must not be
-    /// used again before those bios have ended.
-    pub(crate) blocks_in_use: bool,
-    /// Whether a transaction was aborted. Nothing is written after that before the metadata are repaired.
-    pub(crate) aborted: bool,
+    resting: Arc<Mutex<Resting>>,
+    /// The transaction that is being put together.
+    transaction: Transaction,
+    /// Whether a transaction was given up. Nothing is written after that before the metadata are repaired.
+    aborted: bool,
 }
 
 impl PoolMetadata {
-    pub(crate) fn new(metadata: KBox<Metadata<BufioManager>>, caches: Arc<MappingCaches>) -> Self {
+    pub(crate) fn new(
+        metadata: KBox<Metadata<BufioManager>>,
+        caches: Arc<MappingCaches>,
+        resting: Arc<Mutex<Resting>>,
+    ) -> Self {
         Self {
             metadata,
             reclaim: Reclaim::new(),
             caches,
-            blocks_freed: false,
-            blocks_in_use: false,
+            resting,
+            transaction: Transaction::FIRST,
             aborted: false,
         }
     }
 
+    /// The transaction that is being put together.
+    pub(crate) fn transaction(&self) -> Transaction {
+        self.transaction
+    }
+
+    /// Whether all changes of a transaction are permanent.
+    pub(crate) fn is_stable(&self, transaction: Transaction) -> bool {
+        transaction < self.transaction
+    }
+
+    /// Whether a transaction was given up, with all of its changes.
+    pub(crate) fn is_lost(&self, transaction: Transaction) -> bool {
+        self.aborted && !self.is_stable(transaction)
+    }
+
+    /// Allows or refuses changes. When a transaction was given up they stay refused.
+    pub(crate) fn set_read_only(&self, read_only: bool) {
+        self.metadata.set_read_only(read_only || self.aborted);
+    }
+
     /// Where `block` of a device is; `None` if it is not mapped. The cache learns of it, and of the blocks around.
     ///
-    /// Unless `can_block`, what is not in memory gives [`thin_metadata::Error::WouldBlock`].
+    /// Unless `can_block`, what is not in memory gives [`Error::WouldBlock`].
     pub(crate) fn find_block(
         &self,
         thin: &Thin,
@@ -108,12 +169,16 @@ impl PoolMetadata {
         blocks: &[(VirtualBlock, DataBlock)],
         breaks_sharing: bool,
     ) -> Result {
+        let mut resting = self.resting.lock();
         if breaks_sharing {
-            self.blocks_freed = true;
+            resting.mappings_removed();
         }
         thin.cache.set_uncommitted();
         self.metadata
-            .insert_blocks(&thin.handle, blocks, &mut |_| ())?;
+            .insert_blocks(&thin.handle, blocks, &mut |freed| {
+                resting.freed(&freed.blocks);
+            })?;
+        drop(resting);
         let time = self.metadata.time();
         let entries = blocks.iter().filter_map(|(block, data)| {
             let value = BlockTime::new(*data, time)?;
@@ -131,11 +196,60 @@ impl PoolMetadata {
         blocks: Range<VirtualBlock>,
         freed: &mut dyn FnMut(Freed),
     ) -> Result {
-        self.blocks_freed = true;
+        let mut resting = self.resting.lock();
+        resting.mappings_removed();
         thin.cache.set_uncommitted();
         thin.cache.forget(&blocks);
         self.metadata
-            .remove_range(&thin.handle, blocks.start, blocks.end, freed)
+            .remove_range(&thin.handle, blocks.start, blocks.end, &mut |one| {
+                resting.freed(&one.blocks);
+                freed(one);
+            })
+    }
+
+    /// When what was just unmapped is stable, and may be discarded.
+    pub(crate) fn stamp(&self) -> Stamp {
+        Stamp {
+            transaction: self.transaction,
+            rest: self.resting.lock().rest(),
+        }
+    }
+
+    /// Deletes device `id`. If `discards`, the blocks that get free are noted for that.
+    pub(crate) fn delete_thin(&mut self, id: DeviceId, discards: bool) -> Result {
+        let (mut resting, reclaim) = (self.resting.lock(), &mut self.reclaim);
+        self.metadata.delete_thin(id, &mut |freed| {
+            resting.freed(&freed.blocks);
+            if discards {
+                reclaim.note(&freed.blocks);
+            }
+        })
+    }
+
+    /// Releases the metadata snapshot.
+    pub(crate) fn release_metadata_snap(&mut self) -> Result {
+        let mut resting = self.resting.lock();
+        self.metadata.release_metadata_snap(&mut |freed| {
+            resting.freed(&freed.blocks);
+        })
+    }
+
+    /// Allocates up to `n` data blocks, of those that do not rest and are not `busy`: `out` gets them in runs. Returns how
+    /// many there are, which is not zero.
+    pub(crate) fn alloc_data_blocks(
+        &mut self,
+        n: u32,
+        busy: &BlockSet,
+        out: &mut dyn FnMut(Range<DataBlock>),
+    ) -> Result<u32> {
+        let resting = self.resting.lock();
+        let mut usable = |block| !busy.contains(block) && !resting.contains(block);
+        self.metadata.alloc_data_blocks(n, &mut usable, out)
+    }
+
+    /// Whether there may be free data blocks that are withheld from allocation, as they rest or are `busy`.
+    pub(crate) fn withholds_blocks(&self, busy: &BlockSet) -> bool {
+        !busy.is_empty() || !self.resting.lock().is_empty()
     }
 
     /// Makes device `id` a snapshot of `origin`.
@@ -173,9 +287,8 @@ impl PoolMetadata {
         self.caches.close(handle.id());
     }
 
-    /// Gives up all changes since the last commit.
-    pub(crate) fn abort(&mut self) -> Result {
-        self.blocks_freed = false;
+    /// Undoes what was changed since the last commit, for those who have changed nothing else since.
+    pub(crate) fn undo(&mut self) -> Result {
         self.reclaim.aborted();
         self.caches.for_each(|cache| {
             cache.clear();
@@ -184,16 +297,46 @@ impl PoolMetadata {
         self.metadata.abort()
     }
 
+    /// Gives up all changes since the last commit, and notes that the metadata need a check. Nothing can be changed any
+    /// more; what was committed can be read. `None` if somebody else was quicker.
+    ///
+    /// To be called with the lock that the failed change was made with: nobody else may see what it has left behind, or
+    /// add to it.
+    pub(crate) fn give_up(&mut self) -> Option<GivenUp> {
+        if core::mem::replace(&mut self.aborted, true) {
+            return None;
+        }
+        let low = self.metadata.threshold_crossed();
+        let rolled_back = self.undo().is_ok();
+        let noted = self.metadata.set_needs_check().is_ok();
+        self.set_read_only(true);
+        Some(GivenUp {
+            low,
+            rolled_back,
+            noted,
+        })
+    }
+
     /// Makes all changes permanent, without letting anybody read meanwhile. `flush_data` flushes the data device when it
     /// is time for that.
     pub(crate) fn commit(&mut self, flush_data: impl FnOnce() -> Result) -> Result {
+        self.check_not_aborted()?;
         self.metadata.commit_with(flush_data)?;
         self.committed();
         Ok(())
     }
 
+    /// Nothing was lost that somebody may still want to commit.
+    fn check_not_aborted(&self) -> Result {
+        match self.aborted {
+            true => Err(Error::ReadOnly),
+            false => Ok(()),
+        }
+    }
+
     fn committed(&mut self) {
-        self.blocks_in_use |= core::mem::take(&mut self.blocks_freed);
+        self.transaction = Transaction(self.transaction.0.wrapping_add(1));
+        self.resting.lock().settle();
         self.reclaim.committed();
         self.caches.for_each(|cache| cache.set_committed());
     }
@@ -206,6 +349,25 @@ pub(crate) enum Committed {
     Nothing,
     /// All changes. The data device was flushed on the way.
     Changes,
+}
+
+/// How a commit has ended.
+#[must_use = "the pool's mode may have to change"]
+pub(crate) struct CommitEnd {
+    pub(crate) result: Result<Committed>,
+    /// Whether the number of free metadata blocks has fallen to the threshold.
+    pub(crate) low: bool,
+    /// If it has failed, and nobody was quicker.
+    pub(crate) given_up: Option<GivenUp>,
+}
+
+/// Whether an error of a change means that the transaction is to be given up.
+pub(crate) fn is_failure(e: Error) -> bool {
+    // Nothing was changed then.
+    !matches!(
+        e,
+        Error::ReadOnly | Error::NoDataSpace
+    )
 }
 
 /// The right to change a pool's metadata.
@@ -227,6 +389,20 @@ impl Pool {
             _turn: turn,
         }
     }
+
+    /// The metadata for reading, not while a commit has failed and was not rolled back yet: that moment passes.
+    ///
+    /// For those who may wait for a commit.
+    pub(crate) fn settled_metadata(&self) -> ReadGuard<'_, PoolMetadata> {
+        let pool = self.metadata.read();
+        if !pool.metadata.needs_abort() {
+            return pool;
+        }
+        drop(pool);
+        // Whoever has failed rolls back before anybody else has the right to change the metadata.
+        drop(self.changes());
+        self.metadata.read()
+    }
 }
 
 impl Changes<'_> {
@@ -236,14 +412,32 @@ impl Changes<'_> {
     }
 
     /// Makes all changes permanent. Holds the metadata for writing only while the transaction is put together, not
-    /// while the devices write it.
+    /// while the devices write it. If it fails, the transaction is given up.
     ///
-    /// If it fails, the transaction must be aborted.
-    pub(crate) fn commit(&mut self) -> Result<Committed> {
+    /// [`Error::ReadOnly`] if one was given up before.
+    pub(crate) fn commit(&mut self) -> CommitEnd {
+        let result = self.commit_in_steps();
+        let mut pool = self.write();
+        let low = pool.metadata.threshold_crossed();
+        let given_up = match result {
+            Err(e) if is_failure(e) => pool.give_up(),
+            _ => None,
+        };
+        CommitEnd {
+            result,
+            low,
+            given_up,
+        }
+    }
+
+    fn commit_in_steps(&mut self) -> Result<Committed> {
         let metadata = &self.pool.metadata;
-        if !self.write().metadata.prepare_commit()? {
+        let mut pool = self.write();
+        pool.check_not_aborted()?;
+        if !pool.metadata.prepare_commit()? {
             return Ok(Committed::Nothing);
         }
+        drop(pool);
         let flushed = metadata.read().metadata.flush()?;
         self.pool.flush_data()?;
         self.write().metadata.write_superblock(flushed)?;

@@ -139,8 +139,10 @@ impl PoolTarget {
         if old != 0 {
             self.log_growth("data device", old, new);
         }
-        let resized = pool.changes().write().metadata.resize_data(new);
-        self.resized("dm_pool_resize_data_dev", resized)
+        pool.change("dm_pool_resize_data_dev", |pool| {
+            pool.metadata.resize_data(new)
+        })?;
+        Ok(true)
     }
 
     /// Grows the metadata space map to the metadata device's size. Whether there is something to commit.
@@ -154,14 +156,8 @@ impl PoolTarget {
         Self::warn_if_too_big(&self.metadata_dev);
         self.log_growth("metadata device", old, new);
         pool.handle(Event::MetadataSpaceFreed);
-        let resized = pool.changes().write().metadata.resize_metadata(new);
-        self.resized("dm_pool_resize_metadata_dev", resized)
-    }
-
-    fn resized(&self, op: &str, result: thin_metadata::Result) -> Result<bool> {
-        result.map_err(|e| {
-            self.pool.metadata_operation_failed(op, e);
-            Error::from(e)
+        pool.change("dm_pool_resize_metadata_dev", |pool| {
+            pool.metadata.resize_metadata(new)
         })?;
         Ok(true)
     }
@@ -183,7 +179,7 @@ impl PoolTarget {
 
     /// The numbers of the status line, as far as the metadata give them.
     fn write_usage(&self, out: &mut Output<'_>) -> thin_metadata::Result<fmt::Result> {
-        let pool = self.pool.metadata.read();
+        let pool = self.pool.settled_metadata();
         let metadata = &pool.metadata;
         let transaction_id = metadata.transaction_id()?;
         let nr_metadata = metadata.nr_metadata_blocks()?;

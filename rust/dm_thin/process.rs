@@ -48,6 +48,8 @@ use crate::{
     mode::Mode,
     per_bio::ThinBio,
     pool::Pool,
+    pool_metadata::Transaction,
+    supply::NoBlock,
     thin::Thin,
     worker::{
         Postponed,
@@ -60,8 +62,8 @@ use crate::{
 pub(crate) enum Commit {
     /// None: what it is about is permanent already.
     None,
-    /// The next one.
-    Next,
+    /// That of this transaction.
+    Of(Transaction),
     /// One that cannot happen any more: changes of the device were lost in an abort.
     Lost,
 }
@@ -123,7 +125,7 @@ impl Pool {
 
         let found = match thin.cache.get(block) {
             Some(found) => Ok(found),
-            None => self.metadata.read().find_block(thin, block, true),
+            None => self.settled_metadata().find_block(thin, block, true),
         };
         match found {
             Ok(Some(Mapping {
@@ -144,7 +146,7 @@ impl Pool {
                 Ok(())
             }
             Ok(_) if self.mode() != Mode::Write => {
-                self.unserviceable(thin, bio);
+                self.unserviceable(false, thin, bio);
                 Ok(())
             }
             Ok(old) => self.provision(worker, thin, bio, block, old),
@@ -183,18 +185,15 @@ impl Pool {
         let Ok(cell) = worker.cells.lock(thin.id, &blocks) else {
             return Err(Postponed(bio));
         };
-        let data = match self.supply_data_block(&mut worker.supply, &worker.busy) {
+        let data = match self.supply_data_block(worker) {
             Ok(data) => data,
             Err(e) => {
                 // Nothing can wait in a cell that was made just now.
                 drop(worker.cells.release(cell));
                 match e {
-                    // There will be blocks when their discards have ended, which wakes the worker.
-                    thin_metadata::Error::NoDataSpace if !worker.busy.is_empty() => {
-                        return Err(Postponed(bio));
-                    }
-                    thin_metadata::Error::NoDataSpace => self.unserviceable(thin, bio),
-                    _ => bio.end(self.io_error()),
+                    NoBlock::Withheld => self.unserviceable(true, thin, bio),
+                    NoBlock::Exhausted => self.unserviceable(false, thin, bio),
+                    NoBlock::Failed => bio.end(self.io_error()),
                 }
                 return Ok(());
             }
@@ -262,22 +261,25 @@ impl Pool {
         self: &Arc<Self>,
         worker: &mut Worker,
         thin: &Thin,
-        bio: ThinBio,
+        mut bio: ThinBio,
         data: DataBlock,
     ) {
         match self.needed_commit(thin, &bio) {
             Commit::None => self.issue(thin, bio, data),
-            Commit::Next => worker.after_commit.push(bio),
+            Commit::Of(transaction) => {
+                bio.data_mut().waits_for = transaction;
+                worker.after_commit.push(bio);
+            }
             Commit::Lost => bio.end(BlkStatus::IOERR),
         }
     }
 
     /// Sends a bio to its data block.
     ///
-    /// It enters the set of bios in flight only now, after its mapping was looked up. That is in order as
-    /// nobody but the worker waits for the set, so the block cannot have been used again in between.
-    fn issue(&self, thin: &Thin, mut bio: ThinBio, data: DataBlock) {
-        let epoch = self.in_flight.enter();
+    /// It enters the set of bios in flight only now, after its mapping was looked up. That is in order as nobody but
+    /// the worker removes mappings and turns the set, so the block cannot have rested in between.
+    fn issue(self: &Arc<Self>, thin: &Thin, mut bio: ThinBio, data: DataBlock) {
+        let epoch = self.enter();
         self.remap(thin, &mut bio, data, epoch);
         bio.submit();
     }
@@ -301,14 +303,15 @@ impl Pool {
         if pool.metadata.thin_aborted_changes(&thin.handle) {
             Commit::Lost
         } else if pool.metadata.thin_changed_this_transaction(&thin.handle) {
-            Commit::Next
+            Commit::Of(pool.transaction())
         } else {
             Commit::None
         }
     }
 
-    /// Ends a write for which there is no block, or keeps it until there is.
-    fn unserviceable(self: &Arc<Self>, thin: &Thin, bio: ThinBio) {
+    /// Ends a write for which there is no block, or keeps it until there is: until there is more space, or until blocks
+    /// are not withheld any more if the worker is `starved`.
+    fn unserviceable(self: &Arc<Self>, starved: bool, thin: &Thin, bio: ThinBio) {
         match self.unserviceable_status() {
             Some(status) => bio.end(status),
             None => {
@@ -316,7 +319,7 @@ impl Pool {
                 // The mode may have changed just now, before anybody could see the bio.
                 match self.unserviceable_status() {
                     Some(status) => thin.take_retries().end(status),
-                    None if self.mode() == Mode::Write => {
+                    None if self.mode() == Mode::Write && !starved => {
                         thin.retry();
                         self.wake();
                     }

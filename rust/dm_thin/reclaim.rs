@@ -4,8 +4,8 @@
 //!
 //! The blocks that a deletion frees are noted, and discarded in the background once the deletion is committed.
 //! A block is looked at again right before that: it must be free now, and free in what was committed last, so
-//! that a crash cannot bring back anybody who wants it. From then on until the discard has ended it is
-//! not allocated. What is noted is only in memory: after a crash, and after the pool was closed, these blocks are
+//! that a crash cannot bring back anybody who wants it; and it must have [rested](crate::resting). From then on until
+//! the discard has ended it is not allocated. What is noted is only in memory: after a crash, and after the pool was closed, these blocks are
 //! free but not discarded.
 
 use core::ops::Range;
@@ -41,6 +41,14 @@ pub(crate) struct Reclaim {
     pending: BlockSet,
     /// How many blocks were discarded since the pool was made.
     discarded: u64,
+}
+
+/// What there is to be discarded next.
+enum Found {
+    /// These blocks.
+    Idle(Range<DataBlock>),
+    /// Nothing below `end`: what is noted there rests.
+    Resting { end: DataBlock },
 }
 
 /// How far it is.
@@ -99,10 +107,13 @@ impl Pool {
         if self.metadata.read().reclaim.pending.is_empty() {
             return;
         }
-        let mut looked_at = 0usize;
+        let (mut looked_at, mut from) = (0usize, 0);
         while worker.deletions < MAX_DISCARDS && self.may_reclaim() {
             if looked_at == MAX_RANGES {
-                self.wake();
+                // Those that rest are waited for: the worker comes back.
+                if from == 0 {
+                    self.wake();
+                }
                 return;
             }
             looked_at = looked_at.wrapping_add(1);
@@ -111,8 +122,13 @@ impl Pool {
             let Ok(mut one) = PassDown::new(&self.data_dev, Cause::Deletion) else {
                 return;
             };
-            let Some(blocks) = self.next_to_reclaim(&worker.busy) else {
-                return;
+            let blocks = match self.next_to_reclaim(&worker.busy, from) {
+                Some(Found::Idle(blocks)) => blocks,
+                Some(Found::Resting { end }) => {
+                    from = end;
+                    continue;
+                }
+                None => return,
             };
             one.add(blocks);
             one.keep_from_use(&mut worker.busy);
@@ -121,13 +137,14 @@ impl Pool {
         }
     }
 
-    /// Takes the next blocks to be discarded; none may be left of a range that is in use again, or being discarded.
-    fn next_to_reclaim(&self, busy: &BlockSet) -> Option<Range<DataBlock>> {
+    /// Takes the next blocks to be discarded from `from` on; none may be left of a range that is in use again, or being
+    /// discarded.
+    fn next_to_reclaim(&self, busy: &BlockSet, from: DataBlock) -> Option<Found> {
         let max = self.block_size.block_of(MAX_SECTORS).max(1);
         let mut changes = self.changes();
         let mut pool = changes.write();
         let pool = &mut *pool;
-        let blocks = pool.reclaim.pending.next_run(0, max)?;
+        let blocks = pool.reclaim.pending.next_run(from, max)?;
         let free = pool.metadata.find_free_range(blocks.start, blocks.end);
         let free = match free {
             Ok(Some(free)) => without_busy(free, busy),
@@ -141,10 +158,14 @@ impl Pool {
                 blocks.end..blocks.end
             }
         };
-        pool.reclaim.pending.remove(&(blocks.start..free.end));
-        let nr = free.end.saturating_sub(free.start);
+        let rested = self.resting.lock().before_first(free.clone());
+        if rested.is_empty() && !free.is_empty() {
+            return Some(Found::Resting { end: free.end });
+        }
+        pool.reclaim.pending.remove(&(blocks.start..rested.end));
+        let nr = rested.end.saturating_sub(rested.start);
         pool.reclaim.discarded = pool.reclaim.discarded.saturating_add(nr);
-        Some(free)
+        Some(Found::Idle(rested))
     }
 
     fn may_reclaim(&self) -> bool {

@@ -31,7 +31,7 @@ impl Pool {
     /// Gives [`Error::ReadOnly`] if the pool is in another mode than out of metadata space, and
     /// [`Error::NoMetadataSpace`] if the reserve does not suffice; the pool is as it was then.
     pub(crate) fn delete_from_reserve(self: &Arc<Self>, id: DeviceId) -> Result {
-        let (result, low, failed) = {
+        let (result, low, given_up) = {
             let mut changes = self.changes();
             let mut pool = changes.write();
             if self.mode() != Mode::OutOfMetadataSpace || pool.metadata.needs_check() {
@@ -40,23 +40,33 @@ impl Pool {
             if !pool.metadata.may_use_reserve()? {
                 return Err(Error::NoMetadataSpace);
             }
-            pool.metadata.set_read_only(false);
+            pool.set_read_only(false);
             let result = self.delete_and_commit(&mut pool, id);
             // What fails before anything is changed, or is undone, leaves nothing to commit.
             let failed =
                 result.is_err() && (pool.metadata.needs_commit() || pool.metadata.is_failed());
-            if !failed {
-                pool.metadata.set_read_only(true);
-            }
-            (result, pool.metadata.threshold_crossed(), failed)
+            let low = pool.metadata.threshold_crossed();
+            let given_up = match failed {
+                true => pool.give_up(),
+                false => {
+                    pool.metadata.set_read_only(true);
+                    None
+                }
+            };
+            (result, low, given_up)
         };
         if low {
             self.report_low_metadata();
         }
         match result {
-            Err(e) if failed => self.metadata_operation_failed("dm_pool_delete_thin_device", e),
+            Err(e) if given_up.is_some() => {
+                self.operation_failed("dm_pool_delete_thin_device", e, given_up);
+            }
             Err(_) => {}
-            Ok(()) => self.check_metadata_space(),
+            Ok(()) => {
+                self.check_metadata_space();
+                self.wake();
+            }
         }
         result
     }
@@ -64,25 +74,12 @@ impl Pool {
     fn delete_and_commit(&self, pool: &mut PoolMetadata, id: DeviceId) -> Result {
         // What was changed before is not to be lost if the deletion fails.
         pool.commit(|| self.flush_data())?;
-        let result = self
-            .delete(pool, id)
+        let result = pool
+            .delete_thin(id, self.discards_on_delete())
             .and_then(|()| pool.commit(|| self.flush_data()));
         match result {
-            Err(Error::NoMetadataSpace) => pool.abort().and(result),
+            Err(Error::NoMetadataSpace) => pool.undo().and(result),
             result => result,
         }
-    }
-
-    /// Deletes device `id`, and notes which blocks are to be discarded for that.
-    pub(crate) fn delete(&self, pool: &mut PoolMetadata, id: DeviceId) -> Result {
-        let discards = self.discards_on_delete();
-        let PoolMetadata {
-            metadata, reclaim, ..
-        } = pool;
-        metadata.delete_thin(id, &mut |freed| {
-            if discards {
-                reclaim.note(&freed.blocks);
-            }
-        })
     }
 }

@@ -12,6 +12,7 @@ use kernel::{
 };
 use thin_metadata::{
     DataBlock,
+    Error,
     Mapping, //
 };
 
@@ -19,11 +20,15 @@ use crate::{
     block_set::BlockSet,
     per_bio::ThinBios,
     pool::Pool,
-    thin::Thin, //
+    thin::Thin,
+    worker::Worker, //
 };
 
 /// The most blocks to be allocated at once.
 const MAX_BLOCKS: usize = 128;
+
+/// What an allocation is called in log lines.
+const ALLOCATE: &str = "dm_pool_alloc_data_block";
 
 /// Allocated blocks, and how many are wanted.
 pub(crate) struct Supply {
@@ -70,35 +75,88 @@ impl Supply {
     }
 }
 
+/// Why there is no data block. All errors have been dealt with as far as the pool is concerned.
+pub(crate) enum NoBlock {
+    /// Those that are free rest, or are being discarded. [`Pool::blocks_released`] will tell.
+    Withheld,
+    /// There is none, and the pool's mode says so.
+    Exhausted,
+    /// The metadata have failed.
+    Failed,
+}
+
+impl From<Error> for NoBlock {
+    fn from(_: Error) -> Self {
+        Self::Failed
+    }
+}
+
 impl Pool {
     /// Allocates a data block for a write that the worker is processing.
-    ///
-    /// [`thin_metadata::Error::NoDataSpace`] means that the pool's mode says so, too, unless blocks are `busy`. All
-    /// errors have been dealt with as far as the pool is concerned.
     pub(crate) fn supply_data_block(
         self: &Arc<Self>,
-        supply: &mut Supply,
-        busy: &BlockSet,
-    ) -> thin_metadata::Result<DataBlock> {
+        worker: &mut Worker,
+    ) -> Result<DataBlock, NoBlock> {
+        let Worker {
+            supply,
+            busy,
+            starved,
+            ..
+        } = worker;
         if let Some(block) = supply.take() {
             return Ok(block);
+        }
+        if *starved {
+            return Err(NoBlock::Withheld);
         }
         let n = supply.wanted.min(MAX_BLOCKS);
         if n > 1 && self.has_plenty(n as u64)? {
             match self.fill(supply, n as u32, busy) {
                 // If there is none, it is told below.
-                Ok(_) | Err(thin_metadata::Error::NoDataSpace) => {}
-                Err(e) => {
-                    self.metadata_operation_failed("dm_pool_alloc_data_block", e);
-                    return Err(e);
-                }
+                Ok(_) | Err(Error::NoDataSpace) => {}
+                Err(_) => return Err(NoBlock::Failed),
             }
             if let Some(block) = supply.take() {
                 return Ok(block);
             }
         }
         supply.wanted = supply.wanted.saturating_sub(1);
-        self.alloc_data_block(busy)
+        let block = self.alloc_data_block(busy);
+        *starved = matches!(block, Err(NoBlock::Withheld));
+        block
+    }
+
+    /// Allocates a data block that is not `busy`.
+    fn alloc_data_block(self: &Arc<Self>, busy: &BlockSet) -> Result<DataBlock, NoBlock> {
+        let free = self.metadata.read().metadata.free_data_blocks()?;
+        self.check_low_water_mark(free);
+        self.keep_metadata_reserve()?;
+
+        // A commit makes those available that were freed since the last one.
+        let mut may_commit = true;
+        loop {
+            let mut block = None;
+            let (withheld, transaction) = self.change(ALLOCATE, |pool| {
+                match pool.alloc_data_blocks(1, busy, &mut |run| block = Some(run.start)) {
+                    Ok(_) | Err(Error::NoDataSpace) => {}
+                    Err(e) => return Err(e),
+                }
+                Ok((pool.withholds_blocks(busy), pool.transaction()))
+            })?;
+            if let Some(block) = block {
+                return Ok(block);
+            }
+            if may_commit {
+                self.commit()?;
+                may_commit = false;
+            } else if withheld {
+                self.resting.lock().rest();
+                return Err(NoBlock::Withheld);
+            } else {
+                self.data_space_exhausted(transaction);
+                return Err(NoBlock::Exhausted);
+            }
+        }
     }
 
     /// Whether taking `n` data blocks at once comes close to no limit.
@@ -115,19 +173,22 @@ impl Pool {
     }
 
     /// Fills the supply, which is empty, with up to `n` blocks.
-    fn fill(&self, supply: &mut Supply, n: u32, busy: &BlockSet) -> thin_metadata::Result<u32> {
+    fn fill(
+        self: &Arc<Self>,
+        supply: &mut Supply,
+        n: u32,
+        busy: &BlockSet,
+    ) -> thin_metadata::Result<u32> {
         supply.blocks.clear();
         supply.next = 0;
         let blocks = &mut supply.blocks;
-        self.with_idle_blocks(|pool| {
-            let mut out = |run| {
+        self.change(ALLOCATE, |pool| {
+            pool.alloc_data_blocks(n, busy, &mut |run| {
                 for block in run {
                     // There is room for as many.
                     let _ = blocks.push_within_capacity(block);
                 }
-            };
-            pool.metadata
-                .alloc_data_blocks(n, &mut |block| !busy.contains(block), &mut out)
+            })
         })
     }
 
@@ -138,14 +199,11 @@ impl Pool {
             let (Some(first), Some(last)) = (run.first(), run.last()) else {
                 continue;
             };
-            let result = self
-                .changes()
-                .write()
-                .metadata
-                .put_back_data_blocks(*first..last.saturating_add(1));
-            if let Err(e) = result {
-                self.metadata_operation_failed("dm_pool_dec_data_range", e);
-            }
+            let blocks = *first..last.saturating_add(1);
+            // A failure has changed the pool's mode, which is all that can be done about it.
+            let _ = self.change("dm_pool_dec_data_range", |pool| {
+                pool.metadata.put_back_data_blocks(blocks)
+            });
         }
         supply.blocks.clear();
         supply.next = 0;

@@ -87,8 +87,11 @@ impl Thin {
     }
 
     /// Whether bios shall be given back instead of processed.
+    ///
+    /// When such a suspend is interrupted, new bios come before the target hears of it. device-mapper has forgotten by
+    /// then that it was to happen without a flush, and would fail what is given back.
     pub(crate) fn requeues(&self) -> bool {
-        self.requeue.load(Relaxed)
+        self.requeue.load(Relaxed) && self.ti.is_noflush_suspending()
     }
 
     pub(crate) fn set_requeues(&self, on: bool) {

@@ -95,7 +95,7 @@ impl ThinTarget {
         let needs_commit = bio.is_flush_or_fua() && !self.thin.cache.is_committed();
         match found {
             _ if needs_commit => {
-                self.pool.in_flight.leave(epoch);
+                self.pool.leave(epoch);
                 self.defer(bio)
             }
             Ok(Some(Mapping { block, shared })) if !shared || bio.is_read() => {
@@ -103,22 +103,25 @@ impl ThinTarget {
                 Map::Remapped(bio)
             }
             Ok(None) if bio.is_read() => {
-                self.pool.in_flight.leave(epoch);
+                self.pool.leave(epoch);
                 match self.thin.read_unmapped(bio) {
                     Some(bio) => Map::Remapped(bio),
                     None => Map::Submitted,
                 }
             }
             Ok(None) if bio.op() == Op::WriteZeroes && self.thin.has_zeroes_unmapped() => {
-                self.pool.in_flight.leave(epoch);
+                self.pool.leave(epoch);
                 Self::end(bio, BlkStatus::OK)
             }
-            Ok(_) | Err(thin_metadata::Error::WouldBlock) => {
-                self.pool.in_flight.leave(epoch);
+            // Until a commit that has failed is rolled back there is nothing to be read; the worker waits for that.
+            Ok(_)
+            | Err(thin_metadata::Error::WouldBlock)
+            | Err(thin_metadata::Error::NeedsAbort) => {
+                self.pool.leave(epoch);
                 self.defer(bio)
             }
             Err(e) => {
-                self.pool.in_flight.leave(epoch);
+                self.pool.leave(epoch);
                 self.pool.lookup_failed(&self.thin, block, e);
                 Self::end(bio, BlkStatus::IOERR)
             }
@@ -149,7 +152,7 @@ impl ThinTarget {
 
     fn write_status(&self, out: &mut Output<'_>) -> fmt::Result {
         let usage = {
-            let pool = self.pool.metadata.read();
+            let pool = self.pool.settled_metadata();
             let handle = &self.thin.handle;
             pool.metadata
                 .mapped_count(handle)
@@ -293,7 +296,7 @@ impl Target for ThinTarget {
         }
 
         // Before the look-up: see `InFlight`.
-        let epoch = self.pool.in_flight.enter();
+        let epoch = self.pool.enter();
         let known = match bio.len_bytes() {
             0 => Some(Some(NO_BLOCK)),
             _ => {
@@ -323,7 +326,7 @@ impl Target for ThinTarget {
         } = bio.data_mut();
         let overwrites = overwrites.take();
         if let Some(epoch) = epoch.take() {
-            self.pool.in_flight.leave(epoch);
+            self.pool.leave(epoch);
         }
         match overwrites {
             Some(preparing) => {

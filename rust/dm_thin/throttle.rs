@@ -19,6 +19,10 @@ use kernel::{
 /// A lock that the worker takes when one of its rounds takes too long, and that everybody who hands bios to
 /// it takes for reading.
 ///
+/// Who waits for it may be in the midst of a bio that device-mapper has split: other parts are on the list of its task
+/// then, with their places in the set of bios in flight, and do not move before it goes on. So the worker must not wait
+/// for bios in flight while it has the lock; it waits for the devices, the metadata and the mode only.
+///
 /// Lock order: before all locks of the pool.
 #[pin_data]
 pub(crate) struct Throttle {

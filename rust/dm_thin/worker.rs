@@ -23,10 +23,7 @@ use crate::{
     block_set::BlockSet,
     cells::Cells,
     insertions::Insertions,
-    pass_down::{
-        Cause,
-        PassDowns, //
-    },
+    pass_down::PassDowns,
     per_bio::{
         sort_by_sector,
         ThinBio,
@@ -34,6 +31,7 @@ use crate::{
     },
     pool::Pool,
     pool_metadata::Committed,
+    resting::AfterRest,
     supply::Supply,
     thin::Thin,
     throttle::Round, //
@@ -58,8 +56,12 @@ pub(crate) struct Worker {
     pub(crate) end_after_commit: ThinBios,
     /// Data blocks to be discarded after the next commit.
     pub(crate) pass_down_after_commit: PassDowns,
+    /// Data blocks to be discarded when they have rested.
+    pub(crate) after_rest: AfterRest,
     /// Data blocks that are being discarded, and must not be allocated meanwhile.
     pub(crate) busy: BlockSet,
+    /// Whether writes wait for a block because all free ones rest or are being discarded.
+    pub(crate) starved: bool,
     /// How many discards for deleted devices are on their way.
     pub(crate) deletions: usize,
     last_commit: Instant<Monotonic>,
@@ -74,10 +76,19 @@ impl Worker {
             after_commit: ThinBios::new(),
             end_after_commit: ThinBios::new(),
             pass_down_after_commit: PassDowns::default(),
+            after_rest: AfterRest::default(),
             busy: BlockSet::new(),
+            starved: false,
             deletions: 0,
             last_commit: Instant::now(),
         })
+    }
+
+    /// Whether anybody waits for a commit.
+    fn is_commit_wanted(&self) -> bool {
+        !(self.after_commit.is_empty()
+            && self.end_after_commit.is_empty()
+            && self.pass_down_after_commit.is_empty())
     }
 }
 
@@ -101,8 +112,9 @@ impl Pool {
         self.insert_mappings(worker);
         let mut passed_down = self.passed_down.take();
         while let Some(one) = passed_down.pop() {
-            self.finish_pass_down(worker, one);
+            self.finish_pass_down(worker, one, BlkStatus::OK);
         }
+        self.let_blocks_rest(worker);
         dm::with_plug(|| {
             let mut after = None;
             while let Some(thin) = self.next_thin(after) {
@@ -111,6 +123,7 @@ impl Pool {
             }
         });
         self.commit_if_due(worker);
+        self.let_blocks_rest(worker);
         self.reclaim(worker);
         self.caches.trim();
     }
@@ -159,10 +172,7 @@ impl Pool {
     ///
     /// Blocks that were allocated for mappings that are not ready yet are no reason: it would be in vain for them.
     fn commit_if_due(self: &Arc<Self>, worker: &mut Worker) {
-        let nobody_waits = worker.after_commit.is_empty()
-            && worker.end_after_commit.is_empty()
-            && worker.pass_down_after_commit.is_empty();
-        if nobody_waits
+        if !worker.is_commit_wanted()
             && !(worker.last_commit.elapsed() >= COMMIT_PERIOD
                 && self.metadata.read().metadata.changed_this_transaction())
         {
@@ -170,28 +180,37 @@ impl Pool {
         }
 
         let committed = self.commit();
-        let ended = core::mem::take(&mut worker.end_after_commit);
-        let mut goes_on = core::mem::take(&mut worker.after_commit);
-        let mut pass_down = core::mem::take(&mut worker.pass_down_after_commit);
-        let Ok(committed) = committed else {
-            while let Some(one) = pass_down.pop() {
-                one.release(&mut worker.busy);
-                if let Cause::Bio(bio) = one.into_cause() {
-                    bio.end(BlkStatus::IOERR);
-                }
-            }
-            ended.end(BlkStatus::IOERR);
-            goes_on.end(BlkStatus::IOERR);
-            return;
-        };
-
-        worker.last_commit = Instant::now();
-        ended.end(BlkStatus::OK);
-        while let Some(one) = pass_down.pop() {
-            self.pass_down(worker, one);
+        if committed.is_ok() {
+            worker.last_commit = Instant::now();
         }
+        // Somebody else may have committed what some wait for, and this one have failed; or the other way round.
+        let is_stable = {
+            let pool = self.metadata.read();
+            let open = pool.transaction();
+            move |transaction| transaction < open
+        };
+        let mut ended = core::mem::take(&mut worker.end_after_commit);
+        while let Some(mut bio) = ended.pop() {
+            let status = match is_stable(bio.data_mut().waits_for) {
+                true => BlkStatus::OK,
+                false => BlkStatus::IOERR,
+            };
+            bio.end(status);
+        }
+        let mut pass_down = core::mem::take(&mut worker.pass_down_after_commit);
+        while let Some(one) = pass_down.pop() {
+            match is_stable(one.stamp().transaction) {
+                true => self.pass_down_after_rest(worker, one),
+                false => self.finish_pass_down(worker, one, BlkStatus::IOERR),
+            }
+        }
+        let mut goes_on = core::mem::take(&mut worker.after_commit);
         while let Some(mut bio) = goes_on.pop() {
-            if bio.is_preflush() && committed == Committed::Changes {
+            if !is_stable(bio.data_mut().waits_for) {
+                bio.end(BlkStatus::IOERR);
+                continue;
+            }
+            if bio.is_preflush() && matches!(committed, Ok(Committed::Changes)) {
                 // The commit has flushed the data device.
                 bio.end(BlkStatus::OK);
                 continue;
@@ -203,6 +222,11 @@ impl Pool {
             if let Err(Postponed(bio)) = self.process_committed(worker, &thin, bio) {
                 thin.defer(bio);
             }
+        }
+        // What went on may have been provisioned, and so wait for a commit again.
+        self.insert_mappings(worker);
+        if worker.is_commit_wanted() {
+            self.wake();
         }
     }
 }

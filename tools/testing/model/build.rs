@@ -29,8 +29,13 @@ const IN_FLIGHT: &[Mutant] = &[
     ),
     (
         "enter_without_taking_back",
-        "self.leave(Epoch(epoch));\n",
+        "self.leave(Epoch(epoch), &drained);\n",
         "",
+    ),
+    (
+        "take_back_without_telling",
+        "self.leave(Epoch(epoch), &drained);",
+        "self.leave(Epoch(epoch), || ());",
     ),
     (
         "leave_without_release",
@@ -43,22 +48,25 @@ const IN_FLIGHT: &[Mutant] = &[
         ".left[usize::from(epoch)].fetch_add(1, kernel::sync::atomic::ordering::Release)",
     ),
     (
-        "leave_without_waking",
-        "if self.epoch.load(Relaxed) != epoch {\n            self.wake();",
-        "if self.epoch.load(Relaxed) != epoch {",
+        "leave_without_telling",
+        "self.has_drained(epoch) {\n            drained();",
+        "self.has_drained(epoch) {",
     ),
     (
         "look_then_leave",
         "self.counts.here().left[usize::from(epoch)].fetch_add(1, Full);
-        if self.epoch.load(Relaxed) != epoch {",
+        if self.epoch.load(Relaxed) != epoch && self.has_drained(epoch) {",
         "let current = self.epoch.load(Relaxed);
         self.counts.here().left[usize::from(epoch)].fetch_add(1, Full);
-        if current != epoch {",
+        if current != epoch && self.has_drained(epoch) {",
     ),
     (
-        "wake_without_lock",
-        "let _sleepers = self.sleepers.lock();",
-        "",
+        "sum_then_leave",
+        "self.counts.here().left[usize::from(epoch)].fetch_add(1, Full);
+        if self.epoch.load(Relaxed) != epoch && self.has_drained(epoch) {",
+        "let last = self.has_drained(epoch);
+        self.counts.here().left[usize::from(epoch)].fetch_add(1, Full);
+        if self.epoch.load(Relaxed) != epoch && last {",
     ),
     ("sum_without_barrier", "smp_mb(Full);", ""),
     (
@@ -75,39 +83,57 @@ const IN_FLIGHT: &[Mutant] = &[
         "self.epoch.xchg(!former, Full);",
         "self.epoch.xchg(!former, Relaxed);",
     ),
+    ("no_turn", "self.epoch.xchg(!former, Full);", ""),
+    (
+        "wait_for_the_new_epoch",
+        "self.has_drained(!self.epoch.load(Relaxed))",
+        "self.has_drained(self.epoch.load(Relaxed))",
+    ),
+    (
+        "always_drained",
+        "self.has_drained(!self.epoch.load(Relaxed))",
+        "true",
+    ),
+];
+
+const HOLD_SET: &[Mutant] = &[
+    (
+        "leave_without_waking",
+        "self.in_flight.leave(epoch, || self.wake());",
+        "self.in_flight.leave(epoch, || ());",
+    ),
+    (
+        "wake_without_lock",
+        "let _sleepers = self.sleepers.lock();",
+        "",
+    ),
     (
         "turn_after_waiting",
-        "self.epoch.xchg(!former, Full);
-
+        "self.in_flight.turn();
         let mut sleepers = self.sleepers.lock();
-        while !self.is_drained(former) {
+        while !self.in_flight.is_drained() {
             self.drained.wait(&mut sleepers);
         }",
         "let mut sleepers = self.sleepers.lock();
-        while !self.is_drained(former) {
+        while !self.in_flight.is_drained() {
             self.drained.wait(&mut sleepers);
         }
-        self.epoch.xchg(!former, Full);",
-    ),
-    (
-        "wait_for_the_new_epoch",
-        "while !self.is_drained(former) {",
-        "while !self.is_drained(!former) {",
+        self.in_flight.turn();",
     ),
     (
         "sum_without_lock",
         "let mut sleepers = self.sleepers.lock();
-        while !self.is_drained(former) {
+        while !self.in_flight.is_drained() {
             self.drained.wait(&mut sleepers);
         }",
-        "while !self.is_drained(former) {
+        "while !self.in_flight.is_drained() {
             self.drained.wait(&mut self.sleepers.lock());
         }",
     ),
     (
         "sleep_once",
-        "while !self.is_drained(former) {",
-        "if !self.is_drained(former) {",
+        "while !self.in_flight.is_drained() {",
+        "if !self.in_flight.is_drained() {",
     ),
 ];
 
@@ -209,17 +235,27 @@ fn main() {
         IN_FLIGHT,
         "pub(crate) struct Mutant;
          impl crate::protocol::Parts for Mutant {
-             type Set = InFlight;
+             type Set = (InFlight, crate::protocol::Worker);
              type Cache = crate::mapping_cache::MappingCache;
          }
-         crate::protocol::impl_set!(MUTANT);",
+         crate::protocol::impl_in_flight!(MUTANT);",
+    );
+    out += &mutate(
+        "hold_set.rs",
+        HOLD_SET,
+        "pub(crate) struct Mutant;
+         impl crate::protocol::Parts for Mutant {
+             type Set = HoldSet;
+             type Cache = crate::mapping_cache::MappingCache;
+         }
+         crate::protocol::impl_hold_set!(MUTANT);",
     );
     out += &mutate(
         "mapping_cache.rs",
         MAPPING_CACHE,
         "pub(crate) struct Mutant;
          impl crate::protocol::Parts for Mutant {
-             type Set = crate::in_flight::InFlight;
+             type Set = (crate::in_flight::InFlight, crate::protocol::Worker);
              type Cache = MappingCache;
          }
          crate::protocol::impl_cache!(MUTANT);",

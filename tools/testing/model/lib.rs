@@ -2,7 +2,7 @@
 
 //! A model of dm-thin's lockless parts: all that may happen when threads run through them at once.
 //!
-//! `in_flight.rs` and `mapping_cache.rs` of the module are compiled here, with [`loom`]'s atomics and locks in place of
+//! `in_flight.rs`, `hold_set.rs` and `mapping_cache.rs` of the module are compiled here, with [`loom`]'s atomics and locks in place of
 //! the kernel's. loom runs a test again and again, each time with another interleaving of the threads or another value
 //! that a load may see on a processor that reorders, until it has seen all that can make a difference. Most tests limit
 //! how often threads are interrupted where they need not wait; those that are ignored go deeper.
@@ -29,6 +29,8 @@ extern crate self as kernel;
 mod cache_pages;
 #[path = "../../../rust/dm_thin/cells.rs"]
 mod cells;
+#[path = "../../../rust/dm_thin/hold_set.rs"]
+mod hold_set;
 #[path = "../../../rust/dm_thin/in_flight.rs"]
 mod in_flight;
 #[expect(dead_code, reason = "it is played through in part")]

@@ -18,17 +18,18 @@ use crate::{
 };
 use loom::{
     cell::Cell,
-    sync::RwLock, //
+    sync::{
+        Condvar,
+        Mutex,
+        RwLock, //
+    },
 };
 use std::{
     pin::Pin,
-    sync::{
-        Arc,
-        Mutex, //
-    },
+    sync::Arc, //
 };
 
-/// The set of bios in flight.
+/// The set of bios in flight, with somebody who waits for it.
 pub(crate) trait Set: Send + Sync + 'static {
     type Epoch: Send;
 
@@ -36,6 +37,37 @@ pub(crate) trait Set: Send + Sync + 'static {
     fn enter(&self) -> Self::Epoch;
     fn leave(&self, epoch: Self::Epoch);
     fn quiesce(&self);
+}
+
+/// A worker: whoever wakes it has its work enqueued, which is so once at the most.
+pub(crate) struct Worker {
+    enqueued: Mutex<bool>,
+    work: Condvar,
+}
+
+impl Worker {
+    pub(crate) fn new() -> Self {
+        Self {
+            enqueued: Mutex::new(false),
+            work: Condvar::new(),
+        }
+    }
+
+    pub(crate) fn wake(&self) {
+        *self.enqueued.lock().unwrap() = true;
+        self.work.notify_one();
+    }
+
+    /// Looks, and looks again each time that it is woken.
+    pub(crate) fn wait_until(&self, is_done: impl Fn() -> bool) {
+        while !is_done() {
+            let mut enqueued = self.enqueued.lock().unwrap();
+            while !*enqueued {
+                enqueued = self.work.wait(enqueued).unwrap();
+            }
+            *enqueued = false;
+        }
+    }
 }
 
 /// The cache of mappings, of which one is in use.
@@ -56,10 +88,40 @@ pub(crate) trait Parts: 'static {
     type Cache: Cache;
 }
 
-macro_rules! impl_set {
+/// What bios enter, and the worker turns.
+macro_rules! impl_in_flight {
     ($($module:ident)::+) => {
-        impl $crate::protocol::Set for $crate::$($module)::+::InFlight {
+        impl $crate::protocol::Set for ($crate::$($module)::+::InFlight, $crate::protocol::Worker) {
             type Epoch = $crate::$($module)::+::Epoch;
+
+            fn make() -> ::std::pin::Pin<::std::sync::Arc<Self>> {
+                let set = $crate::$($module)::+::InFlight::new();
+                let set = set.unwrap_or_else(|_| unreachable!());
+                ::std::sync::Arc::pin((set, $crate::protocol::Worker::new()))
+            }
+
+            fn enter(&self) -> Self::Epoch {
+                self.0.enter(|| self.1.wake())
+            }
+
+            fn leave(&self, epoch: Self::Epoch) {
+                self.0.leave(epoch, || self.1.wake())
+            }
+
+            fn quiesce(&self) {
+                self.0.turn();
+                self.1.wait_until(|| self.0.is_drained());
+            }
+        }
+    };
+}
+pub(crate) use impl_in_flight;
+
+/// What is held while a thread waits for it.
+macro_rules! impl_hold_set {
+    ($($module:ident)::+) => {
+        impl $crate::protocol::Set for $crate::$($module)::+::HoldSet {
+            type Epoch = $crate::in_flight::Epoch;
 
             fn make() -> ::std::pin::Pin<::std::sync::Arc<Self>> {
                 ::pinned_init::InPlaceInit::try_pin_init(Self::new())
@@ -75,12 +137,12 @@ macro_rules! impl_set {
             }
 
             fn quiesce(&self) {
-                self.quiesce()
+                self.wait()
             }
         }
     };
 }
-pub(crate) use impl_set;
+pub(crate) use impl_hold_set;
 
 macro_rules! impl_cache {
     ($($module:ident)::+) => {
@@ -135,14 +197,23 @@ macro_rules! impl_cache {
 }
 pub(crate) use impl_cache;
 
-impl_set!(in_flight);
+impl_in_flight!(in_flight);
+impl_hold_set!(hold_set);
 impl_cache!(mapping_cache);
 
 /// What the module is made of.
 pub(crate) struct Module;
 
 impl Parts for Module {
-    type Set = crate::in_flight::InFlight;
+    type Set = (crate::in_flight::InFlight, Worker);
+    type Cache = crate::mapping_cache::MappingCache;
+}
+
+/// The same, with the set that a thread waits for.
+pub(crate) struct Sleeper;
+
+impl Parts for Sleeper {
+    type Set = crate::hold_set::HoldSet;
     type Cache = crate::mapping_cache::MappingCache;
 }
 
@@ -179,11 +250,11 @@ enum Content {
 
 /// A data block. loom ends a test in which two use it, one of them changes it, and nothing orders the one after the
 /// other. It is unknown to loom that there is a lock in between.
-struct Block(Mutex<Cell<Content>>);
+struct Block(std::sync::Mutex<Cell<Content>>);
 
 impl Block {
     fn new(content: Content) -> Self {
-        Self(Mutex::new(Cell::new(content)))
+        Self(std::sync::Mutex::new(Cell::new(content)))
     }
 
     fn read(&self) -> Content {

@@ -10,6 +10,7 @@ use crate::{
     protocol::{
         Module,
         Parts,
+        Sleeper,
         Slip,
         Volume, //
     },
@@ -205,7 +206,7 @@ fn bio_with_fua<P: Parts>(play: Play) {
 }
 
 macro_rules! hold {
-    ($($(#[$attr:meta])* $name:ident: $scenario:ident($($play:tt)+);)*) => {
+    ($($(#[$attr:meta])* $name:ident: $scenario:ident$(::<$parts:ident>)?($($play:tt)+);)*) => {
         /// That nobody meets another's block, and nobody sleeps forever.
         mod hold {
             use super::*;
@@ -214,11 +215,14 @@ macro_rules! hold {
                 #[test]
                 $(#[$attr])*
                 fn $name() {
-                    $scenario::<Module>($($play)+);
+                    type Parts = hold!(@parts $($parts)?);
+                    $scenario::<Parts>($($play)+);
                 }
             )*
         }
     };
+    (@parts) => { Module };
+    (@parts $parts:ident) => { $parts };
 }
 
 hold! {
@@ -237,6 +241,9 @@ hold! {
     a_discard_and_a_change_in_a_row: two_changes(discard(3));
     two_bios_and_two_changes: two_bios_two_changes(hit(1));
     a_bio_with_fua: bio_with_fua(hit(3));
+    a_sleeper_and_one_bio: one_bio::<Sleeper>(hit(3));
+    a_sleeper_and_two_bios: two_bios::<Sleeper>(hit(2));
+    a_sleeper_and_a_bio_that_ends_elsewhere: bio_ends_elsewhere::<Sleeper>(hit(2));
 
     #[ignore = "takes minutes"]
     one_bio_that_hits_exhaustively: one_bio(hit(0).exhaustive());
@@ -284,16 +291,22 @@ fall! {
     enter_without_taking_back: one_bio(hit(2)), "deadlock";
     leave_without_release: one_bio(hit(2)), "Causality violation";
     leave_without_barrier: one_bio(hit(2)), "deadlock";
-    leave_without_waking: one_bio(hit(2)), "deadlock";
+    leave_without_telling: one_bio(hit(2)), "deadlock";
+    take_back_without_telling: one_bio(hit(2)), "deadlock";
     look_then_leave: one_bio(hit(2)), "deadlock";
-    wake_without_lock: one_bio(hit(2)), "deadlock";
+    sum_then_leave: one_bio(hit(2)), "deadlock";
     sum_without_barrier: one_bio(hit(3)), "Causality violation";
     sum_entered_first: one_bio(hit(3)), "Causality violation";
+    turn_without_barrier: one_bio(hit(2)), "deadlock";
+    no_turn: one_bio(hit(2)), "Causality violation";
+    wait_for_the_new_epoch: one_bio(hit(2)), "deadlock";
+    always_drained: one_bio(hit(2)), "Causality violation";
+
+    leave_without_waking: one_bio(hit(2)), "deadlock";
+    wake_without_lock: one_bio(hit(2)), "deadlock";
+    turn_after_waiting: one_bio(hit(2)), "Causality violation";
     sum_without_lock: one_bio(hit(2)), "deadlock";
     sleep_once: two_bios(hit(2)), "Causality violation";
-    turn_without_barrier: one_bio(hit(2)), "deadlock";
-    turn_after_waiting: one_bio(hit(2)), "deadlock";
-    wait_for_the_new_epoch: one_bio(hit(2)), "deadlock";
 
     get_relaxed: one_bio(hit(2)), "Causality violation";
     put_relaxed: one_bio(hit(2)), "Causality violation";
