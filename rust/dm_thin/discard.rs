@@ -10,10 +10,10 @@
 //! began; only after a commit is it certain that it does not. So such blocks are passed down after the next
 //! commit, the others at once.
 //!
-//! Bios may still be on their way to these blocks: of the device that discards, for which any result is good enough, and
-//! reads of another one, which shared a block until a moment ago. So no block is discarded before it has
-//! [rested](crate::resting). If the transaction is given up meanwhile, the blocks are not discarded at all: they belong
-//! to the device again.
+//! Bios may still be on their way to these blocks. For those of the device that discards any result is good enough. Of a
+//! block that was shared they may be another one's, which gave it up a moment ago; so such blocks are not discarded
+//! before they have [rested](crate::resting), either. If the transaction is given up meanwhile, the blocks are not
+//! discarded at all: they belong to the device again.
 
 use core::ops::Range;
 
@@ -31,12 +31,14 @@ use thin_metadata::{
 use crate::{
     pass_down::{
         Cause,
-        PassDown, //
+        PassDown,
+        Stamp, //
     },
     per_bio::ThinBio,
     pool::Pool,
-    pool_metadata::Stamp,
+    pool_metadata::Transaction,
     process::Commit,
+    resting::Rest,
     thin::Thin,
     worker::{
         Postponed,
@@ -153,8 +155,14 @@ impl Pool {
                     self.end_after_needed_commit(worker, thin, bio);
                 }
             }
-            Ok(stamp) => {
-                pass_down.set_stamp(stamp);
+            Ok(transaction) => {
+                pass_down.set_stamp(Stamp {
+                    transaction,
+                    rest: match any_shared {
+                        true => self.resting.lock().rest(),
+                        false => Rest::default(),
+                    },
+                });
                 match is_hint && !any_shared {
                     true => self.pass_down_after_rest(worker, pass_down),
                     false => worker.pass_down_after_commit.push(pass_down),
@@ -164,15 +172,15 @@ impl Pool {
         Ok(())
     }
 
-    /// Removes the mappings of `blocks`, and tells when that was. An error has been dealt with as far as the pool is
+    /// Removes the mappings of `blocks`, and tells which transaction has that. An error has been dealt with as far as the pool is
     /// concerned.
     fn unmap(
         self: &Arc<Self>,
         thin: &Thin,
         blocks: Range<VirtualBlock>,
         freed: &mut dyn FnMut(Freed),
-    ) -> thin_metadata::Result<Stamp> {
-        let mut stamp = Stamp::default();
+    ) -> thin_metadata::Result<Transaction> {
+        let mut transaction = Transaction::default();
         let mut begin = blocks.start;
         while begin < blocks.end {
             self.keep_metadata_reserve()?;
@@ -186,7 +194,7 @@ impl Pool {
                 };
                 let end = first.saturating_add(BLOCKS_PER_STEP).min(blocks.end);
                 pool.remove_range(thin, first..end, freed)?;
-                stamp = pool.stamp();
+                transaction = pool.transaction();
                 Ok(Ok(Some(end)))
             })?;
             match end {
@@ -198,7 +206,7 @@ impl Pool {
                 }
             }
         }
-        Ok(stamp)
+        Ok(transaction)
     }
 
     /// Ends a bio that is done, but for a commit if it asks for one.

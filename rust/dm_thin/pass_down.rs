@@ -4,7 +4,7 @@
 //!
 //! They belong to blocks that are free in the metadata. The worker keeps those blocks in its set `busy`, from which
 //! it allocates nothing, from the moment that they are meant to be discarded until the discards have ended: others
-//! may commit in between. No block is in two of these at a time. And they must have [rested](crate::resting).
+//! may commit in between. No block is in two of these at a time.
 
 use core::ops::Range;
 
@@ -29,7 +29,8 @@ use crate::{
     hold::PoolHold,
     per_bio::ThinBio,
     pool::Pool,
-    pool_metadata::Stamp,
+    pool_metadata::Transaction,
+    resting::Rest,
     worker::Worker, //
 };
 
@@ -45,6 +46,15 @@ pub(crate) struct PassDown {
     /// Why they are discarded.
     cause: Cause,
     next: Option<KBox<PassDown>>,
+}
+
+/// When data blocks were unmapped that are to be discarded. The default is long ago.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Stamp {
+    /// The transaction that has it.
+    pub(crate) transaction: Transaction,
+    /// The generation after which no bio is on its way to them that could do harm or be harmed.
+    pub(crate) rest: Rest,
 }
 
 /// Why data blocks are discarded.

@@ -41,10 +41,7 @@ use crate::{
     },
     pool::Pool,
     reclaim::Reclaim,
-    resting::{
-        Rest,
-        Resting, //
-    },
+    resting::Resting,
     thin::Thin, //
 };
 
@@ -58,15 +55,6 @@ pub(crate) struct Transaction(u64);
 impl Transaction {
     /// The first one. What is older was stable before there was a pool.
     const FIRST: Self = Self(1);
-}
-
-/// When something was unmapped. The default is long ago.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Stamp {
-    /// The transaction that has the change.
-    pub(crate) transaction: Transaction,
-    /// The generation after which no bio is on its way to what got free.
-    pub(crate) rest: Rest,
 }
 
 /// What became of the transaction that was given up.
@@ -205,14 +193,6 @@ impl PoolMetadata {
                 resting.freed(&one.blocks);
                 freed(one);
             })
-    }
-
-    /// When what was just unmapped is stable, and may be discarded.
-    pub(crate) fn stamp(&self) -> Stamp {
-        Stamp {
-            transaction: self.transaction,
-            rest: self.resting.lock().rest(),
-        }
     }
 
     /// Deletes device `id`. If `discards`, the blocks that get free are noted for that.

@@ -63,7 +63,7 @@ impl Generation {
     }
 }
 
-/// A generation, by its number.
+/// A generation, by its number. The default is one that was over before there was a pool.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
 pub(crate) struct Rest(u64);
 
@@ -91,7 +91,7 @@ impl Resting {
         Self {
             open: Generation::new(),
             closed: None,
-            number: Rest(0),
+            number: Rest(1),
         }
     }
 

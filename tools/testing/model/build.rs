@@ -130,11 +130,6 @@ const HOLD_SET: &[Mutant] = &[
             self.drained.wait(&mut self.sleepers.lock());
         }",
     ),
-    (
-        "sleep_once",
-        "while !self.in_flight.is_drained() {",
-        "if !self.in_flight.is_drained() {",
-    ),
 ];
 
 const MAPPING_CACHE: &[Mutant] = &[

@@ -306,7 +306,6 @@ fall! {
     wake_without_lock: one_bio(hit(2)), "deadlock";
     turn_after_waiting: one_bio(hit(2)), "Causality violation";
     sum_without_lock: one_bio(hit(2)), "deadlock";
-    sleep_once: two_bios(hit(2)), "Causality violation";
 
     get_relaxed: one_bio(hit(2)), "Causality violation";
     put_relaxed: one_bio(hit(2)), "Causality violation";
