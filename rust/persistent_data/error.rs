@@ -36,6 +36,8 @@ pub enum Corruption {
     SuperblockField,
     /// A reference to a block that no reference may be to.
     Reference,
+    /// The space map says that the superblock's own block is free.
+    SuperblockFree,
 }
 
 /// An error, with the block that it is about.

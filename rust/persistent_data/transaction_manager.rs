@@ -29,6 +29,7 @@ use crate::{
         WriteGuard, //
     },
     error::{
+        Corruption,
         Error,
         Result, //
     },
@@ -81,9 +82,9 @@ impl TransactionManager {
             .ok_or(Error::OutOfBounds(superblock))?;
 
         // First the index, then the root of the tree, then the bitmaps, from the first block on.
-        let mut alloc = Allocator::new(first)?;
+        let mut alloc = Allocator::new(superblock, first)?;
         alloc.extend(first..nr_blocks)?;
-        alloc.queue(Change::Inc, one(superblock)?)?;
+        alloc.queue_superblock()?;
         let mut tx = AllocTx::new(bm, &mut alloc);
         let mut counts = BlockIndex::create(&mut tx)
             .and_then(|index| MetadataCounts::create(&mut tx, index))
@@ -99,13 +100,13 @@ impl TransactionManager {
         Ok(tm)
     }
 
-    /// Opens the space map that `root` is of.
+    /// Opens the space map that `root` is of, which `superblock` was read from.
     ///
     /// What is read is checked: the index now, the rest when it is used.
-    pub fn open<B: BlockManager>(bm: &B, root: &SmRoot) -> Result<Self> {
+    pub fn open<B: BlockManager>(bm: &B, superblock: BlockNr, root: &SmRoot) -> Result<Self> {
         let index = BlockIndex::open(bm, root.bitmap_root.get(), root.nr_blocks.get())?;
         let counts = MetadataCounts::open(bm, index, root)?;
-        let mut alloc = Allocator::new(0)?;
+        let mut alloc = Allocator::new(superblock, 0)?;
         alloc.take_over(&counts)?;
         Self::new(alloc, counts)
     }
@@ -117,6 +118,18 @@ impl TransactionManager {
             failed: None,
             prefetches: try_box(PrefetchSet::new())?,
         })
+    }
+
+    /// Checks that the counts, as they were opened, have the superblock in use: gives
+    /// [`SuperblockFree`](Corruption::SuperblockFree) if not.
+    ///
+    /// One bitmap is read for this. That it cannot be read is no error yet, as with all others.
+    pub fn check_superblock<B: BlockManager>(&self, bm: &B) -> Result {
+        let superblock = self.alloc.superblock();
+        match self.counts.get(bm, superblock) {
+            Ok(0) => Err(Error::Corrupt(superblock, Corruption::SuperblockFree)),
+            _ => Ok(()),
+        }
     }
 
     /// The transaction under way.

@@ -127,8 +127,8 @@ impl<B: BlockManager> Metadata<B> {
     /// Gives, in this order of checks: [`Error::Unformatted`] for all zeroes without leave to format;
     /// [`Error::Library`] for a superblock that says it lives elsewhere (ENOTBLK), or has another magic number
     /// (EILSEQ) or checksum (EILSEQ); [`Error::DataBlockSize`], [`Error::IncompatFeatures`],
-    /// [`Error::CompatRoFeatures`], [`Error::Version`], [`Error::MetadataBlockSize`] (all EINVAL); and what
-    /// reading the space maps gives.
+    /// [`Error::CompatRoFeatures`], [`Error::Version`], [`Error::MetadataBlockSize`] (all EINVAL); what reading the
+    /// space maps gives; and [`SuperblockFree`](persistent_data::error::Corruption::SuperblockFree) (EILSEQ).
     pub fn open(bm: B, params: OpenParams) -> Result<Self> {
         let Loaded {
             tm,
@@ -145,7 +145,9 @@ impl<B: BlockManager> Metadata<B> {
             }
             format(&bm, &params)?
         } else {
-            load(&bm, &params)?
+            let loaded = load(&bm, &params)?;
+            loaded.tm.check_superblock(&bm)?;
+            loaded
         };
         let mut md = Self {
             data_limit: data_sm.nr_blocks(),
@@ -303,7 +305,9 @@ pub(crate) fn load<B: BlockManager>(bm: &B, params: &OpenParams) -> Result<Loade
         .into());
     }
 
-    let tm = TransactionManager::open(bm, &superblock.metadata_sm_root()?)?;
+    superblock.check_space_map_roots()?;
+    let metadata_sm_root = superblock.metadata_sm_root()?;
+    let tm = TransactionManager::open(bm, SUPERBLOCK_LOCATION, &metadata_sm_root)?;
     superblock.check_roots(tm.nr_blocks())?;
     let data_sm = DiskSpaceMap::open(bm, &superblock.data_sm_root()?)?;
     Ok(Loaded {

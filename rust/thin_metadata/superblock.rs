@@ -133,6 +133,28 @@ impl Superblock {
         Ok(())
     }
 
+    /// Checks that no root of a space map is at the superblock's own place. What else can be wrong with them is found
+    /// when they are read.
+    pub fn check_space_map_roots(&self) -> Result {
+        let (metadata, data) = (self.metadata_sm_root()?, self.data_sm_root()?);
+        let roots = [
+            ("index of the metadata space map", metadata.bitmap_root),
+            ("tree of metadata counts", metadata.ref_count_root),
+            ("index of the data space map", data.bitmap_root),
+            ("tree of data counts", data.ref_count_root),
+        ];
+        match roots
+            .iter()
+            .find(|(_, block)| block.get() == SUPERBLOCK_LOCATION)
+        {
+            Some((what, block)) => Err(Error::BadRoot {
+                what,
+                block: block.get(),
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// The root of the data space map.
     pub fn data_sm_root(&self) -> Result<SmRoot> {
         sm_root(&self.data_space_map_root)

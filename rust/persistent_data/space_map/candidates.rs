@@ -26,6 +26,8 @@ pub(crate) struct Candidates {
     ranges: Vec<BlockRange>,
     /// One past the block that was handed out last.
     cursor: BlockNr,
+    /// A block that is never looked at.
+    left_out: Option<BlockNr>,
 }
 
 impl Candidates {
@@ -33,11 +35,20 @@ impl Candidates {
     pub(crate) fn new(begin: BlockNr, nr_blocks: BlockNr) -> Result<Self> {
         let mut candidates = Self {
             // What `restart` needs, so that it cannot fail.
-            ranges: Vec::try_with_room(2)?,
+            ranges: Vec::try_with_room(3)?,
             cursor: begin,
+            left_out: None,
         };
         candidates.restart(nr_blocks)?;
         Ok(candidates)
+    }
+
+    /// As [`new`](Self::new), without any blocks before some are added; `block` never becomes a candidate.
+    pub(crate) fn leaving_out(block: BlockNr, begin: BlockNr) -> Result<Self> {
+        Ok(Self {
+            left_out: Some(block),
+            ..Self::new(begin, 0)?
+        })
     }
 
     /// Starts the next transaction.
@@ -50,6 +61,16 @@ impl Candidates {
 
     /// Adds blocks, to be looked at before all others.
     pub(crate) fn add(&mut self, blocks: BlockRange) -> Result {
+        match self.left_out {
+            Some(block) if blocks.contains(&block) => {
+                self.push(block.saturating_add(1)..blocks.end)?;
+                self.push(blocks.start..block)
+            }
+            _ => self.push(blocks),
+        }
+    }
+
+    fn push(&mut self, blocks: BlockRange) -> Result {
         if blocks.is_empty() {
             return Ok(());
         }
@@ -118,6 +139,28 @@ mod tests {
         c.take(9);
         c.restart(10)?;
         assert_eq!(c.current(), Some(0..10));
+        Ok(())
+    }
+
+    #[test]
+    fn a_block_that_is_left_out_never_comes() -> Result {
+        for block in 0..7 {
+            let mut c = Candidates::leaving_out(block, 4)?;
+            assert_eq!(c.current(), None);
+            for nr_blocks in [0, 6, 6] {
+                c.restart(nr_blocks)?;
+                let mut seen = [false; 6];
+                while let Some(range) = c.current() {
+                    if let Some(seen) = seen.get_mut(range.start as usize) {
+                        *seen = true;
+                    }
+                    c.take(range.start);
+                }
+                for (i, seen) in seen.iter().enumerate() {
+                    assert_eq!(*seen, i as u64 != block && (i as u64) < nr_blocks);
+                }
+            }
+        }
         Ok(())
     }
 

@@ -49,6 +49,7 @@ use crate::{
         WriteGuard, //
     },
     error::{
+        Corruption,
         Error,
         Result, //
     },
@@ -69,7 +70,11 @@ const MAX_KNOWN_FREE: u32 = 64;
 pub(crate) type MetadataCounts = Counts<BlockIndex>;
 
 /// Hands out blocks of the metadata device.
+///
+/// The superblock's own block is none of them, whatever the bitmaps say: it is counted when the space map is made,
+/// and no reference to it is taken or given up after that.
 pub struct Allocator {
+    superblock: BlockNr,
     /// The index as of the last commit.
     committed: Vec<Entry>,
     nr_committed: BlockNr,
@@ -86,20 +91,27 @@ pub struct Allocator {
 }
 
 impl Allocator {
-    /// Hands out nothing before blocks are added or counts committed; the first one will be `begin`.
-    pub(crate) fn new(begin: BlockNr) -> Result<Self> {
+    /// Hands out nothing before blocks are added or counts committed; the first one will be `begin`, and none ever
+    /// `superblock`.
+    pub(crate) fn new(superblock: BlockNr, begin: BlockNr) -> Result<Self> {
         Ok(Self {
+            superblock,
             // Room for all entries, so that a commit cannot fail for want of memory.
             committed: Vec::try_with_room(MAX_ENTRIES)?,
             nr_committed: 0,
             nr_committed_free: 0,
             nr_handed_out: 0,
-            candidates: Candidates::new(begin, 0)?,
+            candidates: Candidates::leaving_out(superblock, begin)?,
             next: 0..0,
             shadows: ShadowSet::new(),
             pending: Pending::new(),
             threshold: Threshold::new(),
         })
+    }
+
+    /// The block that is never handed out.
+    pub(crate) fn superblock(&self) -> BlockNr {
+        self.superblock
     }
 
     /// Adds new, free blocks at the end of the device.
@@ -162,9 +174,17 @@ impl Allocator {
         self.shadows.insert(block)
     }
 
-    /// Queues a change of counts.
+    /// Queues a change of counts, none of which may be the superblock's: nothing that is counted refers to it.
     pub(crate) fn queue(&mut self, change: Change, blocks: BlockRange) -> Result {
+        if blocks.contains(&self.superblock) {
+            return Err(Error::Corrupt(self.superblock, Corruption::Reference));
+        }
         self.pending.push(change, blocks)
+    }
+
+    /// Queues the one reference that there is to the superblock.
+    pub(crate) fn queue_superblock(&mut self) -> Result {
+        self.pending.push(Change::Inc, one(self.superblock)?)
     }
 
     /// The changes of counts that wait.

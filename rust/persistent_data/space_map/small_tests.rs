@@ -55,7 +55,7 @@ mod tests {
         assert_eq!(data.new_block(&mut tm.tx(&bm), &mut |_| true)?, 0);
         let (metadata, root) = commit(&bm, &mut tm, &mut data)?;
 
-        let mut tm = TransactionManager::open(&bm, &metadata)?;
+        let mut tm = TransactionManager::open(&bm, 0, &metadata)?;
         let mut data = DiskSpaceMap::open(&bm, &root)?;
         for (block, count) in [(0, 1), (1, 0), (7, 2), (15999, 0), (16000, 1)] {
             assert_eq!(data.get_count(&bm, block)?, count);

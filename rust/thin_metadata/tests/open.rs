@@ -9,8 +9,10 @@ use persistent_data::{
 
 use super::{
     errno,
+    model::id,
     no_flush,
     pool,
+    tools,
     workload,
     PARAMS,
     REOPEN, //
@@ -173,6 +175,77 @@ fn then_what_else_is_in_it() {
         )))
     );
     assert!(open(resealed(|s| s.version = 1.into())).is_ok());
+}
+
+#[test]
+fn no_root_of_a_space_map_is_the_superblock() {
+    type Change = fn(&mut Superblock);
+    let cases: [(Change, &str); 4] = [
+        (
+            |s| s.metadata_space_map_root[16..24].fill(0),
+            "index of the metadata space map",
+        ),
+        (
+            |s| s.metadata_space_map_root[24..32].fill(0),
+            "tree of metadata counts",
+        ),
+        (
+            |s| s.data_space_map_root[16..24].fill(0),
+            "index of the data space map",
+        ),
+        (
+            |s| s.data_space_map_root[24..32].fill(0),
+            "tree of data counts",
+        ),
+    ];
+    for (f, what) in cases {
+        let bm = resealed(f);
+        assert!(tools::check(&bm.image()).is_err());
+        assert_eq!(open(bm), Err(Error::BadRoot { what, block: 0 }));
+    }
+}
+
+/// A pool with a device, with a bitmap that says that the superblock's own block is free. Nothing else is wrong.
+fn pool_whose_superblock_is_free() -> MemoryBm {
+    let mut md = pool(64, 10);
+    md.create_thin(id(1)).unwrap();
+    md.commit().unwrap();
+    let bm = md.bm().crash();
+    let superblock = Superblock::read(&bm, 0).expect("a superblock");
+    let index = superblock.metadata_sm_root().expect("a root").bitmap_root;
+    let image = bm.image();
+    let entry = index.get() as usize * 4096 + 16;
+    let bitmap = u64::from_le_bytes(image[entry..entry + 8].try_into().expect("eight bytes"));
+    bm.tamper(bitmap, |data| {
+        assert_eq!(data[16] & 3, 2, "its count is one");
+        data[16] &= !3;
+        // With the checksum of a bitmap.
+        persistent_data::block::seal_checksum(data, 240_779);
+    });
+    bm
+}
+
+#[test]
+fn a_superblock_that_is_free_is_refused() {
+    let bm = pool_whose_superblock_is_free();
+    let complaint = tools::check(&bm.image()).expect_err("thin_check refuses it");
+    assert!(complaint.contains("space map"), "{complaint}");
+    let wanted = persistent_data::Error::Corrupt(0, Corruption::SuperblockFree);
+    assert_eq!(wanted.to_string(), "block 0 is corrupt: SuperblockFree");
+    assert_eq!(open(bm), Err(Error::Library(wanted)));
+}
+
+#[test]
+fn to_see_that_the_superblock_is_in_use_takes_one_block() {
+    let reads = |nr_blocks: u64| {
+        let mut md = pool(nr_blocks, 10);
+        md.create_thin(id(1)).unwrap();
+        md.commit().unwrap();
+        let md = super::reopen(&md);
+        md.bm().counts().reads
+    };
+    let few = reads(64);
+    assert_eq!(reads(64 * 16320), few);
 }
 
 #[test]

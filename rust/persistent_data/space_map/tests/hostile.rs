@@ -155,7 +155,7 @@ fn index_entries() -> Result {
         forge(&w.bm, index, &index_block::VALIDATOR, |data| {
             data[at..at + bytes.len()].copy_from_slice(bytes)
         });
-        let opened = TransactionManager::open(&w.bm, &metadata);
+        let opened = TransactionManager::open(&w.bm, SUPERBLOCK, &metadata);
         match expected {
             Some(what) => assert_eq!(opened.map(|_| ()), Err(Error::Corrupt(index, what))),
             None => {
@@ -189,7 +189,7 @@ fn w_again(at: usize, bytes: &[u8]) -> Result<MemoryBm> {
 fn sm_roots() -> Result {
     let w = victim()?;
     let (metadata, data) = roots(&w.bm)?;
-    let open = |root: SmRoot| TransactionManager::open(&w.bm, &root).map(|_| ());
+    let open = |root: SmRoot| TransactionManager::open(&w.bm, SUPERBLOCK, &root).map(|_| ());
     let index = metadata.bitmap_root.get();
     let bad_index = Err(Error::Corrupt(index, Corruption::SpaceMapIndex));
 
@@ -216,6 +216,62 @@ fn sm_roots() -> Result {
     assert!(w.data_count(u64::MAX - 1).is_err());
     assert!(w.data.extend(&mut w.tm.tx(&w.bm), 1).is_err());
     w.bm.reset();
+    Ok(())
+}
+
+/// Makes the bitmap of the first blocks say that the superblock's is free.
+fn free_the_superblock(bm: &MemoryBm) -> Result {
+    let (metadata, _) = roots(bm)?;
+    let guard = bm.read_raw(metadata.bitmap_root.get())?;
+    let bitmap = le64(&guard[..], 16);
+    drop(guard);
+    forge(bm, bitmap, &bitmap::VALIDATOR, |data| data[16] &= !3);
+    Ok(())
+}
+
+#[test]
+fn a_superblock_that_is_free_is_told() -> Result {
+    let w = victim()?;
+    w.tm.check_superblock(&w.bm)?;
+    free_the_superblock(&w.bm)?;
+    let w = World::open(w.bm)?;
+    let wanted = Err(Error::Corrupt(SUPERBLOCK, Corruption::SuperblockFree));
+    assert_eq!(w.tm.check_superblock(&w.bm), wanted);
+    Ok(())
+}
+
+#[test]
+fn the_superblock_is_never_handed_out() -> Result {
+    let w = victim()?;
+    free_the_superblock(&w.bm)?;
+    let mut w = World::open(w.bm)?;
+    // In each of several transactions, as only the first begins with it.
+    for _ in 0..3 {
+        for _ in 0..20 {
+            assert_ne!(w.new_user_block()?, SUPERBLOCK);
+        }
+        w.tm.pre_commit(&w.bm)?;
+        w.tm.finish()?;
+    }
+    let error = loop {
+        match w.new_user_block() {
+            Ok(block) => assert_ne!(block, SUPERBLOCK),
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(error, Error::NoSpace);
+    Ok(())
+}
+
+#[test]
+fn nothing_takes_or_gives_up_a_reference_to_the_superblock() -> Result {
+    let wanted = Err(Error::Corrupt(SUPERBLOCK, Corruption::Reference));
+    let mut w = victim()?;
+    assert_eq!(w.tm.tx(&w.bm).dec(0..1), wanted);
+    let mut w = w.roll_back()?;
+    assert_eq!(w.tm.tx(&w.bm).inc(0..3), wanted);
+    let w = w.roll_back()?;
+    assert_eq!(w.metadata_count(SUPERBLOCK)?, 1);
     Ok(())
 }
 

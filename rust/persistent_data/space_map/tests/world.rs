@@ -127,7 +127,7 @@ impl World {
             (sb.metadata, sb.data, sb.id.get())
         };
         drop(sb);
-        let tm = TransactionManager::open(&bm, &metadata)?;
+        let tm = TransactionManager::open(&bm, SUPERBLOCK, &metadata)?;
         let data = DiskSpaceMap::open(&bm, &data)?;
         Ok(Self { bm, tm, data, id })
     }
