@@ -34,14 +34,9 @@ use persistent_data::{
     },
     Error, //
 };
+use thin_metadata::MAX_HELD;
 
 type Result<T = ()> = persistent_data::Result<T>;
-
-/// How many blocks an operation on the metadata holds at a time.
-///
-/// An insertion holds a node of the upper level, the nodes on the way to a leaf, of which valid trees have five at
-/// most, and two more while one is split; meanwhile a space map holds up to three.
-const MAX_HELD: u32 = 12;
 
 /// What a cached block remembers: what it was checked as.
 #[derive(Clone, Copy)]
@@ -68,6 +63,7 @@ pub(crate) struct WriteGuard<'a>(bufio::WriteGuard<'a, Kind>);
 impl BufioManager {
     pub(crate) fn new(dev: &Dev) -> Result<Self> {
         Ok(Self {
+            // As many are kept in reserve, so that a change never waits for memory that it holds itself.
             client: bufio::Client::new(dev, MAX_HELD).map_err(io_error)?,
             read_only: AtomicFlag::new(false),
         })

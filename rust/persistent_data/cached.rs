@@ -18,6 +18,7 @@ use std::{
     sync::{
         atomic::{
             AtomicBool,
+            AtomicUsize,
             Ordering, //
         },
         Mutex,
@@ -121,6 +122,9 @@ pub struct CachedBm<D> {
     /// What a write met that no flush has told of.
     write_error: Mutex<Option<Error>>,
     read_only: AtomicBool,
+    /// How many guards there are, and the most that there were at a time.
+    held: AtomicUsize,
+    most_held: AtomicUsize,
 }
 
 impl<D: Device> CachedBm<D> {
@@ -144,9 +148,24 @@ impl<D: Device> CachedBm<D> {
             limit,
             write_error: Mutex::new(None),
             read_only: AtomicBool::new(false),
+            held: AtomicUsize::new(0),
+            most_held: AtomicUsize::new(0),
         };
         bm.resize()?;
         Ok(bm)
+    }
+
+    /// The most blocks that were held at a time since this was last asked for.
+    pub fn take_most_held(&self) -> usize {
+        self.most_held
+            .swap(self.held.load(Ordering::Relaxed), Ordering::Relaxed)
+    }
+
+    /// Counts a guard as long as the result exists.
+    fn hold(&self) -> Held<'_> {
+        let held = self.held.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most_held.fetch_max(held, Ordering::Relaxed);
+        Held(&self.held)
     }
 
     /// The device underneath.
@@ -293,6 +312,43 @@ impl<D: Device> CachedBm<D> {
         Ok(true)
     }
 
+    /// The content of a block, whatever it is.
+    fn content(&self, block: BlockNr) -> Result<RwLockReadGuard<'_, Content>> {
+        let slot = self.slot(block)?;
+        let mut state = lock(&slot.state);
+        let is_new = self.load(slot, &mut state, block)?;
+        let content = slot.read(block)?;
+        drop(state);
+        if is_new {
+            self.note_loaded(block);
+        }
+        Ok(content)
+    }
+
+    fn read_guard<'a>(
+        &'a self,
+        block: BlockNr,
+        content: RwLockReadGuard<'a, Content>,
+    ) -> CachedReadGuard<'a> {
+        CachedReadGuard {
+            block,
+            content,
+            _held: self.hold(),
+        }
+    }
+
+    fn write_guard<'a>(
+        &'a self,
+        block: BlockNr,
+        content: RwLockWriteGuard<'a, Content>,
+    ) -> CachedWriteGuard<'a> {
+        CachedWriteGuard {
+            block,
+            content,
+            _held: self.hold(),
+        }
+    }
+
     fn check(
         content: &Content,
         state: &mut State,
@@ -318,10 +374,20 @@ impl<D: Device> CachedBm<D> {
     }
 }
 
+/// Counts a guard.
+struct Held<'a>(&'a AtomicUsize);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Shared access to a block of a [`CachedBm`].
 pub struct CachedReadGuard<'a> {
     block: BlockNr,
     content: RwLockReadGuard<'a, Content>,
+    _held: Held<'a>,
 }
 
 impl Deref for CachedReadGuard<'_> {
@@ -342,6 +408,7 @@ impl Guard for CachedReadGuard<'_> {
 pub struct CachedWriteGuard<'a> {
     block: BlockNr,
     content: RwLockWriteGuard<'a, Content>,
+    _held: Held<'a>,
 }
 
 impl Deref for CachedWriteGuard<'_> {
@@ -389,7 +456,7 @@ impl<D: Device> BlockManager for CachedBm<D> {
             self.note_loaded(block);
         }
         checked?;
-        Ok(CachedReadGuard { block, content })
+        Ok(self.read_guard(block, content))
     }
 
     fn try_read(
@@ -404,19 +471,12 @@ impl<D: Device> BlockManager for CachedBm<D> {
             return Err(Error::WouldBlock);
         }
         Self::check(&content, &mut state, block, validator)?;
-        Ok(CachedReadGuard { block, content })
+        Ok(self.read_guard(block, content))
     }
 
     fn read_raw(&self, block: BlockNr) -> Result<CachedReadGuard<'_>> {
-        let slot = self.slot(block)?;
-        let mut state = lock(&slot.state);
-        let is_new = self.load(slot, &mut state, block)?;
-        let content = slot.read(block)?;
-        drop(state);
-        if is_new {
-            self.note_loaded(block);
-        }
-        Ok(CachedReadGuard { block, content })
+        let content = self.content(block)?;
+        Ok(self.read_guard(block, content))
     }
 
     fn write(&self, block: BlockNr, validator: &'static Validator) -> Result<CachedWriteGuard<'_>> {
@@ -435,7 +495,7 @@ impl<D: Device> BlockManager for CachedBm<D> {
             self.note_loaded(block);
         }
         checked?;
-        Ok(CachedWriteGuard { block, content })
+        Ok(self.write_guard(block, content))
     }
 
     fn write_zero(
@@ -456,12 +516,12 @@ impl<D: Device> BlockManager for CachedBm<D> {
         if is_new {
             self.note_loaded(block);
         }
-        Ok(CachedWriteGuard { block, content })
+        Ok(self.write_guard(block, content))
     }
 
     fn prefetch(&self, block: BlockNr) {
         // A block that cannot be read now will say why when it is asked for.
-        let _ = self.read_raw(block);
+        drop(self.content(block));
     }
 
     fn flush(&self) -> Result {

@@ -60,7 +60,8 @@ pub use mapping::{
 };
 pub use metadata::{
     Metadata,
-    OpenParams, //
+    OpenParams,
+    MAX_HELD, //
 };
 pub use transaction::Flushed;
 pub use view::View;

@@ -36,6 +36,23 @@ use crate::{
     transaction::State, //
 };
 
+/// The most blocks of the metadata device that a change holds at a time.
+///
+/// What is in a row is held while the rows after it are worked on:
+///
+/// | what | blocks |
+/// | --- | --- |
+/// | the way through the upper level of the mapping tree, which only the release of a metadata snapshot holds all of | 4 |
+/// | the way to a leaf of a device's mappings, whose data blocks get one owner more or less | 5 |
+/// | the way to a leaf of the data space map's tree of counts, and two more nodes while one is split | 5 + 2 |
+/// | likewise for the metadata space map, which counts each node that the former takes | 4 + 2 |
+///
+/// No tree is deeper, as nodes are at least a third full, and there are no more than 2^24 devices and
+/// [`METADATA_MAX_BLOCKS`] nodes. When entries are removed, five nodes of a tree are held at most: one, its parent, a
+/// child, and the child's neighbours. Bitmaps are let go before a tree is changed. A node that is copied counts once:
+/// its original is let go before the copy is counted.
+pub const MAX_HELD: u32 = 4 + 5 + (5 + 2) + (4 + 2);
+
 /// How to open a pool's metadata.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OpenParams {

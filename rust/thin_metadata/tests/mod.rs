@@ -4,11 +4,14 @@
 
 mod basics;
 mod batches;
+mod deep;
 mod freed;
+mod held;
 mod held_root;
 mod images;
 mod judge;
 mod model;
+mod only_child;
 mod open;
 mod random;
 mod steps;
