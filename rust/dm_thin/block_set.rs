@@ -4,59 +4,137 @@
 
 use core::ops::Range;
 
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    rbtree::{
+        Entry,
+        RBTree,
+        RBTreeNodeReservation, //
+    }, //
+};
 use thin_metadata::DataBlock;
 
 /// How many blocks a page has bits for.
 const BLOCKS_PER_PAGE: u64 = 32768;
 const WORDS_PER_PAGE: usize = 512;
 
-type Page = KBox<[u64; WORDS_PER_PAGE]>;
-
-/// A set of data blocks: a bitmap whose pages are made when they are needed, and given back when the set gets
-/// empty.
+/// A set of data blocks: a tree of bitmaps, of which there is one wherever blocks are in the set, and none elsewhere.
+///
+/// So what anything costs has nothing to do with how large the data device is.
 pub(crate) struct BlockSet {
-    pages: KVVec<Option<Page>>,
+    /// By the number of their first block, divided by [`BLOCKS_PER_PAGE`]. None is empty.
+    pages: RBTree<u64, Page>,
     len: u64,
 }
 
-/// A part of a word, with a bit for each block in it.
-struct Part {
-    page: usize,
-    word: usize,
-    mask: u64,
+/// Some blocks that are next to each other, and which of them are in the set.
+struct Page {
+    /// How many are.
+    len: u64,
+    words: KBox<[u64; WORDS_PER_PAGE]>,
 }
 
-/// Calls `f` with each word that has blocks of `blocks`.
-fn for_words(blocks: &Range<DataBlock>, mut f: impl FnMut(Part) -> Result) -> Result {
-    let mut next = blocks.start;
-    while next < blocks.end {
-        let end = (next | 63).saturating_add(1).min(blocks.end);
-        // At most 64.
-        let n = end.saturating_sub(next) as u32;
-        f(Part {
-            page: page_of(next)?,
-            word: word_of(next),
-            mask: (u64::MAX >> 64u32.saturating_sub(n).min(63)) << (next % 64),
-        })?;
-        next = end;
+impl Page {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            len: 0,
+            words: KBox::zeroed(GFP_KERNEL)?,
+        })
     }
-    Ok(())
+
+    fn contains(&self, place: usize) -> bool {
+        let word = self.words.get(place / 64);
+        word.is_some_and(|word| word & (1 << (place % 64)) != 0)
+    }
+
+    /// Calls `f` with each word that has bits of `places`, and those bits.
+    fn for_words(&mut self, places: Range<usize>, mut f: impl FnMut(&mut u64, u64)) {
+        let mut next = places.start;
+        while next < places.end {
+            let end = (next | 63).saturating_add(1).min(places.end);
+            // At most 64.
+            let n = end.saturating_sub(next) as u32;
+            let mask = (u64::MAX >> 64u32.saturating_sub(n).min(63)) << (next % 64);
+            if let Some(word) = self.words.get_mut(next / 64) {
+                f(word, mask);
+            }
+            next = end;
+        }
+    }
+
+    /// Adds blocks; gives how many of them are new.
+    fn insert(&mut self, places: Range<usize>) -> u64 {
+        let mut nr = 0u64;
+        self.for_words(places, |word, mask| {
+            nr = nr.saturating_add(u64::from((mask & !*word).count_ones()));
+            *word |= mask;
+        });
+        self.len = self.len.saturating_add(nr);
+        nr
+    }
+
+    /// Takes blocks out; gives how many there were.
+    fn remove(&mut self, places: Range<usize>) -> u64 {
+        let mut nr = 0u64;
+        self.for_words(places, |word, mask| {
+            nr = nr.saturating_add(u64::from((mask & *word).count_ones()));
+            *word &= !mask;
+        });
+        self.len = self.len.saturating_sub(nr);
+        nr
+    }
+
+    /// Adds what is in `other`; gives how many blocks are new.
+    fn append(&mut self, other: &Self) -> u64 {
+        let mut nr = 0u64;
+        for (to, from) in self.words.iter_mut().zip(other.words.iter()) {
+            nr = nr.saturating_add(u64::from((from & !*to).count_ones()));
+            *to |= from;
+        }
+        self.len = self.len.saturating_add(nr);
+        nr
+    }
+
+    /// The first block from `from` on that is in the set, or that is not.
+    fn next(&self, from: usize, is_member: bool) -> Option<usize> {
+        let mut unwanted = (1u64 << (from % 64)).wrapping_sub(1);
+        for (i, word) in self.words.iter().enumerate().skip(from / 64) {
+            let bits = if is_member { *word } else { !word };
+            let bits = bits & !unwanted;
+            if bits != 0 {
+                return Some((i * 64) | bits.trailing_zeros() as usize);
+            }
+            unwanted = 0;
+        }
+        None
+    }
 }
 
-fn page_of(block: DataBlock) -> Result<usize> {
-    usize::try_from(block / BLOCKS_PER_PAGE).map_err(|_| EINVAL)
+/// The page of a block, and its place there.
+fn place(block: DataBlock) -> (u64, usize) {
+    (block / BLOCKS_PER_PAGE, (block % BLOCKS_PER_PAGE) as usize)
 }
 
-fn word_of(block: DataBlock) -> usize {
-    (block % BLOCKS_PER_PAGE / 64) as usize
+/// The blocks of a page, of which there may be none beyond the last number.
+fn blocks_of(page: u64) -> Range<DataBlock> {
+    let start = page.saturating_mul(BLOCKS_PER_PAGE);
+    start..start.saturating_add(BLOCKS_PER_PAGE)
+}
+
+/// The places in `page` of those of `blocks` that are there.
+fn places_in(page: u64, blocks: &Range<DataBlock>) -> Range<usize> {
+    let all = blocks_of(page);
+    let start = blocks.start.max(all.start).saturating_sub(all.start);
+    let end = blocks.end.min(all.end).saturating_sub(all.start);
+    // At most [`BLOCKS_PER_PAGE`].
+    start as usize..end as usize
 }
 
 impl BlockSet {
     /// The empty set.
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            pages: KVVec::new(),
+            pages: RBTree::new(),
             len: 0,
         }
     }
@@ -75,68 +153,70 @@ impl BlockSet {
         *self = Self::new();
     }
 
-    fn page(&self, page: usize) -> Option<&Page> {
-        self.pages.get(page)?.as_ref()
-    }
-
-    fn page_mut(&mut self, page: usize) -> Result<&mut Page> {
-        while self.pages.len() <= page {
-            self.pages.push(None, GFP_KERNEL)?;
-        }
-        let slot = self.pages.get_mut(page).ok_or(EINVAL)?;
-        Ok(match slot {
-            Some(page) => page,
-            None => slot.insert(KBox::new([0; WORDS_PER_PAGE], GFP_KERNEL)?),
-        })
-    }
-
     /// Whether `block` is in the set.
+    #[inline]
     pub(crate) fn contains(&self, block: DataBlock) -> bool {
-        let page = page_of(block).ok().and_then(|page| self.page(page));
-        let word = page.and_then(|page| page.get(word_of(block)));
-        word.is_some_and(|word| word & (1 << (block % 64)) != 0)
+        // Mostly it is empty.
+        if self.is_empty() {
+            return false;
+        }
+        let (page, place) = place(block);
+        self.pages
+            .get(&page)
+            .is_some_and(|page| page.contains(place))
     }
 
     /// Adds blocks. Fails with [`ENOMEM`]; some of them are in the set then.
     pub(crate) fn insert(&mut self, blocks: &Range<DataBlock>) -> Result {
-        for_words(blocks, |part| {
-            let page = self.page_mut(part.page)?;
-            let word = page.get_mut(part.word).ok_or(EINVAL)?;
-            let new = part.mask & !*word;
-            *word |= new;
-            self.len = self.len.saturating_add(u64::from(new.count_ones()));
-            Ok(())
-        })
+        let mut next = blocks.start;
+        while next < blocks.end {
+            let (nr, _) = place(next);
+            let page = match self.pages.entry(nr) {
+                Entry::Occupied(page) => page.into_mut(),
+                Entry::Vacant(room) => {
+                    let page = Page::new()?;
+                    room.insert(page, RBTreeNodeReservation::new(GFP_KERNEL)?)
+                }
+            };
+            let new = page.insert(places_in(nr, blocks));
+            self.len = self.len.saturating_add(new);
+            next = blocks_of(nr).end;
+        }
+        Ok(())
     }
 
     /// Takes blocks out; those that are not in the set do not matter.
     pub(crate) fn remove(&mut self, blocks: &Range<DataBlock>) {
-        let _ = for_words(blocks, |part| {
-            let page = self.pages.get_mut(part.page).and_then(Option::as_mut);
-            if let Some(word) = page.and_then(|page| page.get_mut(part.word)) {
-                let old = part.mask & *word;
-                *word &= !old;
-                self.len = self.len.saturating_sub(u64::from(old.count_ones()));
+        let mut next = blocks.start;
+        while next < blocks.end {
+            let Some(mut cursor) = self.pages.cursor_lower_bound_mut(&place(next).0) else {
+                return;
+            };
+            let (nr, page) = cursor.current_mut();
+            let nr = *nr;
+            let old = page.remove(places_in(nr, blocks));
+            self.len = self.len.saturating_sub(old);
+            if page.len == 0 {
+                cursor.remove_current();
             }
-            Ok(())
-        });
-        if self.is_empty() {
-            self.clear();
+            next = blocks_of(nr).end;
         }
     }
 
-    /// Adds what is in `other`, which is empty then. Fails with [`ENOMEM`]; what could not be added stays in
-    /// `other`.
+    /// Adds what is in `other`, which is empty then. Its bitmaps move, so no memory is needed.
     pub(crate) fn append(&mut self, other: &mut Self) -> Result {
-        if self.is_empty() {
-            core::mem::swap(self, other);
-            return Ok(());
-        }
-        let mut from = 0;
-        while let Some(run) = other.next_run(from, u64::MAX) {
-            self.insert(&run)?;
-            other.remove(&run);
-            from = run.end;
+        self.len = self.len.saturating_add(core::mem::take(&mut other.len));
+        while let Some(first) = other.pages.cursor_front_mut() {
+            let (_, node) = first.remove_current();
+            let Some(replaced) = self.pages.insert(node) else {
+                continue;
+            };
+            let (nr, old) = replaced.to_key_value();
+            if let Some(page) = self.pages.get_mut(&nr) {
+                let new = page.append(&old);
+                // Those that are in both were counted twice.
+                self.len = self.len.saturating_sub(old.len.saturating_sub(new));
+            }
         }
         Ok(())
     }
@@ -144,36 +224,43 @@ impl BlockSet {
     /// The first run of blocks at or after `from`, or the beginning of it if it has more than `max`, which is not
     /// zero.
     pub(crate) fn next_run(&self, from: DataBlock, max: u64) -> Option<Range<DataBlock>> {
-        let start = self.next(from, true)?;
-        let end = self.next(start, false).unwrap_or(u64::MAX);
-        Some(start..end.min(start.saturating_add(max)))
+        let (wanted, first) = place(from);
+        let mut cursor = self.pages.cursor_lower_bound(&wanted)?;
+        // Only in the page of `from` there may be none.
+        let (start, mut at) = loop {
+            let (nr, page) = cursor.current();
+            let from = if *nr == wanted { first } else { 0 };
+            match page.next(from, true) {
+                Some(found) => {
+                    let start = blocks_of(*nr).start.saturating_add(found as u64);
+                    break (start, found);
+                }
+                None => cursor = cursor.move_next()?,
+            }
+        };
+        let limit = start.saturating_add(max);
+        loop {
+            let (nr, page) = cursor.current();
+            let blocks = blocks_of(*nr);
+            if let Some(found) = page.next(at, false) {
+                let end = blocks.start.saturating_add(found as u64);
+                return Some(start..end.min(limit));
+            }
+            let next = nr.wrapping_add(1);
+            match cursor.move_next() {
+                Some(following) if *following.current().0 == next && blocks.end < limit => {
+                    cursor = following;
+                    at = 0;
+                }
+                _ => return Some(start..blocks.end.min(limit)),
+            }
+        }
     }
 
-    /// The first block at or after `from` that is in the set, or that is not.
-    fn next(&self, from: DataBlock, is_member: bool) -> Option<DataBlock> {
-        let mut block = from;
-        loop {
-            let page = page_of(block).ok()?;
-            let slot = match self.pages.get(page) {
-                Some(slot) => slot,
-                None => return (!is_member).then_some(block),
-            };
-            let Some(words) = slot else {
-                if !is_member {
-                    return Some(block);
-                }
-                block = (block | (BLOCKS_PER_PAGE - 1)).checked_add(1)?;
-                continue;
-            };
-            let word = words.get(word_of(block)).copied()?;
-            let bits = if is_member { word } else { !word };
-            let bits = bits & (u64::MAX << (block % 64));
-            let base = block & !63;
-            if bits != 0 {
-                return Some(base | u64::from(bits.trailing_zeros()));
-            }
-            block = base.checked_add(64)?;
-        }
+    /// How many bitmaps there are.
+    #[cfg(dm_thin_kunit)]
+    fn nr_pages(&self) -> usize {
+        self.pages.iter().count()
     }
 }
 
@@ -229,6 +316,92 @@ mod tests {
         other.append(&mut set)?;
         assert!(set.is_empty());
         assert_eq!(other.len(), 9);
+
+        // What is in both is there once.
+        set.insert(&(far..far + 9))?;
+        other.append(&mut set)?;
+        assert!(set.is_empty());
+        assert_eq!(other.len(), 13);
+        assert_eq!(other.next_run(1, 100), Some(far - 3..far + 9));
+        assert_eq!(other.next_run(far, 4), Some(far..far + 4));
+        assert_eq!(other.next_run(far - 3, 3), Some(far - 3..far));
+        Ok(())
+    }
+
+    #[test]
+    fn far_blocks_cost_what_near_ones_do() -> Result {
+        // The last block that a mapping can have a number for, and any number at all.
+        for block in [0, (1 << 40) - 1, u64::MAX - 1] {
+            let mut set = BlockSet::new();
+            for _ in 0..3 {
+                set.insert(&(block..block + 1))?;
+                assert_eq!((set.len(), set.nr_pages()), (1, 1));
+                assert!(set.contains(block) && !set.contains(block ^ 1));
+                assert_eq!(set.next_run(0, 9), Some(block..block + 1));
+                set.remove(&(block..block + 1));
+                assert_eq!((set.len(), set.nr_pages()), (0, 0));
+            }
+        }
+
+        // A page for each place where there are blocks; what goes away gives its page back.
+        let mut set = BlockSet::new();
+        for i in 0..100 {
+            set.insert(&(i << 33..(i << 33) + 5))?;
+        }
+        assert_eq!((set.len(), set.nr_pages()), (500, 100));
+        set.remove(&(3 << 33..u64::MAX));
+        assert_eq!((set.len(), set.nr_pages()), (15, 3));
+        set.remove(&(0..3));
+        assert_eq!((set.len(), set.nr_pages()), (12, 3));
+        let mut other = BlockSet::new();
+        other.insert(&((9 << 33)..(9 << 33) + 1))?;
+        set.append(&mut other)?;
+        assert_eq!((other.len(), other.nr_pages()), (0, 0));
+        assert_eq!((set.len(), set.nr_pages()), (13, 4));
+        set.clear();
+        assert_eq!((set.len(), set.nr_pages()), (0, 0));
+        Ok(())
+    }
+
+    #[test]
+    fn any_changes_give_what_single_bits_say() -> Result {
+        // Over the border of two pages, with a page in between that is never made, against an array.
+        const N: u64 = 300;
+        let base = BLOCKS_PER_PAGE - N / 2;
+        let mut model = [false; N as usize];
+        let mut set = BlockSet::new();
+        let mut random = 1u64;
+        for _ in 0..2000 {
+            random = random
+                .wrapping_mul(0x5851_f42d_4c95_7f2d)
+                .wrapping_add(0x1405_7b7e_f767_814f);
+            let start = (random >> 33) % N;
+            let end = (start + (random >> 50) % 70).min(N);
+            let is_insertion = random >> 63 != 0;
+            let blocks = base + start..base + end;
+            match is_insertion {
+                true => set.insert(&blocks)?,
+                false => set.remove(&blocks),
+            }
+            for i in start..end {
+                if let Some(bit) = model.get_mut(i as usize) {
+                    *bit = is_insertion;
+                }
+            }
+            assert_eq!(set.len(), model.iter().filter(|bit| **bit).count() as u64);
+
+            let from = (random >> 20) % N;
+            assert_eq!(
+                set.contains(base + from),
+                model.get(from as usize) == Some(&true)
+            );
+            let is = |i: &u64, wanted| model.get(*i as usize) == Some(&wanted);
+            let run = (from..N).find(|i| is(i, true)).map(|first| {
+                let end = (first..N).find(|i| is(i, false)).unwrap_or(N);
+                base + first..base + end.min(first + 40)
+            });
+            assert_eq!(set.next_run(base + from, 40), run);
+        }
         Ok(())
     }
 }

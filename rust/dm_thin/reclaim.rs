@@ -60,7 +60,7 @@ pub(crate) struct Progress {
 }
 
 impl Reclaim {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             deleted: BlockSet::new(),
             pending: BlockSet::new(),
