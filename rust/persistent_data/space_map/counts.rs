@@ -294,9 +294,8 @@ impl<I: Index> Counts<I> {
             if many | grown != 0 {
                 // While the tree changes nobody may hold a bitmap, as new blocks are looked for in bitmaps.
                 open.guard = None;
-                for i in bits(grown) {
-                    self.set_ref_count(tx, first + u64::from(i), MANY)?;
-                }
+                let new = bits(grown).map(|i| (first + u64::from(i), MANY.into()));
+                self.ref_counts.insert_sorted(tx, &mut Plain::new(), new)?;
                 let fit = self.change_ref_counts(tx, change, first, many)?;
                 if fit != 0 {
                     for i in bits(fit) {
@@ -492,7 +491,7 @@ fn runs(mut mask: u32) -> impl Iterator<Item = Range<u32>> {
 }
 
 /// The numbers of the bits that are set, in ascending order.
-fn bits(mut mask: u32) -> impl Iterator<Item = u32> {
+fn bits(mut mask: u32) -> impl Iterator<Item = u32> + Clone {
     core::iter::from_fn(move || {
         let i = mask.trailing_zeros();
         if mask == 0 {

@@ -8,6 +8,7 @@ use super::{
     candidates::Candidates,
     counts::Counts,
     first_of_bitmap,
+    full_bitmaps::FullBitmaps,
     index::{
         Entry,
         Index,
@@ -71,6 +72,7 @@ pub struct DiskSpaceMap {
     counts: Counts<TreeIndex>,
     committed: Committed,
     candidates: Candidates,
+    full: FullBitmaps,
 }
 
 impl DiskSpaceMap {
@@ -93,6 +95,7 @@ impl DiskSpaceMap {
         Ok(Self {
             committed: Committed::of(&counts),
             candidates: Candidates::new(0, counts.nr_blocks())?,
+            full: FullBitmaps::new(),
             counts,
         })
     }
@@ -124,8 +127,7 @@ impl DiskSpaceMap {
 
     /// Adds a reference to each block of a range.
     pub fn inc<'b, T: Transaction<'b>>(&mut self, tx: &mut T, blocks: BlockRange) -> Result {
-        self.counts
-            .change(tx, once((Change::Inc, blocks)), &mut |_| ())
+        self.change(tx, once((Change::Inc, blocks)), &mut |_| ())
     }
 
     /// Takes a reference from each block of a range. `freed` is told of those for which it was the last, in ascending
@@ -136,7 +138,7 @@ impl DiskSpaceMap {
         blocks: BlockRange,
         freed: &mut dyn FnMut(BlockRange),
     ) -> Result {
-        self.counts.change(tx, once((Change::Dec, blocks)), freed)
+        self.dec_all(tx, once(blocks), freed)
     }
 
     /// As [`dec`](Self::dec), for each range of several; at less cost if they ascend.
@@ -147,7 +149,23 @@ impl DiskSpaceMap {
         freed: &mut dyn FnMut(BlockRange),
     ) -> Result {
         let changes = ranges.map(|blocks| (Change::Dec, blocks));
-        self.counts.change(tx, changes, freed)
+        self.change(tx, changes, freed)
+    }
+
+    fn change<'b, T: Transaction<'b>>(
+        &mut self,
+        tx: &mut T,
+        changes: impl Iterator<Item = (Change, BlockRange)> + Clone,
+        freed: &mut dyn FnMut(BlockRange),
+    ) -> Result {
+        self.counts.change(tx, changes.clone(), freed)?;
+        // Blocks may be free now, and a bitmap that is copied is counted anew.
+        for (_, blocks) in changes {
+            for i in place(blocks.start).0..nr_bitmaps(blocks.end) {
+                self.full.remove(i);
+            }
+        }
+        Ok(())
     }
 
     /// Sets the reference count of a block.
@@ -157,6 +175,7 @@ impl DiskSpaceMap {
         block: BlockNr,
         count: u32,
     ) -> Result {
+        self.full.remove(place(block).0);
         self.counts.set(tx, block, count)
     }
 
@@ -187,7 +206,7 @@ impl DiskSpaceMap {
             let end = free.clone().find(|block| !usable(*block));
             let run = free.start..end.unwrap_or(free.end);
             if run.is_empty() {
-                self.candidates.skip_to(run.start + 1);
+                self.skip_unusable(tx, usable)?;
                 continue;
             }
             self.candidates.take_to(run.end);
@@ -257,6 +276,8 @@ impl DiskSpaceMap {
     pub fn extend<'b, T: Transaction<'b>>(&mut self, tx: &mut T, extra: BlockNr) -> Result {
         let old = self.counts.nr_blocks();
         self.counts.extend(tx, extra)?;
+        // All that are added behind the last one are new.
+        self.full.remove(place(old).0);
         self.candidates.add(old..self.counts.nr_blocks())
     }
 
@@ -284,12 +305,36 @@ impl DiskSpaceMap {
         self.counts.root()
     }
 
+    /// Leaves out the blocks of the next run that are not usable, up to the first one that is.
+    fn skip_unusable<'b, T: Transaction<'b>>(
+        &mut self,
+        tx: &mut T,
+        usable: &mut dyn FnMut(BlockNr) -> bool,
+    ) -> Result {
+        if let Some(run) = self.find(tx, u32::MAX)? {
+            let next = run.clone().find(|block| usable(*block));
+            self.candidates.skip_to(next.unwrap_or(run.end));
+        }
+        Ok(())
+    }
+
     /// Finds a run of blocks, `max` at most, that are free now and were free when the transaction began.
     fn find<'b, T: Transaction<'b>>(&mut self, tx: &mut T, max: u32) -> Result<Option<BlockRange>> {
         while let Some(blocks) = self.candidates.current() {
             let (i, _) = place(blocks.start);
+            let other = self.full.next_other(i);
+            if other != i {
+                self.candidates.skip_to(first_of_bitmap(other));
+                continue;
+            }
             let end = first_of_bitmap(i + 1).min(blocks.end);
             let now = self.counts.index.load_to_change(tx, i)?;
+            if now.nr_free == 0 {
+                // If memory is short, it is looked at again.
+                let _ = self.full.insert(i);
+                self.candidates.skip_to(end);
+                continue;
+            }
             let before = self.committed.entry(tx.bm(), i)?;
             let in_bitmap = blocks.start..end;
             let found =

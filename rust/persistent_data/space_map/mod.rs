@@ -15,6 +15,7 @@ mod candidates;
 mod checker;
 mod counts;
 pub mod disk;
+mod full_bitmaps;
 mod index;
 mod index_block;
 pub mod metadata;
