@@ -19,7 +19,7 @@ clean:
 	@find '$(or $(MO),.)' -name .git -prune -o \( \
 		-name '*.o' -o -name '*.ko' -o -name '*.mod' -o -name '*.mod.c' -o \
 		-name '*.bc' -o -name '*.rmeta' -o -name '.*.cmd' -o -name '.*.d' -o \
-		-name 'bindings_generated.rs' -o -name 'modules.order' -o \
+		-name '*_generated.rs' -path '*/rust/bindings/*' -o -name 'modules.order' -o \
 		-name 'Module.symvers' -o -name 'rust-project.json' \) -exec rm -f {} +
 
 rust-analyzer:

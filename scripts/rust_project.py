@@ -41,6 +41,7 @@ def main():
             "env": {
                 "RUST_MODFILE": "This is only for rust-analyzer",
                 "DM_BINDINGS": str(output / "rust/bindings/bindings_generated.rs"),
+                "PERSISTENT_DATA_BINDINGS": str(output / "rust/bindings/crc32_generated.rs"),
             },
             "source": {
                 "include_dirs": [str(TOP / "rust"), str(TOP / "tools"), str(output / "rust")],

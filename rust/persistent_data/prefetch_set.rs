@@ -13,8 +13,8 @@ use crate::{
     block::BlockNr,
     block_manager::BlockManager,
     platform::atomic::{
-        AtomicU64,
-        Ordering, //
+        Atomic,
+        Relaxed, //
     },
 };
 
@@ -25,14 +25,14 @@ const EMPTY: BlockNr = BlockNr::MAX;
 
 /// A small set of blocks to be read ahead.
 pub struct PrefetchSet {
-    slots: [AtomicU64; NR_SLOTS],
+    slots: [Atomic<u64>; NR_SLOTS],
 }
 
 impl PrefetchSet {
     /// An empty set.
     pub const fn new() -> Self {
         Self {
-            slots: [const { AtomicU64::new(EMPTY) }; NR_SLOTS],
+            slots: [const { Atomic::<u64>::new(EMPTY) }; NR_SLOTS],
         }
     }
 
@@ -40,7 +40,7 @@ impl PrefetchSet {
     pub fn add(&self, block: BlockNr) {
         if let Some(slot) = self.slots.get(Self::slot(block)) {
             // A failure means that the slot is taken, and this block is forgotten.
-            let _ = slot.compare_exchange(EMPTY, block, Ordering::Relaxed, Ordering::Relaxed);
+            let _ = slot.cmpxchg(EMPTY, block, Relaxed);
         }
     }
 
@@ -48,10 +48,10 @@ impl PrefetchSet {
     pub fn issue<B: BlockManager>(&self, bm: &B) {
         for slot in &self.slots {
             // Looking first keeps the cache lines shared while there is nothing to do.
-            if slot.load(Ordering::Relaxed) == EMPTY {
+            if slot.load(Relaxed) == EMPTY {
                 continue;
             }
-            let block = slot.swap(EMPTY, Ordering::Relaxed);
+            let block = slot.xchg(EMPTY, Relaxed);
             if block != EMPTY {
                 bm.prefetch(block);
             }

@@ -6,7 +6,7 @@ use persistent_data::{
     block::BlockNr,
     block_manager::BlockManager,
     error::Corruption,
-    platform::atomic::AtomicBool,
+    platform::atomic::AtomicFlag,
     space_map::DiskSpaceMap,
     transaction_manager::TransactionManager, //
 };
@@ -115,7 +115,7 @@ pub struct Metadata<B: BlockManager> {
     /// Changes with each step of a commit, so that flushes before it can be told from those after.
     pub(crate) step: u64,
     /// Whether a flush of this transaction has failed. What it had to write may be lost, so only an abort helps.
-    pub(crate) flush_failed: AtomicBool,
+    pub(crate) flush_failed: AtomicFlag,
     /// Whether there is something to commit.
     pub(crate) dirty: bool,
     /// Whether the device may show a superblock that a crash can take away: a commit has failed while it was
@@ -182,7 +182,7 @@ impl<B: BlockManager> Metadata<B> {
             params,
             state: State::Open,
             step: 0,
-            flush_failed: AtomicBool::new(false),
+            flush_failed: AtomicFlag::new(false),
             dirty: false,
             unstable: true,
             reserve: 0,

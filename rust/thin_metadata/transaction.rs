@@ -5,7 +5,7 @@
 use persistent_data::{
     block_manager::BlockManager,
     btree::Plain,
-    platform::atomic::Ordering,
+    platform::atomic::Relaxed,
     space_map::SmRoot, //
 };
 
@@ -224,7 +224,7 @@ impl<B: BlockManager> Metadata<B> {
         // A block manager that is read-only does not even try.
         if self.dirty && e != persistent_data::Error::ReadOnly {
             // Whoever changes or commits anything takes the caller's lock after this.
-            self.flush_failed.store(true, Ordering::Relaxed);
+            self.flush_failed.store(true, Relaxed);
         }
     }
 
@@ -288,7 +288,7 @@ impl<B: BlockManager> Metadata<B> {
         }
         self.set_reserve();
         self.enter_step(State::Open);
-        self.flush_failed.store(false, Ordering::Relaxed);
+        self.flush_failed.store(false, Relaxed);
         self.dirty = false;
         Ok(())
     }
@@ -324,7 +324,7 @@ impl<B: BlockManager> Metadata<B> {
             State::Undefined => true,
             State::Failed => false,
             State::Open | State::Prepared { .. } | State::Written => {
-                self.flush_failed.load(Ordering::Relaxed)
+                self.flush_failed.load(Relaxed)
             }
         }
     }

@@ -43,6 +43,22 @@ class Tree(unittest.TestCase):
                     found.append(f"{name}:{number + 1}")
         self.assertEqual(found, [])
 
+    def test_the_kernels_own_atomics(self):
+        """The kernel's memory model is not that of the language, and functions are declared by its headers."""
+        crates = ("rust/", "tools/testing/bench/load/")
+        # In user space, and symbols of the linker's.
+        others = ("rust/persistent_data/platform/user.rs", "rust/persistent_data/cached", "rust/persistent_data/direct",
+                  "rust/dm/coverage.rs")
+        found = []
+        for name, text in sources(".rs"):
+            if not name.startswith(crates) or name.startswith(others) or "/tests" in name or "/examples/" in name:
+                continue
+            for number, line in enumerate(text.splitlines(), 1):
+                code = line.split("//")[0]
+                if re.search(r"\b(core|std)::sync::atomic\b|^\s*(unsafe )?extern \"C\" \{", code):
+                    found.append(f"{name}:{number}")
+        self.assertEqual(found, [])
+
     def test_licence_lines(self):
         found = [name for name, text in sources(".rs", ".py", ".c", ".h", ".sh")
                  if "SPDX-License-Identifier: GPL-2.0" not in "\n".join(text.splitlines()[:2])]

@@ -10,10 +10,12 @@ use crate::error::{
     Result, //
 };
 
-pub use core::sync::atomic;
-pub use kernel::alloc::{
-    KBox as Box,
-    KVVec as Vec, //
+pub use kernel::{
+    alloc::{
+        KBox as Box,
+        KVVec as Vec, //
+    },
+    sync::atomic, //
 };
 
 // Metadata is changed on the way of writing memory back, so the callers of this library hold a
@@ -41,16 +43,21 @@ pub(super) fn new_box<T>(x: T) -> Option<Box<T>> {
     Box::new(x, FLAGS).ok()
 }
 
-extern "C" {
-    // `include/linux/crc32.h`
-    #[link_name = "crc32c"]
-    fn kernel_crc32c(crc: u32, p: *const core::ffi::c_void, len: usize) -> u32;
+/// What `kernel::bindings` lacks.
+#[allow(clippy::all, missing_docs, unreachable_pub)]
+mod bindings {
+    use kernel::{
+        bindings::*,
+        ffi, //
+    };
+
+    include!(env!("PERSISTENT_DATA_BINDINGS"));
 }
 
 /// CRC32C of `data` with all ones as the initial value and no final inversion.
 pub fn crc32c(data: &[u8]) -> u32 {
     // SAFETY: `data` is valid for reads of its length.
-    unsafe { kernel_crc32c(!0, data.as_ptr().cast(), data.len()) }
+    unsafe { bindings::crc32c(!0, data.as_ptr().cast(), data.len()) }
 }
 
 impl From<Error> for kernel::error::Error {

@@ -12,9 +12,76 @@ use crate::error::{
 
 pub use std::{
     boxed::Box,
-    sync::atomic,
     vec::Vec, //
 };
+
+/// As much of the kernel crate's atomics as is needed, over those of the standard library.
+pub mod atomic {
+    use std::sync::atomic::{
+        AtomicBool,
+        AtomicU64,
+        Ordering, //
+    };
+
+    /// The one memory ordering that is needed: none.
+    pub struct Relaxed;
+
+    /// A number that threads share.
+    pub struct Atomic<T: Number>(T::Repr);
+
+    /// What [`Atomic`] is there for.
+    pub trait Number {
+        /// What it is stored as.
+        type Repr;
+    }
+
+    impl Number for u64 {
+        type Repr = AtomicU64;
+    }
+
+    impl Atomic<u64> {
+        /// One that holds `v`.
+        pub const fn new(v: u64) -> Self {
+            Self(AtomicU64::new(v))
+        }
+
+        /// What it holds.
+        pub fn load(&self, _: Relaxed) -> u64 {
+            self.0.load(Ordering::Relaxed)
+        }
+
+        /// Holds `v` from now on; what it held before is returned.
+        pub fn xchg(&self, v: u64, _: Relaxed) -> u64 {
+            self.0.swap(v, Ordering::Relaxed)
+        }
+
+        /// Holds `new` from now on if it holds `old`; otherwise what it holds is the error.
+        pub fn cmpxchg(&self, old: u64, new: u64, _: Relaxed) -> Result<u64, u64> {
+            let relaxed = Ordering::Relaxed;
+            self.0.compare_exchange(old, new, relaxed, relaxed)
+        }
+    }
+
+    /// A flag that threads share.
+    pub struct AtomicFlag(AtomicBool);
+
+    impl AtomicFlag {
+        /// One that is `b`.
+        pub const fn new(b: bool) -> Self {
+            Self(AtomicBool::new(b))
+        }
+
+        /// Whether it is set.
+        pub fn load(&self, _: Relaxed) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
+
+        /// Sets or clears it.
+        pub fn store(&self, b: bool, _: Relaxed) {
+            self.0.store(b, Ordering::Relaxed);
+        }
+    }
+}
 
 thread_local! {
     /// How many more allocations of this thread succeed before one fails.
