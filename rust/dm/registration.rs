@@ -95,31 +95,45 @@ struct Instance<T> {
 /// core's for this target.
 struct Callbacks<T>(PhantomData<T>);
 
+/// A callback if the target has it.
+///
+/// For constants alone: in them the callback that is not chosen is not compiled, which it could not be, as what it
+/// calls does not exist.
+macro_rules! choose {
+    ($has:expr, $callback:ident) => {
+        if $has {
+            Some(Self::$callback)
+        } else {
+            None
+        }
+    };
+}
+
 impl<T: Target> Callbacks<T> {
+    const ALL: bindings::target_type = bindings::target_type {
+        ctr: Some(Self::ctr),
+        dtr: Some(Self::dtr),
+        map: Some(Self::map),
+        end_io: choose!(T::HAS_END_IO || mem::needs_drop::<T::PerBio>(), end_io),
+        presuspend: choose!(T::HAS_PRESUSPEND, presuspend),
+        presuspend_undo: choose!(T::HAS_PRESUSPEND_UNDO, presuspend_undo),
+        postsuspend: choose!(T::HAS_POSTSUSPEND, postsuspend),
+        preresume: choose!(T::HAS_PRERESUME, preresume),
+        resume: choose!(T::HAS_RESUME, resume),
+        message: choose!(T::HAS_MESSAGE, message),
+        status: choose!(T::HAS_STATUS, status),
+        iterate_devices: choose!(T::HAS_ITERATE_DEVICES, iterate_devices),
+        io_hints: choose!(T::HAS_IO_HINTS, io_hints),
+        ..pin_init::zeroed()
+    };
+
     fn target_type() -> bindings::target_type {
         bindings::target_type {
             name: T::NAME.as_char_ptr(),
             module: this_module::<T::Module>().as_ptr(),
             version: T::VERSION,
             features: T::FEATURES.0,
-            ctr: Some(Self::ctr),
-            dtr: Some(Self::dtr),
-            map: Some(Self::map),
-            end_io: if T::HAS_END_IO || mem::needs_drop::<T::PerBio>() {
-                Some(Self::end_io)
-            } else {
-                None
-            },
-            presuspend: T::HAS_PRESUSPEND.then_some(Self::presuspend),
-            presuspend_undo: T::HAS_PRESUSPEND_UNDO.then_some(Self::presuspend_undo),
-            postsuspend: T::HAS_POSTSUSPEND.then_some(Self::postsuspend),
-            preresume: T::HAS_PRERESUME.then_some(Self::preresume),
-            resume: T::HAS_RESUME.then_some(Self::resume),
-            message: T::HAS_MESSAGE.then_some(Self::message),
-            status: T::HAS_STATUS.then_some(Self::status),
-            iterate_devices: T::HAS_ITERATE_DEVICES.then_some(Self::iterate_devices),
-            io_hints: T::HAS_IO_HINTS.then_some(Self::io_hints),
-            ..pin_init::zeroed()
+            ..Self::ALL
         }
     }
 
