@@ -67,6 +67,7 @@ mod discard;
 pub mod kcopyd;
 #[cfg(dm_load)]
 pub mod kthread;
+mod lease;
 mod limits;
 mod live;
 pub mod log;

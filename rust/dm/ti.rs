@@ -4,23 +4,14 @@
 
 use crate::{
     bindings,
+    lease::Lease,
     MdId,
     Sector, //
 };
 use core::ptr::NonNull;
 use kernel::{
     prelude::*,
-    sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
-        new_condvar,
-        new_mutex,
-        Arc,
-        CondVar,
-        Mutex, //
-    },
+    sync::Arc, //
 };
 
 /// What a target knows of its place in a table, and what it may ask of the core.
@@ -38,25 +29,9 @@ struct Inner {
     len: Sector,
     md: MdId,
     name: [u8; 16],
-    /// Internal suspends of this handle that were not resumed yet.
-    suspends: Atomic<i32>,
     #[pin]
-    target: Mutex<Target>,
-    /// Told when the last call under way ends.
-    #[pin]
-    unused: CondVar,
+    target: Lease<bindings::dm_target>,
 }
-
-/// # Invariants
-///
-/// `ptr` is valid as long as it is there, or `calls` is not zero.
-struct Target {
-    ptr: Option<NonNull<bindings::dm_target>>,
-    calls: usize,
-}
-
-// SAFETY: The functions of the core that are called with it take any thread.
-unsafe impl Send for Target {}
 
 impl Ti {
     /// # Safety
@@ -80,10 +55,28 @@ impl Ti {
                 len,
                 md: MdId::from_raw(md),
                 name,
-                suspends: Atomic::new(0),
-                // INVARIANT: By the function's requirements, as `revoke` waits.
-                target <- new_mutex!(Target { ptr: Some(ti), calls: 0 }, "dm_target"),
-                unused <- new_condvar!("dm_target"),
+                // SAFETY: By the function's requirements. What is called with it takes any thread.
+                target <- unsafe { Lease::new(ti) },
+            }),
+            GFP_KERNEL,
+        )?))
+    }
+
+    /// As `new`, for a target that is in no table. Nothing but its place may be asked for.
+    ///
+    /// # Safety
+    ///
+    /// `ti` must be valid until [`Ti::revoke`] returns.
+    #[cfg(dm_thin_kunit)]
+    pub(crate) unsafe fn without_table(ti: NonNull<bindings::dm_target>) -> Result<Self> {
+        Ok(Self(Arc::pin_init(
+            pin_init!(Inner {
+                begin: 0,
+                len: 0,
+                md: MdId::from_raw(core::ptr::null()),
+                name: [0; 16],
+                // SAFETY: By the function's requirements.
+                target <- unsafe { Lease::new(ti) },
             }),
             GFP_KERNEL,
         )?))
@@ -93,51 +86,24 @@ impl Ti {
     ///
     /// Suspends that nobody resumed are resumed, as nobody can any longer.
     pub(crate) fn revoke(&self) {
-        while self.take_suspend() {
-            self.resume();
-        }
-        let mut target = self.0.target.lock();
-        target.ptr = None;
-        while target.calls != 0 {
-            self.0.unused.wait(&mut target);
-        }
+        // SAFETY: The lease gives the target, and calls this once for each suspend that is left.
+        self.0.target.revoke(|ti| unsafe { Self::raw_resume(ti) });
     }
 
-    /// Takes one suspend that was not resumed yet.
-    fn take_suspend(&self) -> bool {
-        let mut n = self.0.suspends.load(Relaxed);
-        while n > 0 {
-            match self.0.suspends.cmpxchg(n, n - 1, Relaxed) {
-                Ok(_) => return true,
-                Err(now) => n = now,
-            }
-        }
-        false
-    }
-
-    fn resume(&self) {
-        // SAFETY: The target, its table and the mapped device are valid by the invariants of
-        // `Target`. The count of internal suspends is not zero, as one of this handle is left.
-        self.with(|ti| unsafe {
-            bindings::dm_internal_resume(bindings::dm_table_get_md((*ti).table))
-        });
+    /// Ends an internal suspend.
+    ///
+    /// # Safety
+    ///
+    /// The target must be valid, and its mapped device have an internal suspend that nobody else ends.
+    unsafe fn raw_resume(ti: *mut bindings::dm_target) {
+        // SAFETY: The target is valid, so its table and the mapped device are, too. The core's count of internal
+        // suspends is not zero by the function's requirements.
+        unsafe { bindings::dm_internal_resume(bindings::dm_table_get_md((*ti).table)) };
     }
 
     /// Calls `f` with the target, which stays until it returns; no lock is held, so calls nest.
     fn with<R>(&self, f: impl FnOnce(*mut bindings::dm_target) -> R) -> Option<R> {
-        let ptr = {
-            let mut target = self.0.target.lock();
-            let ptr = target.ptr?;
-            target.calls += 1;
-            ptr
-        };
-        let r = f(ptr.as_ptr());
-        let mut target = self.0.target.lock();
-        target.calls -= 1;
-        if target.calls == 0 {
-            self.0.unused.notify_all();
-        }
-        Some(r)
+        self.0.target.with(f)
     }
 
     /// Where the target begins in its mapped device.
@@ -171,20 +137,20 @@ impl Ti {
 
     /// Tells user space that something happened, like `dm_table_event`.
     pub fn event(&self) {
-        // SAFETY: The target and so its table are valid by the invariants of `Target`.
+        // SAFETY: The target and so its table are valid until the call ends.
         self.with(|ti| unsafe { bindings::dm_table_event((*ti).table) });
     }
 
     /// Whether the device is suspended.
     pub fn is_suspended(&self) -> bool {
-        // SAFETY: The target is valid by the invariants of `Target`.
+        // SAFETY: The target is valid until the call ends.
         self.with(|ti| unsafe { bindings::dm_suspended(ti) != 0 })
             .unwrap_or(true)
     }
 
     /// Whether a suspend that does not flush is under way: held bios shall be requeued.
     pub fn is_noflush_suspending(&self) -> bool {
-        // SAFETY: The target is valid by the invariants of `Target`.
+        // SAFETY: The target is valid until the call ends.
         self.with(|ti| unsafe { bindings::dm_noflush_suspending(ti) != 0 })
             .unwrap_or(false)
     }
@@ -194,18 +160,15 @@ impl Ti {
     /// It stays so until as many calls of [`Ti::internal_resume`] were made, or the target is
     /// destroyed. Not to be called by the target itself, but by the one below it.
     pub fn internal_suspend_noflush(&self) {
-        // SAFETY: The target, its table and the mapped device are valid by the invariants of
-        // `Target`.
-        self.with(|ti| unsafe {
+        // SAFETY: The lease gives a valid target, so its table and the mapped device are valid, too.
+        self.0.target.suspend(|ti| unsafe {
             bindings::dm_internal_suspend_noflush(bindings::dm_table_get_md((*ti).table));
-            self.0.suspends.fetch_add(1, Relaxed);
         });
     }
 
     /// Ends one [`Ti::internal_suspend_noflush`] of this target; does nothing if there is none.
     pub fn internal_resume(&self) {
-        if self.take_suspend() {
-            self.resume();
-        }
+        // SAFETY: The lease gives the target, and calls this for a suspend of this handle that is left.
+        self.0.target.resume(|ti| unsafe { Self::raw_resume(ti) });
     }
 }
