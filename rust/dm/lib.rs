@@ -141,10 +141,7 @@ pub use shrinker::{
     Shrinker, //
 };
 pub use sparse_words::SparseWords;
-pub use static_mutex::{
-    StaticMutex,
-    StaticMutexGuard, //
-};
+pub use static_mutex::StaticMutex;
 pub use target::{
     EachDevice,
     EndIo,

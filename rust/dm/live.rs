@@ -9,20 +9,28 @@ use crate::{
 use core::ptr::NonNull;
 use kernel::{
     prelude::*,
-    sync::atomic::{
-        Acquire,
-        Atomic,
-        Full,
-        Relaxed,
-        Release, //
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            AtomicFlag,
+            Full,
+            Relaxed,
+            Release, //
+        },
+        rcu, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
     },
     workqueue::Queue, //
 };
 
-/// How many [`Live`] there are.
+/// How many [`Live`] there are. The crate is linked into each module that uses it, so they are that module's own.
 static COUNT: Atomic<i64> = Atomic::new(0);
-/// Whether there was any since the last [`wait`].
-static USED: Atomic<i32> = Atomic::new(0);
+/// Whether code of the module may have been in use since the last [`wait`].
+static USED: AtomicFlag = AtomicFlag::new(false);
 /// A queue for what cannot be done where it comes up; made when it is first needed.
 static QUEUE: StaticMutex<Option<Wq>> = StaticMutex::new(None, c"dm_module_queue");
 
@@ -37,7 +45,7 @@ pub(crate) struct Live(());
 impl Live {
     pub(crate) fn new() -> Self {
         COUNT.fetch_add(1, Relaxed);
-        USED.store(1, Relaxed);
+        note_use();
         Self(())
     }
 }
@@ -46,6 +54,17 @@ impl Drop for Live {
     fn drop(&mut self) {
         COUNT.fetch_sub(1, Release);
     }
+}
+
+/// Notes that somebody may execute code of the module from now on, who is not waited for otherwise.
+pub(crate) fn note_use() {
+    USED.store(true, Relaxed);
+}
+
+/// How many [`Live`] there are.
+#[cfg(dm_thin_kunit)]
+pub(crate) fn count() -> i64 {
+    COUNT.load(Relaxed)
 }
 
 /// The module's own queue.
@@ -74,19 +93,74 @@ pub(crate) fn queue(_live: &Live) -> Result<&Queue> {
 /// Waits until nothing is live and nobody executes code that was.
 pub(crate) fn wait() {
     while COUNT.load(Acquire) != 0 {
-        // SAFETY: We are in the module's exit, which may sleep.
-        unsafe { bindings::msleep(1) };
+        fsleep(Delta::from_millis(1));
     }
     if let Some(wq) = QUEUE.lock().take() {
         // SAFETY: It was ours and is not used again. This waits for what it runs.
         unsafe { bindings::destroy_workqueue(wq.0.as_ptr()) };
     }
-    if USED.xchg(0, Full) != 0 {
-        // SAFETY: As above. Who counted down in the completion of a bio returns from it without
-        // sleeping, so has returned when every task has slept and every interrupt has ended.
-        unsafe {
-            bindings::dm_rs_helper_synchronize_rcu_tasks();
-            bindings::synchronize_rcu();
-        }
+    if USED.xchg(false, Full) {
+        wait_for_others();
+    }
+}
+
+/// Waits until all that is executed now without sleeping has been left: until every interrupt has ended, and every
+/// thread that was preempted has gone on to where it sleeps.
+///
+/// What counts down in the completion of a bio, or gives the bio away, is such code, and still has to return.
+fn wait_for_others() {
+    // SAFETY: Only called where it may sleep.
+    unsafe { bindings::dm_rs_helper_synchronize_rcu_tasks() };
+    rcu::synchronize_rcu();
+}
+
+#[cfg(dm_thin_kunit)]
+#[kunit_tests(dm_live)]
+mod tests {
+    use super::*;
+    use crate::workqueue::OwnedQueue;
+    use kernel::{
+        sync::{
+            Arc,
+            Completion, //
+        },
+        time::{
+            Instant,
+            Monotonic, //
+        },
+    };
+
+    #[pin_data]
+    struct Shared {
+        #[pin]
+        begun: Completion,
+        is_done: AtomicFlag,
+    }
+
+    #[test]
+    fn preempted_threads_are_waited_for() -> Result {
+        let queue = OwnedQueue::unbound(c"dm-test", 0)?;
+        let shared = Arc::pin_init(
+            pin_init!(Shared {
+                begun <- Completion::new(),
+                is_done: AtomicFlag::new(false),
+            }),
+            GFP_KERNEL,
+        )?;
+        let other = shared.clone();
+        queue.spawn(GFP_KERNEL, move || {
+            // It is preempted when whoever waits here goes on, and does not sleep by itself.
+            other.begun.complete_all();
+            let begin = Instant::<Monotonic>::now();
+            while begin.elapsed() < Delta::from_millis(300) {
+                core::hint::spin_loop();
+            }
+            other.is_done.store(true, Release);
+        })?;
+        shared.begun.wait_for_completion();
+        wait_for_others();
+        assert!(shared.is_done.load(Acquire));
+        queue.flush();
+        Ok(())
     }
 }

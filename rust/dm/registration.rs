@@ -58,6 +58,7 @@ unsafe impl<T: Target> Sync for Registration<T> {}
 impl<T: Target> Registration<T> {
     /// Registers the target type; EEXIST if there is one of this name.
     pub fn new() -> impl PinInit<Self, Error> {
+        live::note_use();
         try_pin_init!(Self {
             tt <- Opaque::try_ffi_init(|slot: *mut bindings::target_type| {
                 // SAFETY: `slot` is valid for writes, and pinned until it is unregistered in

@@ -2,13 +2,9 @@
 
 //! Mutexes in statics.
 
-use crate::bindings;
 use core::{
     cell::UnsafeCell,
-    ops::{
-        Deref,
-        DerefMut, //
-    },
+    mem::MaybeUninit, //
 };
 use kernel::{
     prelude::*,
@@ -20,12 +16,15 @@ use kernel::{
             Relaxed,
             Release, //
         },
-        LockClassKey, //
+        LockClassKey,
+        Mutex,
+        MutexGuard, //
     },
-    types::{
-        NotThreadSafe,
-        Opaque, //
+    time::{
+        delay::fsleep,
+        Delta, //
     },
+    types::Opaque, //
 };
 
 const NEW: u32 = 0;
@@ -34,98 +33,66 @@ const READY: u32 = 2;
 
 /// A mutex for a `static`, which initialises itself when it is first locked.
 ///
-/// The content of a static is never dropped: leave nothing in it when the module is unloaded.
+/// That is what it has over the kernel crate's global locks, whose users must promise to initialise them, which is
+/// `unsafe`. Its content is never dropped: leave nothing in it when the module is unloaded.
 ///
 /// ```ignore
 /// static TABLE: StaticMutex<KVec<u32>> = StaticMutex::new(KVec::new(), c"table");
 /// ```
+///
+/// # Invariants
+///
+/// If `state` is [`READY`], `mutex` is initialised. If it is [`NEW`], there is a value in `data`.
 pub struct StaticMutex<T> {
     state: Atomic<u32>,
-    mutex: Opaque<bindings::mutex>,
+    mutex: Opaque<Mutex<T>>,
     key: LockClassKey,
     name: &'static CStr,
-    data: UnsafeCell<T>,
+    /// What goes into the mutex.
+    data: UnsafeCell<MaybeUninit<T>>,
 }
 
-// SAFETY: The mutex gives out one `&mut T` at a time, on any thread.
+// SAFETY: All that can be done with it on several threads is to use a mutex for a `T` that can be sent. Until it is
+// there, only the one thread that makes it uses `data`.
 unsafe impl<T: Send> Sync for StaticMutex<T> {}
 
 impl<T> StaticMutex<T> {
     /// A mutex, to be put into a `static`.
     pub const fn new(data: T, name: &'static CStr) -> Self {
+        // INVARIANT: There is a value.
         Self {
             state: Atomic::new(NEW),
             mutex: Opaque::uninit(),
             // SAFETY: Only `lock` uses the key, which takes a static; and those are not dropped.
             key: unsafe { LockClassKey::new_static() },
             name,
-            data: UnsafeCell::new(data),
+            data: UnsafeCell::new(MaybeUninit::new(data)),
         }
     }
 
     fn init(&'static self) {
         if self.state.cmpxchg(NEW, BUSY, Relaxed).is_ok() {
-            // SAFETY: Nobody else gets here, and nobody uses the mutex before it is ready. The
-            // mutex, its name and its class are static.
-            unsafe {
-                bindings::__mutex_init(
-                    self.mutex.get(),
-                    self.name.as_char_ptr(),
-                    Pin::static_ref(&self.key).as_ptr(),
-                );
-            }
+            // SAFETY: By the type invariants there is a value, which is taken once, as nobody else gets here.
+            let data = unsafe { (*self.data.get()).assume_init_read() };
+            let mutex = Mutex::new(data, self.name, Pin::static_ref(&self.key));
+            // SAFETY: Nobody uses the mutex before it is ready. It is static, so it stays where it is.
+            unsafe { pin_init::raw_init(self.mutex.get(), mutex) };
+            // INVARIANT: The mutex was just initialised.
             self.state.store(READY, Release);
         }
         while self.state.load(Acquire) != READY {
-            // SAFETY: Whoever locks a mutex may sleep.
-            unsafe { bindings::msleep(1) };
+            // Another thread is just there.
+            fsleep(Delta::from_millis(1));
         }
     }
 
     /// Waits for the mutex.
-    pub fn lock(&'static self) -> StaticMutexGuard<T> {
+    pub fn lock(&'static self) -> MutexGuard<'static, T> {
         if self.state.load(Acquire) != READY {
             self.init();
         }
-        // SAFETY: It is initialised.
-        unsafe { bindings::mutex_lock(self.mutex.get()) };
-        StaticMutexGuard {
-            lock: self,
-            _not_send: NotThreadSafe,
-        }
-    }
-}
-
-/// The hold on a [`StaticMutex`].
-#[must_use = "the lock is released when this is dropped"]
-pub struct StaticMutexGuard<T: 'static> {
-    lock: &'static StaticMutex<T>,
-    _not_send: NotThreadSafe,
-}
-
-// SAFETY: Another thread may share what it guards if it may share the content.
-unsafe impl<T: Sync> Sync for StaticMutexGuard<T> {}
-
-impl<T> Deref for StaticMutexGuard<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        // SAFETY: We hold the mutex.
-        unsafe { &*self.lock.data.get() }
-    }
-}
-
-impl<T> DerefMut for StaticMutexGuard<T> {
-    fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: We hold the mutex, and `self` is borrowed for it.
-        unsafe { &mut *self.lock.data.get() }
-    }
-}
-
-impl<T> Drop for StaticMutexGuard<T> {
-    fn drop(&mut self) {
-        // SAFETY: We hold the mutex, on this thread as guards are not `Send`.
-        unsafe { bindings::mutex_unlock(self.lock.mutex.get()) };
+        // SAFETY: It is initialised by the type invariants, and static.
+        unsafe { &*self.mutex.get() }.lock()
     }
 }
 

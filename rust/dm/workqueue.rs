@@ -304,17 +304,6 @@ unsafe fn cancelled<T>(item: &Arc<T>, cancelled: bool) -> bool {
     cancelled
 }
 
-/// Keeps a work from running and waits if it is running; says whether it was waiting to run.
-///
-/// Must not be called by the work itself. For delayed works there is [`cancel_delayed_sync`].
-pub fn cancel_sync<T, const ID: u64>(item: &Arc<T>) -> bool
-where
-    T: HasWork<T, ID> + WorkItem<ID, Pointer = Arc<T>>,
-{
-    // SAFETY: The work is valid; the function says whether it was pending, which it is no more.
-    unsafe { cancelled(item, bindings::cancel_work_sync(work_of::<T, ID>(item))) }
-}
-
 /// Keeps a delayed work from running and waits if it is running; says whether it was waiting to
 /// run.
 ///
@@ -366,6 +355,10 @@ mod tests {
         sync::atomic::{
             Atomic,
             Relaxed, //
+        },
+        time::{
+            delay::fsleep,
+            Delta, //
         },
         workqueue::{
             new_delayed_work,
@@ -438,7 +431,6 @@ mod tests {
         assert!(item.queue.enqueue::<_, 0>(item.clone()).is_ok());
         flush::<_, 0>(&item);
         assert_eq!(runs.load(Relaxed), 4);
-        assert!(!cancel_sync::<_, 0>(&item));
         assert!(Arc::into_unique_or_drop(item).is_some());
         Ok(())
     }
@@ -491,8 +483,7 @@ mod tests {
             if runs.load(Relaxed) == 102 {
                 break;
             }
-            // SAFETY: Tests may sleep.
-            unsafe { bindings::msleep(1) };
+            fsleep(Delta::from_millis(1));
         }
         assert_eq!(runs.load(Relaxed), 102);
         Ok(())

@@ -5,6 +5,7 @@
 #include <linux/part_stat.h>
 #include <linux/percpu.h>
 #include <linux/preempt.h>
+#include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 
@@ -97,9 +98,23 @@ __rust_helper void dm_rs_helper_destroy_work_on_stack(struct work_struct *work)
 	destroy_work_on_stack(work);
 }
 
+#if defined(CONFIG_PREEMPTION) && !defined(CONFIG_TASKS_RCU)
+#error "synchronize_rcu_tasks() does not wait for tasks that were preempted"
+#endif
+
 __rust_helper void dm_rs_helper_synchronize_rcu_tasks(void)
 {
 	synchronize_rcu_tasks();
+}
+
+__rust_helper bool dm_rs_helper_rcu_read_lock_held(void)
+{
+	return rcu_read_lock_held();
+}
+
+__rust_helper bool dm_rs_helper_bdev_is_zoned(struct block_device *bdev)
+{
+	return bdev_is_zoned(bdev);
 }
 
 __rust_helper u64 dm_rs_helper_total_memory(void)

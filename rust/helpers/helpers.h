@@ -25,5 +25,7 @@ struct queue_limits *dm_rs_helper_bdev_limits(struct block_device *bdev);
 unsigned int dm_rs_helper_bdev_max_discard_sectors(struct block_device *bdev);
 void dm_rs_helper_destroy_work_on_stack(struct work_struct *work);
 void dm_rs_helper_synchronize_rcu_tasks(void);
+bool dm_rs_helper_rcu_read_lock_held(void);
+bool dm_rs_helper_bdev_is_zoned(struct block_device *bdev);
 u64 dm_rs_helper_total_memory(void);
 void dm_rs_helper_bdev_count_io(struct block_device *bdev, blk_opf_t opf, unsigned int sectors);

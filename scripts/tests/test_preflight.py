@@ -91,6 +91,12 @@ class Preflight(unittest.TestCase):
         self.options["UML"] = "y"
         self.assertIn("ARCH=um", self.assert_ready())
 
+    def test_preempted_tasks_are_waited_for(self):
+        self.options["PREEMPTION"] = "y"
+        self.assert_reason("CONFIG_TASKS_RCU")
+        self.options["TASKS_RCU"] = "y"
+        self.assert_ready()
+
     def test_gcc_kernel(self):
         del self.options["CC_IS_CLANG"], self.options["RUST_INLINE_HELPERS"]
         self.options["CLANG_VERSION"] = "0"
