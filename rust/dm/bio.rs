@@ -196,12 +196,6 @@ impl<P> Bio<P> {
         Op::from_opf(self.opf())
     }
 
-    /// Whether it is a discard.
-    #[inline]
-    pub fn is_discard(&self) -> bool {
-        self.op() == Op::Discard
-    }
-
     /// Whether data goes to the device; C's `bio_data_dir(bio) == WRITE`.
     #[inline]
     pub fn is_write(&self) -> bool {
@@ -244,30 +238,6 @@ impl<P> Bio<P> {
         self.opf() & bindings::REQ_NOUNMAP != 0
     }
 
-    /// Whether it reads ahead and may fail.
-    #[inline]
-    pub fn is_readahead(&self) -> bool {
-        self.opf() & bindings::REQ_RAHEAD != 0
-    }
-
-    /// Whether somebody waits for it.
-    #[inline]
-    pub fn is_sync(&self) -> bool {
-        self.opf() & bindings::REQ_SYNC != 0
-    }
-
-    /// Whether it is metadata of a file system.
-    #[inline]
-    pub fn is_meta(&self) -> bool {
-        self.opf() & bindings::REQ_META != 0
-    }
-
-    /// Its priority, as in C's `bi_ioprio`.
-    #[inline]
-    pub fn ioprio(&self) -> u16 {
-        self.bio().bi_ioprio
-    }
-
     /// Its first sector; in [`Target::map`] relative to the beginning of the target.
     ///
     /// [`Target::map`]: crate::Target::map
@@ -276,9 +246,8 @@ impl<P> Bio<P> {
         self.bio().bi_iter.bi_sector
     }
 
-    /// Moves it.
     #[inline]
-    pub fn set_sector(&mut self, sector: Sector) {
+    fn set_sector(&mut self, sector: Sector) {
         self.bio_mut().bi_iter.bi_sector = sector;
     }
 
@@ -312,7 +281,8 @@ impl<P> Bio<P> {
     }
 
     /// Leaves all but the first `sectors` to another bio, for which the core maps the target again; at least
-    /// one is kept. Does nothing if it has no more.
+    /// one is kept. Does nothing if it has no more, nor with a write-zeroes of a zoned device, which the core does
+    /// not take apart.
     ///
     /// # Safety
     ///
@@ -320,10 +290,16 @@ impl<P> Bio<P> {
     /// core must not have made another one for the same part.
     pub(crate) unsafe fn accept(&mut self, sectors: Sector) {
         let sectors = sectors.max(1);
-        if sectors < self.len_sectors() {
+        if sectors < self.len_sectors() && !self.is_zoned_write_zeroes() {
             // SAFETY: By the function's requirements; it has more sectors, so they fit the type.
             unsafe { bindings::dm_accept_partial_bio(self.ptr.as_ptr(), sectors as c_uint) };
         }
+    }
+
+    fn is_zoned_write_zeroes(&self) -> bool {
+        // SAFETY: The bio has a device, which is open: the mapped device, as long as it was not sent elsewhere.
+        self.op() == Op::WriteZeroes
+            && unsafe { bindings::dm_rs_helper_bdev_is_zoned(self.bio().bi_bdev) }
     }
 
     /// Sends it to one of its target's devices, when submitted.
@@ -351,12 +327,6 @@ impl<P> Bio<P> {
     #[inline]
     pub(crate) fn is_submittable(&self) -> bool {
         self.slot().is_submittable()
-    }
-
-    /// Whether it has come to its end, so that its sector and length count for nothing.
-    #[inline]
-    pub(crate) fn has_ended(&self) -> bool {
-        self.slot().stage == Stage::Ended
     }
 
     /// Sends it to `sector` of a device, when submitted.
@@ -424,11 +394,6 @@ impl<P> Bio<P> {
             bio.as_mut().bi_status = status.0;
             bindings::bio_endio(bio.as_ptr());
         }
-    }
-
-    /// Has the core map it again later, with the table that is live by then.
-    pub fn requeue(self) {
-        self.end(BlkStatus::DM_REQUEUE);
     }
 
     /// Sends it down to where it was mapped to, like `dm_submit_bio_remap`.
@@ -531,6 +496,7 @@ mod tests {
         fake::FakeBio,
         *, //
     };
+    use kernel::types::Opaque;
 
     #[test]
     fn knows_what_it_is() -> Result {
@@ -539,7 +505,7 @@ mod tests {
         // SAFETY: The type is right, and the bio does not leave this function.
         let mut bio = unsafe { fake.bio::<u64>() };
         assert!(bio.op() == Op::Discard);
-        assert!(bio.is_discard() && bio.is_write() && !bio.is_read());
+        assert!(bio.is_write() && !bio.is_read());
         assert!(!bio.is_flush_or_fua() && !bio.is_nowait());
         assert_eq!(bio.sector(), 100);
         bio.set_sector(7);
@@ -579,6 +545,30 @@ mod tests {
         assert_eq!(bio.len_sectors(), 16);
         bio.truncate(3);
         assert_eq!(bio.len_bytes(), 3 << SECTOR_SHIFT);
+        bio.end(BlkStatus::OK);
+        Ok(())
+    }
+
+    #[test]
+    fn zeroes_of_zoned_devices_stay_whole() -> Result {
+        if cfg!(not(CONFIG_BLK_DEV_ZONED)) {
+            return Ok(());
+        }
+        let queue = KBox::new(Opaque::<bindings::request_queue>::zeroed(), GFP_KERNEL)?;
+        let dev = KBox::new(Opaque::<bindings::block_device>::zeroed(), GFP_KERNEL)?;
+        let mut fake = FakeBio::new((), 0, bindings::req_op_REQ_OP_WRITE_ZEROES)?;
+        fake_len(&mut fake, 16 << SECTOR_SHIFT);
+        // SAFETY: The type is right, and the bio does not leave this function.
+        let mut bio = unsafe { fake.bio::<()>() };
+        // SAFETY: All are ours, and stay until the end of the function.
+        unsafe {
+            (*queue.get()).limits.features = bindings::BLK_FEAT_ZONED;
+            (*dev.get()).bd_queue = queue.get();
+            bio.ptr.as_mut().bi_bdev = dev.get();
+        }
+        // SAFETY: It is a write-zeroes that nothing was done with.
+        unsafe { bio.accept(3) };
+        assert_eq!(bio.len_sectors(), 16);
         bio.end(BlkStatus::OK);
         Ok(())
     }

@@ -83,14 +83,6 @@ impl<P> BioList<P> {
         self.link(ptr, ptr);
     }
 
-    /// Prepends a bio.
-    pub fn push_front(&mut self, bio: Bio<P>) {
-        let mut list = Self::new();
-        list.push(bio);
-        list.append(self);
-        *self = list;
-    }
-
     /// Takes the first bio.
     pub fn pop(&mut self) -> Option<Bio<P>> {
         let mut ptr = self.head?;
@@ -111,11 +103,6 @@ impl<P> BioList<P> {
         if let (Some(head), Some(tail)) = (other.head.take(), other.tail.take()) {
             self.link(head, tail);
         }
-    }
-
-    /// Appends all of `other`.
-    pub fn merge(&mut self, mut other: Self) {
-        self.append(&mut other);
     }
 
     /// Takes all.
@@ -167,22 +154,6 @@ impl<P> IntoIterator for BioList<P> {
     }
 }
 
-impl<P> FromIterator<Bio<P>> for BioList<P> {
-    fn from_iter<I: IntoIterator<Item = Bio<P>>>(bios: I) -> Self {
-        let mut list = Self::new();
-        list.extend(bios);
-        list
-    }
-}
-
-impl<P> Extend<Bio<P>> for BioList<P> {
-    fn extend<I: IntoIterator<Item = Bio<P>>>(&mut self, bios: I) {
-        for bio in bios {
-            self.push(bio);
-        }
-    }
-}
-
 impl<P> Drop for BioList<P> {
     fn drop(&mut self) {
         while let Some(bio) = self.pop() {
@@ -228,9 +199,6 @@ mod tests {
         assert_eq!(first.sector(), 0);
         list.push(first);
         assert!(sectors(&list)?[..] == [1, 2, 3, 0]);
-        let last = list.pop().ok_or(EINVAL)?;
-        list.push_front(last);
-        assert!(sectors(&list)?[..] == [1, 2, 3, 0]);
         list.end(BlkStatus::OK);
         assert!(fakes.iter().all(|f| f.status() == BlkStatus::OK));
         Ok(())
@@ -247,11 +215,13 @@ mod tests {
         assert!(a.is_empty() && a.pop().is_none());
         empty.append(&mut b);
         assert!(b.is_empty());
-        empty.merge(BioList::new());
         assert!(sectors(&empty)?[..] == [0, 1, 0, 1, 2]);
         let all = empty.take();
         assert!(empty.is_empty() && empty.iter().next().is_none());
-        let even: BioList<u32> = all.into_iter().filter(|b| b.data() % 2 == 0).collect();
+        let mut even = BioList::new();
+        for bio in all.into_iter().filter(|b| b.data() % 2 == 0) {
+            even.push(bio);
+        }
         assert!(sectors(&even)?[..] == [0, 0, 2]);
         even.end(BlkStatus::OK);
         let failed = fakes.iter().filter(|f| f.status() == BlkStatus::IOERR);

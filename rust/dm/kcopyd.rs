@@ -6,10 +6,12 @@
 
 use crate::{
     bindings,
-    live::Live,
+    live::{
+        self,
+        Live, //
+    },
     params::UintParam,
     Dev,
-    PoolBox,
     Sector, //
 };
 use core::{
@@ -19,13 +21,21 @@ use core::{
         Deref,
         DerefMut, //
     },
+    ptr::NonNull,
 };
 use kernel::{
     error::from_err_ptr,
+    impl_has_work,
     prelude::*,
     sync::atomic::{
         Atomic,
         Relaxed, //
+    },
+    task::Task,
+    workqueue::{
+        new_work,
+        Work,
+        WorkItem, //
     },
 };
 
@@ -89,13 +99,10 @@ impl Flags {
 
 /// What is told when a job is done.
 pub trait JobDone: Sized + Send + 'static {
-    /// How the job is kept: `KBox<Job<Self>>` or `PoolBox<Job<Self>>`.
-    type Ptr: JobPtr<Self>;
-
     /// The job is done; it runs in kcopyd's thread, or in that of a caller who gave nothing to do.
     ///
     /// It may sleep, but holds up the client's other jobs.
-    fn done(job: Self::Ptr, outcome: Outcome);
+    fn done(job: KBox<Job<Self>>, outcome: Outcome);
 }
 
 /// A job that can be given to a [`Client`], with a value of the user's that it dereferences to.
@@ -113,7 +120,7 @@ unsafe impl<T: Send> Send for Job<T> {}
 unsafe impl<T: Sync> Sync for Job<T> {}
 
 impl<T> Job<T> {
-    /// A job, to be put into a [`JobPtr`].
+    /// A job, to be put into a box.
     pub fn new(value: T) -> Self {
         Self {
             from: None,
@@ -143,46 +150,6 @@ impl<T> DerefMut for Job<T> {
     }
 }
 
-/// A box of a [`Job`].
-///
-/// # Safety
-///
-/// `into_raw` must give a pointer to the job, which stays valid and nobody else's until `from_raw`.
-pub unsafe trait JobPtr<T>: DerefMut<Target = Job<T>> + Sized {
-    /// Gives up ownership.
-    fn into_raw(self) -> *mut Job<T>;
-    /// Takes it back.
-    ///
-    /// # Safety
-    ///
-    /// `ptr` must be of [`JobPtr::into_raw`], which must not be undone twice.
-    unsafe fn from_raw(ptr: *mut Job<T>) -> Self;
-}
-
-// SAFETY: A box has these very functions.
-unsafe impl<T> JobPtr<T> for KBox<Job<T>> {
-    fn into_raw(self) -> *mut Job<T> {
-        KBox::into_raw(self)
-    }
-
-    unsafe fn from_raw(ptr: *mut Job<T>) -> Self {
-        // SAFETY: By the function's requirements.
-        unsafe { KBox::from_raw(ptr) }
-    }
-}
-
-// SAFETY: A pool's box has these very functions.
-unsafe impl<T> JobPtr<T> for PoolBox<Job<T>> {
-    fn into_raw(self) -> *mut Job<T> {
-        PoolBox::into_raw(self)
-    }
-
-    unsafe fn from_raw(ptr: *mut Job<T>) -> Self {
-        // SAFETY: By the function's requirements.
-        unsafe { PoolBox::from_raw(ptr) }
-    }
-}
-
 /// A part of a device.
 #[derive(Clone, Copy)]
 pub struct Region<'a> {
@@ -194,48 +161,85 @@ pub struct Region<'a> {
 
 /// A client of kcopyd.
 ///
-/// Dropping it waits for all its jobs. A job's own [`JobDone::done`] must not drop it: it is
-/// leaked then, and the module cannot be unloaded any more.
-pub struct Client(ManuallyDrop<KBox<Inner>>);
+/// Dropping it waits for all its jobs. If a job's own [`JobDone::done`] drops it, it is destroyed a little later
+/// instead, and unloading the module waits for that.
+pub struct Client(ManuallyDrop<Pin<KBox<Inner>>>);
 
-/// # Invariants
-///
-/// `kc` is a valid client.
+#[pin_data(PinnedDrop)]
 struct Inner {
-    kc: *mut bindings::dm_kcopyd_client,
+    kc: Kc,
     /// The thread that is in [`JobDone::done`], as the address of its task; zero if none is.
     ///
     /// A client has one worker, and the value only matters to the thread that stored it.
     in_done: Atomic<usize>,
-    _live: Live,
+    /// To have the client destroyed by another thread.
+    #[pin]
+    work: Work<Self>,
+    live: Live,
 }
 
-// SAFETY: kcopyd's clients can be used on any thread, by several at once.
-unsafe impl Send for Inner {}
-// SAFETY: As above.
-unsafe impl Sync for Inner {}
+/// # Invariants
+///
+/// A valid client.
+struct Kc(NonNull<bindings::dm_kcopyd_client>);
+
+// SAFETY: kcopyd's clients can be used on any thread.
+unsafe impl Send for Kc {}
+// SAFETY: As above, by several at once.
+unsafe impl Sync for Kc {}
+
+impl_has_work! {
+    impl HasWork<Self> for Inner { self.work }
+}
+
+impl WorkItem for Inner {
+    type Pointer = Pin<KBox<Self>>;
+
+    fn run(this: Self::Pointer) {
+        drop(this);
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Inner {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: Valid by the invariants of `Kc`, and not used again. This waits for all jobs, so what `job_done`
+        // uses of us stays until it has returned.
+        unsafe { bindings::dm_kcopyd_client_destroy(self.kc.0.as_ptr()) };
+    }
+}
 
 fn current() -> usize {
-    // SAFETY: It reads which task is running, which is always there.
-    unsafe { bindings::get_current() }.addr()
+    Task::current_raw().addr()
 }
 
 impl Client {
     /// A client with a throttle.
     pub fn new(throttle: &'static Throttle) -> Result<Self> {
         let live = Live::new();
-        let mut inner = KBox::new(
-            Inner {
-                kc: core::ptr::null_mut(),
-                in_done: Atomic::new(0),
-                _live: live,
-            },
-            GFP_KERNEL,
-        )?;
+        // The queue that may have to destroy the client must be there by then.
+        live::queue(&live)?;
         // SAFETY: The throttle lives as long as the module, which `Live` keeps.
-        // INVARIANT: Just created; if that fails, only the box is dropped.
-        inner.kc = from_err_ptr(unsafe { bindings::dm_kcopyd_client_create(throttle.0.get()) })?;
-        Ok(Self(ManuallyDrop::new(inner)))
+        let kc = from_err_ptr(unsafe { bindings::dm_kcopyd_client_create(throttle.0.get()) })?;
+        let kc = NonNull::new(kc).ok_or(ENOMEM)?;
+        let inner = KBox::pin_init(
+            pin_init!(Inner {
+                // INVARIANT: Just created.
+                kc: Kc(kc),
+                in_done: Atomic::new(0),
+                work <- new_work!("dm::kcopyd::Client"),
+                live,
+            }),
+            GFP_KERNEL,
+        );
+        match inner {
+            Ok(inner) => Ok(Self(ManuallyDrop::new(inner))),
+            Err(e) => {
+                // SAFETY: Just created and used by nobody.
+                unsafe { bindings::dm_kcopyd_client_destroy(kc.as_ptr()) };
+                Err(e)
+            }
+        }
     }
 
     /// Copies `count` sectors.
@@ -243,7 +247,7 @@ impl Client {
     /// May wait for memory, without starting I/O.
     pub fn copy<T: JobDone>(
         &self,
-        job: T::Ptr,
+        job: KBox<Job<T>>,
         from: Region<'_>,
         to: Region<'_>,
         count: Sector,
@@ -255,13 +259,13 @@ impl Client {
     /// Zeroes `count` sectors.
     ///
     /// May wait for memory, without starting I/O.
-    pub fn zero<T: JobDone>(&self, job: T::Ptr, to: Region<'_>, count: Sector, flags: Flags) {
+    pub fn zero<T: JobDone>(&self, job: KBox<Job<T>>, to: Region<'_>, count: Sector, flags: Flags) {
         self.start::<T>(job, None, to, count, flags);
     }
 
     fn start<T: JobDone>(
         &self,
-        mut job: T::Ptr,
+        mut job: KBox<Job<T>>,
         from: Option<Region<'_>>,
         to: Region<'_>,
         count: Sector,
@@ -293,13 +297,13 @@ impl Client {
         // valid until it is given back to us in `job_done`, once.
         unsafe {
             bindings::dm_kcopyd_copy(
-                self.0.kc,
+                self.0.kc.0.as_ptr(),
                 from.as_mut().map_or(core::ptr::null_mut(), |r| r),
                 1,
                 &mut to,
                 flags.0,
                 Some(job_done::<T>),
-                job.into_raw().cast(),
+                KBox::into_raw(job).cast(),
             );
         }
     }
@@ -314,7 +318,7 @@ unsafe extern "C" fn job_done<T: JobDone>(
     context: *mut c_void,
 ) {
     // SAFETY: The job is given back to us.
-    let mut job = unsafe { T::Ptr::from_raw(context.cast()) };
+    let mut job = unsafe { KBox::<Job<T>>::from_raw(context.cast()) };
     // SAFETY: The client is destroyed only after its jobs are done, that is after we returned.
     let client = unsafe { &*job.client };
     job.from = None;
@@ -332,15 +336,83 @@ unsafe extern "C" fn job_done<T: JobDone>(
 
 impl Drop for Client {
     fn drop(&mut self) {
-        if self.0.in_done.load(Relaxed) == current() {
+        // SAFETY: It is not used again.
+        let inner = unsafe { ManuallyDrop::take(&mut self.0) };
+        if inner.in_done.load(Relaxed) == current() {
             // It would wait for the very job that it is dropped by.
-            crate::dm_err!("kcopyd", "client dropped by a job of its own, and leaked");
-            return;
+            let live = Live::new();
+            match live::queue(&live) {
+                Ok(queue) => queue.enqueue(inner),
+                // It is there since the client is, so this is never reached.
+                Err(_) => core::mem::forget(inner),
+            }
         }
-        // SAFETY: Valid by the invariants of `Inner`, and not used again.
+    }
+}
+
+#[cfg(dm_thin_kunit)]
+#[kunit_tests(dm_kcopyd)]
+mod tests {
+    use super::*;
+    use kernel::{
+        sync::{
+            Arc,
+            Completion, //
+        },
+        time::{
+            delay::fsleep,
+            Delta, //
+        },
+    };
+
+    static THROTTLE: Throttle = Throttle::new(100);
+
+    /// Drops a client when it is done.
+    struct DropClient {
+        client: Option<Client>,
+        dropped: Arc<Completion>,
+    }
+
+    impl JobDone for DropClient {
+        fn done(mut job: KBox<Job<Self>>, _outcome: Outcome) {
+            drop(job.value.client.take());
+            job.dropped.complete_all();
+        }
+    }
+
+    #[test]
+    fn a_job_may_drop_its_client() -> Result {
+        let before = live::count();
+        let dropped = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
+        let client = Client::new(&THROTTLE)?;
+        let kc = client.0.kc.0.as_ptr();
+        let inner: *const Inner = &raw const **client.0;
+        let mut job = KBox::new(
+            Job::new(DropClient {
+                client: Some(client),
+                dropped: dropped.clone(),
+            }),
+            GFP_KERNEL,
+        )?;
+        job.client = inner;
+        // SAFETY: The client is valid until its jobs are done. The job is given back to us in `job_done`, once.
         unsafe {
-            bindings::dm_kcopyd_client_destroy(self.0.kc);
-            ManuallyDrop::drop(&mut self.0);
+            let callback = bindings::dm_kcopyd_prepare_callback(
+                kc,
+                Some(job_done::<DropClient>),
+                KBox::into_raw(job).cast(),
+            );
+            bindings::dm_kcopyd_do_callback(callback, 0, 0);
         }
+        dropped.wait_for_completion();
+        // The client must be destroyed in the end. It takes no time that matters, so this one is generous.
+        for _ in 0..60_000 {
+            if live::count() == before {
+                break;
+            }
+            fsleep(Delta::from_millis(1));
+        }
+        assert_eq!(live::count(), before);
+        Ok(())
     }
 }

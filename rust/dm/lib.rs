@@ -6,15 +6,14 @@
 //! device-mapper core. Everything such a type needs from the kernel beyond the `kernel` crate is
 //! here: bios that are owned and so cannot be lost ([`Bio`], [`BioList`]), devices ([`Dev`]), the
 //! metadata cache ([`bufio`]), copying ([`kcopyd`]), discards ([`Discard`]), work queues
-//! ([`workqueue`]), locks and memory pools.
+//! ([`workqueue`]) and locks.
 //!
 //! `own_bio` and `kthread` are only there for the load generator of the benchmark, that is with `--cfg dm_load`.
 //!
 //! # Contexts
 //!
-//! Unless a function says otherwise it may sleep. [`Target::end_io`], completions of [`Discard`]
-//! and
-//! [`AsyncBio`], and whatever is dropped there, may run in interrupt context.
+//! Unless a function says otherwise it may sleep. [`Target::end_io`], completions of [`Discard`], and
+//! whatever is dropped there, may run in interrupt context.
 //!
 //! # Unloading
 //!
@@ -57,7 +56,6 @@ pub mod args;
 pub mod bio;
 mod bio_list;
 mod blk_status;
-mod block_io;
 pub mod bufio;
 #[cfg(dm_coverage)]
 pub mod coverage;
@@ -72,7 +70,6 @@ mod limits;
 mod live;
 pub mod log;
 mod md;
-mod mempool;
 mod message;
 #[doc(hidden)]
 pub mod modinfo;
@@ -99,11 +96,6 @@ pub use bio::{
 };
 pub use bio_list::BioList;
 pub use blk_status::BlkStatus;
-pub use block_io::{
-    AsyncBio,
-    BioDone,
-    BioSet, //
-};
 pub use ctr::Ctr;
 pub use dev::{
     Dev,
@@ -118,10 +110,6 @@ pub use limits::Limits;
 pub use md::{
     Md,
     MdId, //
-};
-pub use mempool::{
-    Mempool,
-    PoolBox, //
 };
 pub use message::Message;
 pub use noio::NoIo;

@@ -44,9 +44,7 @@ pub(crate) struct Copier {
 }
 
 impl JobDone for Node {
-    type Ptr = KBox<Job<Self>>;
-
-    fn done(job: Self::Ptr, outcome: Outcome) {
+    fn done(job: KBox<Job<Self>>, outcome: Outcome) {
         let (preparing, pool) = Preparing::from_job(job);
         let Some(pool) = pool else {
             return;
