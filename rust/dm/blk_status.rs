@@ -28,7 +28,9 @@ impl BlkStatus {
     pub const RESOURCE: Self = Self(bindings::BLK_STS_RESOURCE);
     /// EIO.
     pub const IOERR: Self = Self(bindings::BLK_STS_IOERR);
-    /// The core shall map the bio again, with the table that is live by then.
+    /// The core shall map the bio again, with the table that is live by then. It does so only while the device is
+    /// suspended without a flush ([`Ti::is_noflush_suspending`](crate::Ti::is_noflush_suspending)): otherwise the bio
+    /// fails with an I/O error.
     pub const DM_REQUEUE: Self = Self(bindings::BLK_STS_DM_REQUEUE);
     /// EAGAIN, for bios that must not wait.
     pub const AGAIN: Self = Self(bindings::BLK_STS_AGAIN);

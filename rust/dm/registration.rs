@@ -37,6 +37,7 @@ use kernel::{
     },
     module::this_module,
     prelude::*,
+    sync::rcu,
     types::Opaque, //
 };
 
@@ -237,7 +238,8 @@ impl<T: Target> Callbacks<T> {
     /// For the core only.
     unsafe extern "C" fn map(ti: *mut bindings::dm_target, bio: *mut bindings::bio) -> c_int {
         // SAFETY: The bio is the core's for this target and ours, its slot is not initialised yet.
-        // We have the only `Bio` of it.
+        // We have the only `Bio` of it. The target stays during the call, whatever becomes of the bio: the core is in
+        // a read-side critical section of `io_barrier`, for which `dm_sync_table` waits before the target is destroyed.
         let (instance, slot, mut owned) = unsafe {
             let instance = Self::instance(ti);
             let slot = Slot::of(bio);
@@ -263,7 +265,7 @@ impl<T: Target> Callbacks<T> {
             }
         }
 
-        let (kept, action, status) = match instance.target.map(owned) {
+        let kept = match instance.target.map(owned) {
             Map::Submitted => return bindings::DM_MAPIO_SUBMITTED as c_int,
             Map::Remapped(kept) => {
                 if kept.raw().as_ptr() == bio {
@@ -279,8 +281,7 @@ impl<T: Target> Callbacks<T> {
                 kept.submit();
                 return bindings::DM_MAPIO_SUBMITTED as c_int;
             }
-            Map::Requeue(kept) => (kept, bindings::DM_MAPIO_REQUEUE, BlkStatus::DM_REQUEUE),
-            Map::Kill(kept) => (kept, bindings::DM_MAPIO_KILL, BlkStatus::IOERR),
+            Map::Kill(kept) => kept,
         };
         if kept.raw().as_ptr() == bio {
             // SAFETY: The bio is back, so nobody has a `Bio` of it, and the core frees it next
@@ -289,9 +290,9 @@ impl<T: Target> Callbacks<T> {
                 kept.into_raw();
                 slot.drop_in_place();
             }
-            action as c_int
+            bindings::DM_MAPIO_KILL as c_int
         } else {
-            kept.end(status);
+            kept.end(BlkStatus::IOERR);
             bindings::DM_MAPIO_SUBMITTED as c_int
         }
     }
@@ -316,19 +317,29 @@ impl<T: Target> Callbacks<T> {
             return bindings::DM_ENDIO_DONE as c_int;
         }
 
-        // SAFETY: The bio is the core's for this target and ours, its slot is initialised. We have
-        // the only `Bio` of it, as above.
-        let (instance, owned, status) = unsafe {
-            (
-                Self::instance(ti),
-                Bio::from_raw(NonNull::new_unchecked(bio)),
-                BlkStatus(*error),
-            )
+        let ended = {
+            // What keeps the target is the bio, until somebody has it ended: the core does not suspend the device
+            // before that, nor is the device closed, without which it is not removed. But `end_io` may give the bio
+            // to another thread and then still use the target. So this is an RCU read-side critical section, which
+            // began before anybody else could have the bio. Whoever destroys the target took the table out of use
+            // after the bio had ended, and waits for such sections then: `__bind` and `__unbind` call
+            // `dm_sync_table`, that is `synchronize_srcu`, for those who map bios, and `synchronize_rcu_expedited`,
+            // before `dm_table_destroy` calls `dtr`. Tables that never were in use have no bios.
+            let _rcu = rcu::read_lock();
+            // SAFETY: The bio is the core's for this target and ours, its slot is initialised. We have
+            // the only `Bio` of it, as above. The target is used in the critical section only.
+            let (instance, owned, status) = unsafe {
+                (
+                    Self::instance(ti),
+                    Bio::from_raw(NonNull::new_unchecked(bio)),
+                    BlkStatus(*error),
+                )
+            };
+            instance.target.end_io(owned, status)
         };
-        let (kept, action, status) = match instance.target.end_io(owned, status) {
+        let (kept, status) = match ended {
             EndIo::Incomplete => return bindings::DM_ENDIO_INCOMPLETE as c_int,
-            EndIo::Done(kept, status) => (kept, bindings::DM_ENDIO_DONE, status),
-            EndIo::Requeue(kept) => (kept, bindings::DM_ENDIO_REQUEUE, BlkStatus::DM_REQUEUE),
+            EndIo::Done(kept, status) => (kept, status),
         };
         if kept.raw().as_ptr() == bio {
             // SAFETY: The bio is back, so nobody has a `Bio` of it, and the core frees it next:
@@ -338,7 +349,7 @@ impl<T: Target> Callbacks<T> {
                 slot.drop_in_place();
                 *error = status.0;
             }
-            action as c_int
+            bindings::DM_ENDIO_DONE as c_int
         } else {
             kept.end(status);
             bindings::DM_ENDIO_INCOMPLETE as c_int
@@ -468,5 +479,150 @@ impl<T: Target> Callbacks<T> {
         // us and used by nobody else meanwhile.
         let (instance, limits) = unsafe { (Self::instance(ti), Limits::from_raw_mut(limits)) };
         instance.target.io_hints(limits);
+    }
+}
+
+#[cfg(dm_thin_kunit)]
+#[kunit_tests(dm_registration)]
+mod tests {
+    use super::*;
+    use crate::{
+        bio::fake::FakeBio,
+        workqueue::OwnedQueue,
+        Features, //
+    };
+    use kernel::{
+        module::ThisModule,
+        sync::{
+            atomic::{
+                Acquire,
+                AtomicFlag,
+                Release, //
+            },
+            Arc,
+            Completion, //
+        },
+        time::{
+            Delta,
+            Instant,
+            Monotonic, //
+        },
+        ModuleMetadata, //
+    };
+
+    struct NoModule;
+
+    impl ModuleMetadata for NoModule {
+        const NAME: &'static CStr = c"none";
+        // SAFETY: It stands for no module, and nothing is registered for it.
+        const THIS_MODULE: ThisModule = unsafe { ThisModule::from_ptr(core::ptr::null_mut()) };
+    }
+
+    #[pin_data]
+    struct Shared {
+        /// The bio was given away.
+        #[pin]
+        given: Completion,
+        /// The target was destroyed.
+        is_gone: AtomicFlag,
+        /// It was so while `end_io` was still using it.
+        is_gone_too_early: AtomicFlag,
+        is_in_rcu: AtomicFlag,
+    }
+
+    /// A target that gives bios away that have ended.
+    struct Giver(Arc<Shared>);
+
+    impl Drop for Giver {
+        fn drop(&mut self) {
+            self.0.is_gone.store(true, Release);
+        }
+    }
+
+    fn is_in_rcu() -> bool {
+        // SAFETY: It only asks.
+        unsafe { bindings::dm_rs_helper_rcu_read_lock_held() }
+    }
+
+    #[vtable]
+    impl Target for Giver {
+        const NAME: &'static CStr = c"giver";
+        const VERSION: [u32; 3] = [1, 0, 0];
+        const FEATURES: Features = Features::NONE;
+        type Module = NoModule;
+        type OwnerModule = NoModule;
+        type PerBio = ();
+
+        fn ctr(_: &mut Ctr<'_>, _: Args<'_>) -> Result<Pin<KBox<Self>>> {
+            Err(EINVAL)
+        }
+
+        fn map(&self, bio: Bio<()>) -> Map<()> {
+            Map::Kill(bio)
+        }
+
+        fn end_io(&self, bio: Bio<()>, _: BlkStatus) -> EndIo<()> {
+            let shared = self.0.clone();
+            shared.is_in_rcu.store(is_in_rcu(), Release);
+            drop(bio);
+            shared.given.complete_all();
+            // It takes a moment until this one does not need `self` any more.
+            let begin = Instant::<Monotonic>::now();
+            while begin.elapsed() < Delta::from_millis(300) && !shared.is_gone.load(Acquire) {
+                core::hint::spin_loop();
+            }
+            let is_gone = shared.is_gone.load(Acquire);
+            shared.is_gone_too_early.store(is_gone, Release);
+            EndIo::Incomplete
+        }
+    }
+
+    #[test]
+    fn a_target_outlives_its_end_io() -> Result {
+        let queue = OwnedQueue::unbound(c"dm-test", 0)?;
+        let shared = Arc::pin_init(
+            pin_init!(Shared {
+                given <- Completion::new(),
+                is_gone: AtomicFlag::new(false),
+                is_gone_too_early: AtomicFlag::new(false),
+                is_in_rcu: AtomicFlag::new(false),
+            }),
+            GFP_KERNEL,
+        )?;
+        let mut target = KBox::new(pin_init::zeroed::<bindings::dm_target>(), GFP_KERNEL)?;
+        let ti = NonNull::from(&mut *target);
+        let instance = Instance {
+            target: KBox::pin(Giver(shared.clone()), GFP_KERNEL)?,
+            // SAFETY: The target is there until the end of the test, and is destroyed before.
+            ti: unsafe { Ti::without_table(ti)? },
+            devices: Devices::new(),
+        };
+        target.private = KBox::into_raw(KBox::new(instance, GFP_KERNEL)?).cast();
+
+        let other = shared.clone();
+        let address = ti.as_ptr().expose_provenance();
+        queue.spawn(GFP_KERNEL, move || {
+            other.given.wait_for_completion();
+            // SAFETY: As the core does when the last bio has ended; the target was given its instance above.
+            unsafe {
+                bindings::synchronize_rcu_expedited();
+                Callbacks::<Giver>::dtr(core::ptr::with_exposed_provenance_mut(address));
+            }
+        })?;
+        let mut fake = FakeBio::new((), 0, bindings::req_op_REQ_OP_READ)?;
+        let mut status = 0;
+        // SAFETY: The target has its instance, and the bio is one for it, as the core would make it.
+        let action = unsafe {
+            let bio = fake.bio::<()>().into_raw();
+            Callbacks::<Giver>::end_io(ti.as_ptr(), bio.as_ptr(), &mut status)
+        };
+        assert_eq!(action, bindings::DM_ENDIO_INCOMPLETE as c_int);
+        queue.flush();
+        assert!(shared.is_gone.load(Acquire));
+        assert!(!shared.is_gone_too_early.load(Acquire));
+        assert!(shared.is_in_rcu.load(Acquire));
+        // So that the line above tells something, where locks are checked.
+        assert!(!cfg!(CONFIG_PROVE_RCU) || !is_in_rcu());
+        Ok(())
     }
 }

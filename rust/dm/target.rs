@@ -55,8 +55,6 @@ pub enum Map<P> {
     Submitted,
     /// It was remapped, the core shall submit it.
     Remapped(Bio<P>),
-    /// The core shall map it again later. [`Target::end_io`] is not told.
-    Requeue(Bio<P>),
     /// It fails with an I/O error. [`Target::end_io`] is not told.
     Kill(Bio<P>),
 }
@@ -67,8 +65,6 @@ pub enum EndIo<P> {
     Done(Bio<P>, BlkStatus),
     /// It is kept, to be ended later; [`Target::end_io`] is told again then.
     Incomplete,
-    /// The core shall map it again later.
-    Requeue(Bio<P>),
 }
 
 /// What a status line is for.
@@ -159,6 +155,8 @@ pub trait Target: Sized + Send + Sync + 'static {
 
     /// How many sectors of a discard or a write-zeroes the target deals with at once, at least one: what is
     /// beyond comes as another bio. Asked right before [`Target::map`], and for no other bios.
+    ///
+    /// A write-zeroes of a zoned device, which the core does not take apart, is mapped as it is.
     fn accept(&self, bio: &Bio<Self::PerBio>) -> Sector {
         let _ = bio;
         build_error!(kernel::error::VTABLE_DEFAULT_ERROR)
@@ -167,7 +165,8 @@ pub trait Target: Sized + Send + Sync + 'static {
     /// A bio has come to its end: it came back from below, or [`Bio::end`] was called.
     ///
     /// May be called in interrupt context, and in whatever context and with whatever locks
-    /// [`Bio::end`] is called.
+    /// [`Bio::end`] is called. It must not sleep: it runs in an RCU read-side critical section, by which the
+    /// target stays also after the bio was given to somebody else.
     fn end_io(&self, bio: Bio<Self::PerBio>, status: BlkStatus) -> EndIo<Self::PerBio> {
         let _ = (bio, status);
         build_error!(kernel::error::VTABLE_DEFAULT_ERROR)
@@ -183,7 +182,8 @@ pub trait Target: Sized + Send + Sync + 'static {
         build_error!(kernel::error::VTABLE_DEFAULT_ERROR)
     }
 
-    /// The device is suspended: no bio is left.
+    /// The device is suspended: no bio is left. A call of [`Target::end_io`] that gave its bio to somebody else may
+    /// not have returned yet.
     fn postsuspend(&self) {
         build_error!(kernel::error::VTABLE_DEFAULT_ERROR)
     }
