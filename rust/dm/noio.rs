@@ -119,16 +119,14 @@ mod tests {
         }
     }
 
-    /// Ends three scopes in this order.
-    fn end_in_order(order: [usize; 3]) {
-        let mut scopes = [const { None }; 3];
-        for scope in &mut scopes {
-            *scope = Some(NoIo::enter());
-        }
-        for i in order {
-            assert!(is_on());
+    /// Ends three scopes in this order. Whether it was on until the last one ended.
+    fn is_on_throughout(order: [usize; 3]) -> bool {
+        let mut scopes = [(); 3].map(|()| Some(NoIo::enter()));
+        order.into_iter().fold(true, |so_far, i| {
+            let is_on = is_on();
             scopes[i] = None;
-        }
+            so_far && is_on
+        })
     }
 
     #[test]
@@ -142,7 +140,7 @@ mod tests {
             [2, 1, 0],
         ] {
             assert!(!is_on());
-            end_in_order(order);
+            assert!(is_on_throughout(order));
             assert!(!is_on());
         }
     }
@@ -152,7 +150,7 @@ mod tests {
         // SAFETY: It changes a flag of the current thread.
         let flag = unsafe { bindings::dm_rs_helper_memalloc_noio_save() };
         for order in [[0, 1, 2], [2, 0, 1]] {
-            end_in_order(order);
+            assert!(is_on_throughout(order));
             assert!(is_on());
         }
         // SAFETY: As above; all scopes have ended.
