@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -87,6 +88,19 @@ class Test(Room):
     def test_adds_up(self):
         self.assertEqual(self.outcome("scripts", "cargo", "kunit", "functional", "smoke"),
                          (0, "total: 72 passed, 0 failed"))
+
+    def test_table(self):
+        """Each suite has a line, with the seconds that it took; the table is kept."""
+        self.fake("cargo", "#!/bin/sh\nsleep 2\necho test result: ok. 3 passed\\; 1 failed\n")
+        shown = self.call(self.room / "scripts/test", "scripts", "cargo").stdout.splitlines()[-4:-1]
+        kept = (self.room / "cache/results/table").read_text().splitlines()
+        self.assertEqual(shown, kept)
+        lines = [re.fullmatch(r"(\w+) +(\d+ passed, \d+ failed) in (\d+) s", line).groups() for line in kept]
+        self.assertEqual([line[:2] for line in lines],
+                         [("setup", "0 passed, 0 failed"), ("scripts", "5 passed, 0 failed"), ("cargo", "3 passed, 1 failed")])
+        self.assertGreaterEqual(int(lines[2][2]), 2)
+        self.outcome("scripts")
+        self.assertEqual(len((self.room / "cache/results/table").read_text().splitlines()), 2)
 
     def test_parts_of_a_suite(self):
         self.assertEqual(self.outcome("cache"), (0, "total: 40 passed, 0 failed"))
