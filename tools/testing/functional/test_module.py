@@ -23,6 +23,20 @@ def test_targets_and_versions():
     assert versions["thin"] == "v1.24.0"
 
 
+def test_far_from_the_kernel(pool, run):
+    """Further than 32 bits reach: code and data of the kernel are found there nevertheless."""
+    if run["impl"] == "built-in":
+        pytest.skip("part of the kernel")
+    with open("/proc/modules") as modules:
+        [module] = [int(line.split()[5], 16) for line in modules if line.startswith("dm_thin_pool ")]
+    with open("/proc/kallsyms") as symbols:
+        kernel = next(int(line.split()[0], 16) for line in symbols if line.split()[2] == "_stext")
+    assert module - kernel > 1 << 31
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("far", 5)
+    content.verify()
+
+
 def test_parameters():
     folder = "/sys/module/dm_thin_pool/parameters"
     mode = os.stat(f"{folder}/no_space_timeout").st_mode & 0o777

@@ -17,6 +17,8 @@ from .vm import (
 
 FUNCTIONAL = os.path.join(ROOT, "functional")
 NAME = "dm-thin-pool"
+# Files whose tests run with modules that are far from the kernel.
+FAR = ("test_module.py",)
 PROGRAMS = ["dmsetup", "thin_check", "thin_dump", "thin_delta", "thin_ls", "fio", "mkfs.ext4", "mkfs.xfs", "modinfo", "lvm", "dmeventd"]
 
 
@@ -37,9 +39,10 @@ def functional(options):
     results = suite.Results("functional")
 
     def make(share):
-        label = share.split("::")[0].removesuffix(".py")
+        file = share.split("::")[0]
+        memory = Uml.FAR_MEMORY if file in FAR else Uml.MEMORY
         return suite.Run(
-            label, lambda name: Uml(options.kernel, os.path.join(options.results, name)), dict(config, tests=[share]),
+            file.removesuffix(".py"), lambda name: Uml(options.kernel, os.path.join(options.results, name), memory), dict(config, tests=[share]),
             results, test_limit=options.test_timeout or 240, boot_limit=120,
         )
 
@@ -68,7 +71,7 @@ def kunit(options):
     config = configuration(options, "kunit")
     if "c" == options.impl:
         raise Missing("kunit needs --module or --impl built-in")
-    vm = Uml(options.kernel, os.path.join(options.results, "kunit"))
+    vm = Uml(options.kernel, os.path.join(options.results, "kunit"), Uml.FAR_MEMORY)
     vm.start(config, ["kunit.enable=1", "kunit.autorun=1"])
     wait(vm, options.test_timeout or 120)
     results = suite.Results("kunit")

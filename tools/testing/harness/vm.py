@@ -84,17 +84,20 @@ class Vm:
 
 
 class Uml(Vm):
-    """User Mode Linux: the kernel is a program."""
+    """User Mode Linux: the kernel is a program. Its memory takes none of the host's before it is used."""
 
     MEMORY = "1G"
+    # Modules are behind the memory: behind so much, 32 bits do not reach from there to the kernel.
+    FAR_MEMORY = "4G"
 
-    def __init__(self, kernel, results):
+    def __init__(self, kernel, results, memory=MEMORY):
         super().__init__(os.path.join(kernel, "linux"), results)
+        self._memory = memory
         self._scratch = tempfile.TemporaryDirectory(prefix="uml-")
 
     def _command(self, arguments):
         return [
-            self.kernel, f"mem={self.MEMORY}", f"uml_dir={self._scratch.name}", "rootfstype=hostfs", "rootflags=/", "ro",
+            self.kernel, f"mem={self._memory}", f"uml_dir={self._scratch.name}", "rootfstype=hostfs", "rootflags=/", "ro",
             f"init={INIT}", f"DMTEST={self.results}", "con=null", "con0=null,fd:1", "ssl=null", "log_buf_len=4M",
             "panic=-1", *arguments,
         ]
