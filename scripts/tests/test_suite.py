@@ -10,9 +10,11 @@ import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools" / "testing"))
 
+from harness.collect import chosen  # noqa: E402
 from harness.suite import (  # noqa: E402
     Results,
     Run,
+    files,
 )
 
 TESTS = ["one", "two", "three"]
@@ -90,6 +92,33 @@ class Boots(unittest.TestCase):
     def test_machine_that_asks_for_another_after_the_last_test(self):
         outcomes, _ = self.play([collected(TESTS), *map(passed, TESTS), {"event": "again"}])
         self.assertEqual((outcomes["passed"], outcomes["failed"]), (3, 0))
+
+
+class Chosen(unittest.TestCase):
+    """No machine is booted for a file of which no test is to run."""
+
+    FUNCTIONAL = str(pathlib.Path(__file__).resolve().parents[2] / "tools" / "testing" / "functional")
+    NAMES = ["test_module.py", "test_stress.py"]
+
+    def chosen(self, expression, names=NAMES, **settings):
+        return chosen(self.FUNCTIONAL, names, expression, settings)
+
+    def test_by_file(self):
+        names = files(self.FUNCTIONAL, [])
+        self.assertEqual(self.chosen("not test_module.py", names), [name for name in names if name != "test_module.py"])
+
+    def test_by_name(self):
+        self.assertEqual(self.chosen("test_targets_and_versions"), ["test_module.py"])
+        self.assertEqual(self.chosen("no_such_test_at_all"), [])
+        self.assertEqual(self.chosen("123"), [])
+        self.assertEqual(self.chosen("123", seed=123), ["test_stress.py"])
+
+    def test_single_tests(self):
+        names = ["test_module.py::test_parameters", "test_module.py::test_targets_and_versions"]
+        self.assertEqual(self.chosen("versions", names), names[1:])
+
+    def test_all_if_it_cannot_be_told(self):
+        self.assertEqual(self.chosen("("), self.NAMES)
 
 
 if __name__ == "__main__":

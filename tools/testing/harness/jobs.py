@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 
-from . import bench, hostile, ktap, power, suite
+from . import bench, collect, hostile, ktap, power, suite
 from .vm import (
     ROOT,
     Uml,
@@ -46,7 +46,10 @@ def functional(options):
             results, test_limit=options.test_timeout or 240, boot_limit=120,
         )
 
-    return suite.run(results, suite.files(FUNCTIONAL, options.tests), options.jobs, make, options.report)
+    shares = suite.files(FUNCTIONAL, options.tests)
+    if options.expression:
+        shares = collect.chosen(FUNCTIONAL, shares, options.expression, config["settings"])
+    return suite.run(results, shares, options.jobs, make, options.report)
 
 
 def marked(options):
