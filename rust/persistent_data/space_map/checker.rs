@@ -16,6 +16,7 @@ mod imp {
             BlockRange, //
         },
         block_manager::Reader,
+        btree::Tree,
         error::{
             Corruption,
             Error,
@@ -28,15 +29,20 @@ mod imp {
         space_map::{
             bitmap::{
                 Bitmap,
+                MANY,
                 NR_ENTRIES,
                 VALIDATOR, //
             },
             counts::Counts,
+            first_of_bitmap,
             index::Index,
             nr_bitmaps,
-            pending::Change, //
+            pending::Change,
+            place, //
         },
     };
+    use core::ops::Range;
+    use zerocopy::byteorder::little_endian::U32;
 
     const PAGE: usize = 1024;
 
@@ -125,16 +131,20 @@ mod imp {
             Ok(())
         }
 
+        /// The page of a block, and where in it the block is. A page that there is not has no elements.
+        fn page(&self, block: BlockNr) -> (&[u32], usize) {
+            let i = usize::try_from(block / PAGE as u64).ok();
+            let page = self
+                .pages
+                .as_ref()
+                .and_then(|pages| pages.get(i?))
+                .map_or(&[][..], |page| page);
+            (page, (block % PAGE as u64) as usize)
+        }
+
         fn get(&self, block: BlockNr) -> u32 {
-            let Some(pages) = &self.pages else {
-                return 0;
-            };
-            usize::try_from(block / PAGE as u64)
-                .ok()
-                .and_then(|i| pages.get(i))
-                .and_then(|page| page.get((block % PAGE as u64) as usize))
-                .copied()
-                .unwrap_or(0)
+            let (page, i) = self.page(block);
+            page.get(i).copied().unwrap_or(0)
         }
 
         pub(crate) fn set(&mut self, block: BlockNr, count: u32) -> Result {
@@ -178,10 +188,71 @@ mod imp {
             if self.pages.is_none() {
                 return Ok(());
             }
-            for block in blocks {
-                if counts.get(reader, block)? != self.get(block) {
-                    return Err(Error::Corrupt(block, Corruption::SpaceMapIndex));
+            let mut nr_many = 0;
+            let mut next = blocks.start;
+            while next < blocks.end {
+                let (i, first) = place(next);
+                let n = (blocks.end - next).min(u64::from(NR_ENTRIES - first));
+                let index = counts.index.load(reader, i)?;
+                let guard = reader.read(index.bitmap, &VALIDATOR)?;
+                nr_many += self.check_bitmap(i, Bitmap::of(&guard), first..first + n as u32)?;
+                next += n;
+            }
+            if nr_many != 0 {
+                self.check_tree(counts, reader, blocks, nr_many)?;
+            }
+            Ok(())
+        }
+
+        /// Compares entries of bitmap `i`. Returns how many of them are [`MANY`].
+        fn check_bitmap(&self, i: u64, bitmap: &Bitmap, entries: Range<u32>) -> Result<u64> {
+            let base = first_of_bitmap(i);
+            let mut nr_many = 0;
+            let mut next = entries.start;
+            while next < entries.end {
+                let block = base + u64::from(next);
+                let (page, in_page) = self.page(block);
+                let end = entries.end.min(next + (PAGE - in_page) as u32);
+                let differs =
+                    |entry: u32| Error::Corrupt(base + u64::from(entry), Corruption::SpaceMapIndex);
+                if page.is_empty()
+                    && bitmap.find_free_run(next..end, None, u32::MAX) != Some(next..end)
+                {
+                    return Err(differs(next));
                 }
+                for (entry, &count) in (next..end).zip(page.iter().skip(in_page)) {
+                    if bitmap.get(entry) != count.min(MANY) {
+                        return Err(differs(entry));
+                    }
+                    nr_many += u64::from(count >= MANY);
+                }
+                next = end;
+            }
+            Ok(nr_many)
+        }
+
+        /// Compares the counts that the tree has for `blocks`, of which so many belong there.
+        fn check_tree<'b, I: Index, R: Reader<'b>>(
+            &self,
+            counts: &Counts<I>,
+            reader: R,
+            blocks: BlockRange,
+            nr_many: u64,
+        ) -> Result {
+            let root = counts.root().ref_count_root.get();
+            let mut nr_equal = 0;
+            Tree::<U32, 1>::from_root(root).scan(
+                reader,
+                &[blocks.start],
+                blocks.end,
+                |block, count| {
+                    let expected = self.get(block);
+                    nr_equal += u64::from(expected >= MANY && expected == count.get());
+                    true
+                },
+            )?;
+            if nr_equal != nr_many {
+                return Err(Error::Corrupt(root, Corruption::SpaceMapIndex));
             }
             Ok(())
         }

@@ -2,6 +2,7 @@
 
 //! Space maps and transactions against models.
 
+mod checker;
 mod costs;
 mod crash;
 mod faults;
