@@ -50,6 +50,16 @@ class NullBlk:
         os.rmdir(self._folder)
 
 
+class Begin:
+    """The begin of a device."""
+
+    def __init__(self, device, size):
+        self.whole = device
+        self.path = device.path
+        self.size = size
+        self.sectors = size // 512
+
+
 class RamDisk:
     """A disk in memory (brd), with an image on it."""
 
@@ -164,6 +174,9 @@ class Thin:
         self._next = 1000
         self._shared = False
         self._fresh = 24 * rows.TIB
+        self._neighbour = None
+        # Of what rows share, by the method.
+        self.reports = {}
 
     def start(self, state):
         self.pool.features = self.STATES.get(state, self.STATES["plain"])
@@ -207,6 +220,12 @@ class Thin:
     def beside(self):
         """One more load generator on the first volume."""
         return Load(self.paths[0], rows.VOLUME_BYTES // 512)
+
+    def neighbour(self):
+        """A volume of which nothing was mapped at first, to be read and written while others have big work to do."""
+        if not self._neighbour:
+            self._neighbour = self.pool.new_thin(self._new_id(), rows.VOLUME_BYTES)
+        return self._neighbour
 
     def loads(self, count):
         """The load generator on so many of the volumes."""
@@ -295,6 +314,14 @@ class Thin:
         thin.remove()
         self._activate()
         return timed.ns
+
+    def discard_mapped(self):
+        """The last 4 GiB of what is mapped."""
+        self.pool.thins[0].discard(self.size.per_volume * rows.BLOCK - 4 * rows.GIB, 4 * rows.GIB)
+
+    def grow(self):
+        self.pool.data = self.pool.data.whole
+        self.pool.device.reload(self.pool.table())
 
     def discard_unmapped(self):
         begin = time.clock_gettime_ns(time.CLOCK_MONOTONIC)

@@ -12,6 +12,7 @@ from bench import (
     memory,
     rows,
 )
+from dmtest import disk
 
 # What surrounds that which counts.
 watch = contextlib.nullcontext
@@ -151,6 +152,42 @@ def latency(row, size, subject, turn=0):
     return report[row.field]
 
 
+# If all threads have to wait once, that is more than one of a thousand reads.
+NEIGHBOUR_READS = 8000
+NEIGHBOUR_THREADS = 32
+
+
+def neighbour(row, size, subject, turn=0):
+    if row.method not in subject.reports:
+        subject.reports[row.method] = beside_work(row, subject)
+    return subject.reports[row.method][row.field]
+
+
+def beside_work(row, subject):
+    """What the generator reports of reads that were under way when the work began."""
+    area = {"start": 0, "length": 4 * rows.KIB * rows.BLOCK, "stride": rows.BLOCK}
+    volume = subject.neighbour()
+    load = machine.Load(volume.path, volume.size // 512)
+    load.run("write", "seq", 4 * rows.KIB, 4 * rows.KIB, **area)
+    warm(load, **area)
+    before = reads(volume)
+    reader = Beside(load, "read", "random", 4 * rows.KIB, NEIGHBOUR_READS, threads=NEIGHBOUR_THREADS, depth=1, **area)
+    while reader.is_alive() and reads(volume) < before + NEIGHBOUR_READS // 16:
+        time.sleep(0.001)
+    done = reads(volume) - before
+    if done > NEIGHBOUR_READS // 4:
+        raise RuntimeError(f"{row.name}: {done} reads were done before anything else began")
+    getattr(subject, row.method)()
+    report = reader.finish()
+    load.close()
+    return report
+
+
+def reads(volume):
+    """How many the kernel has counted."""
+    return disk.stat(volume.path, 0)
+
+
 def scale(row, size, subject, turn=0):
     """Many short comparisons, of which the best times count: in between, the host has other things to do."""
     reads = {"start": 0, "length": size.per_volume * rows.BLOCK, "stride": rows.BLOCK, "latency": 0}
@@ -174,7 +211,7 @@ def in_memory(row, size, subject, turn=0):
     return getattr(memory.Cache(subject), row.method)()
 
 
-KINDS = {rows.Io: io, rows.Call: call, rows.Fio: fio, rows.Latency: latency, rows.Memory: in_memory, rows.Scale: scale}
+KINDS = {rows.Io: io, rows.Call: call, rows.Fio: fio, rows.Latency: latency, rows.Neighbour: neighbour, rows.Memory: in_memory, rows.Scale: scale}
 
 
 def measure(row, size, subject, turn=0):

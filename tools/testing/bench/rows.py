@@ -15,6 +15,8 @@ BLOCK = 64 * KIB
 VOLUME_BYTES = 64 * TIB
 # Of the data device, which stores nothing.
 DATA_BYTES = 1 * TIB
+# What the data device has grown to when it did.
+GROWN_BYTES = 8 * TIB
 METADATA_BYTES = 1 * GIB
 
 SUBJECTS = ("null_blk", "linear", "c", "rust")
@@ -147,6 +149,22 @@ class Latency(AtMain):
 
 
 @dataclass(frozen=True)
+class Neighbour(AtMain):
+    """Reads of a small volume that hit, from the same device, while the pool is asked for something big: `field` of the report.
+
+    `method` of machine.Thin does that, once for all rows that name it: they tell of the same reads.
+    """
+
+    name: str
+    text: str
+    field: str
+    method: str
+    state: str = "slow"
+
+    unit = "ns"
+
+
+@dataclass(frozen=True)
 class Memory(AtMain):
     """What the mapping cache takes; `method` of memory.Cache tells it. Only ours has one."""
 
@@ -217,6 +235,13 @@ ROWS = [
     Latency("latency-p999-commit", "the same beside writes to new blocks with FUA, each of which commits", "p999", True),
     Latency("latency-max", "the longest read, without commits", "max", False),
     Latency("latency-max-commit", "the longest read, with commits", "max", True),
+    Neighbour("latency-p999-discard", "4 KiB read of a volume while 4 GiB of another one are discarded, all mapped", "p999", "discard_mapped"),
+    Neighbour("latency-max-discard", "the longest of these reads", "max", "discard_mapped"),
+    Neighbour("latency-p999-grow", "4 KiB read of a volume while the pool grows from 1 TiB to 8 TiB", "p999", "grow"),
+    Neighbour("latency-max-grow", "the longest of these reads", "max", "grow"),
+    # The last ones on their pool: the volume is gone then.
+    Neighbour("latency-p999-delete", "4 KiB read of a volume while another one is deleted with all that is mapped of it", "p999", "delete"),
+    Neighbour("latency-max-delete", "the longest of these reads", "max", "delete"),
     Memory("memory-dense", "memory for a mapping in the cache, a range of blocks read", "dense", "bytes per mapping"),
     Memory("memory-spread", "the same, one of 64 blocks read", "spread", "bytes per mapping"),
     Memory("memory-limit", "pages of the mapping cache, the limit being 64", "limit", "pages"),

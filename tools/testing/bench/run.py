@@ -112,8 +112,9 @@ class Bench:
         self._data = machine.NullBlk(self._modules, "data", rows.DATA_BYTES, irqmode=0, submit_queues=os.cpu_count())
         if any(row.state == "slow" for row, _ in self._selection):
             # What is written is stored here, or the device would have no cache to flush.
-            self._slow = machine.NullBlk(
-                self._modules, "slow", rows.DATA_BYTES, irqmode=2, completion_nsec=5000000, memory_backed=1, cache_size=1024)
+            slow = machine.NullBlk(
+                self._modules, "slow", rows.GROWN_BYTES, irqmode=2, completion_nsec=5000000, memory_backed=1, cache_size=1024)
+            self._slow = machine.Begin(slow, rows.DATA_BYTES)
 
     def _copy_image(self, size):
         """Into memory, as images are used more than once."""
