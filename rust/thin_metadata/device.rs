@@ -152,38 +152,129 @@ impl Device {
 /// Slots are used again, so a handle is good for as long as its device is open.
 pub(crate) struct Devices {
     slots: Vec<Option<Device>>,
+    /// The slots of all devices, by ascending id.
+    by_id: Vec<(DeviceId, usize)>,
+    /// The slots of those that were changed since the last commit.
+    changed: Vec<usize>,
+    /// The slots without a device. There is always room for all slots in here and in the lists above.
+    free: Vec<usize>,
 }
 
 impl Devices {
     pub(crate) fn new() -> Self {
-        Self { slots: Vec::new() }
+        Self {
+            slots: Vec::new(),
+            by_id: Vec::new(),
+            changed: Vec::new(),
+            free: Vec::new(),
+        }
+    }
+
+    /// Where device `id` is in `by_id`, or belongs.
+    fn search(&self, id: DeviceId) -> core::result::Result<usize, usize> {
+        self.by_id.binary_search_by_key(&id, |(id, _)| *id)
     }
 
     /// The slot of device `id`, if it is open or changed.
     pub(crate) fn find(&self, id: DeviceId) -> Option<usize> {
-        self.slots
-            .iter()
-            .position(|slot| matches!(slot, Some(device) if device.id == id))
+        let i = self.search(id).ok()?;
+        self.by_id.get(i).map(|(_, slot)| *slot)
     }
 
     /// Makes sure that the next [`add`](Self::add) succeeds.
     pub(crate) fn reserve(&mut self) -> Result {
-        if !self.slots.iter().any(Option::is_none) {
-            self.slots.try_push(None)?;
+        if !self.free.is_empty() {
+            return Ok(());
         }
+        let slot = self.slots.len();
+        let all = slot.saturating_add(1);
+        let missing = |len: usize| all.saturating_sub(len);
+        self.by_id.try_reserve_room(missing(self.by_id.len()))?;
+        self.changed.try_reserve_room(missing(self.changed.len()))?;
+        self.free.try_reserve_room(missing(self.free.len()))?;
+        self.slots.try_push(None)?;
+        self.free.try_push(slot)?;
         Ok(())
     }
 
-    /// Takes `device` in and gives its slot.
+    /// Takes `device` in, which no slot has, and gives its slot.
     pub(crate) fn add(&mut self, device: Device) -> Result<usize> {
+        let Err(i) = self.search(device.id) else {
+            return Err(Error::DeviceExists(device.id));
+        };
         self.reserve()?;
-        for (i, slot) in self.slots.iter_mut().enumerate() {
-            if slot.is_none() {
-                *slot = Some(device);
-                return Ok(i);
+        let slot = self.free.pop().ok_or(persistent_data::Error::NoMemory)?;
+        self.by_id.try_push((device.id, slot))?;
+        if let Some(from_there) = self.by_id.get_mut(i..) {
+            from_there.rotate_right(1);
+        }
+        if device.changed {
+            self.changed.try_push(slot)?;
+        }
+        if let Some(place) = self.slots.get_mut(slot) {
+            *place = Some(device);
+        }
+        Ok(slot)
+    }
+
+    /// The device in `slot`, which is changed now.
+    pub(crate) fn change(&mut self, slot: usize) -> Result<&mut Device> {
+        if !self.slot(slot)?.changed {
+            self.changed.try_push(slot)?;
+        }
+        let device = self.slot_mut(slot)?;
+        device.changed = true;
+        Ok(device)
+    }
+
+    /// Whether any device was changed since the last commit.
+    pub(crate) fn any_changed(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// Those that were changed since the last commit.
+    pub(crate) fn changed(&self) -> impl Iterator<Item = &Device> {
+        self.changed
+            .iter()
+            .filter_map(|slot| self.slots.get(*slot)?.as_ref())
+    }
+
+    /// All changes are committed. Devices without handles are forgotten.
+    pub(crate) fn set_committed(&mut self) {
+        while let Some(slot) = self.changed.pop() {
+            let Some(Some(device)) = self.slots.get_mut(slot) else {
+                continue;
+            };
+            device.changed = false;
+            if device.open_count == 0 {
+                self.forget(slot);
             }
         }
-        Err(persistent_data::Error::NoMemory.into())
+    }
+
+    /// All changes are lost. Devices without handles are forgotten, as is the root of each other one; `f` makes those
+    /// that were changed what they were at the last commit.
+    ///
+    /// An error of `f` ends it, and leaves those that it did not get to as they are.
+    pub(crate) fn roll_back(&mut self, mut f: impl FnMut(&Device) -> Result<Device>) -> Result {
+        for slot in 0..self.slots.len() {
+            let Some(Some(device)) = self.slots.get_mut(slot) else {
+                continue;
+            };
+            if device.open_count == 0 {
+                self.forget(slot);
+            } else {
+                device.root = None;
+            }
+        }
+        while let Some(slot) = self.changed.last().copied() {
+            if let Some(Some(device)) = self.slots.get_mut(slot) {
+                *device = f(device)?;
+                device.changed = false;
+            }
+            let _ = self.changed.pop();
+        }
+        Ok(())
     }
 
     pub(crate) fn slot(&self, slot: usize) -> Result<&Device> {
@@ -223,10 +314,14 @@ impl Devices {
 
     /// The device that `thin` is a handle of, for changing.
     pub(crate) fn get_mut(&mut self, thin: &ThinHandle) -> Result<&mut Device> {
-        match self.slot_mut(thin.slot) {
-            Ok(device) if device.id == thin.id && device.open_count > 0 => Ok(device),
-            _ => Err(Error::BadHandle),
-        }
+        self.get(thin)?;
+        self.slot_mut(thin.slot)
+    }
+
+    /// The device that `thin` is a handle of, which is changed now.
+    pub(crate) fn get_changed(&mut self, thin: &ThinHandle) -> Result<&mut Device> {
+        self.get(thin)?;
+        self.change(thin.slot)
     }
 
     /// As [`get`](Self::get), for a device that an abort has not undone.
@@ -250,26 +345,24 @@ impl Devices {
 
     /// Forgets the device in `slot`.
     pub(crate) fn forget(&mut self, slot: usize) {
-        if let Some(slot) = self.slots.get_mut(slot) {
-            *slot = None;
+        let Some(device) = self.slots.get_mut(slot).and_then(Option::take) else {
+            return;
+        };
+        if device.changed {
+            self.changed.retain(|changed| *changed != slot);
         }
+        if let Ok(i) = self.search(device.id) {
+            if let Some(from_there) = self.by_id.get_mut(i..) {
+                from_there.rotate_left(1);
+            }
+            let _ = self.by_id.pop();
+        }
+        // There is room.
+        let _ = self.free.try_push(slot);
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Device> {
         self.slots.iter().flatten()
-    }
-
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Device> {
-        self.slots.iter_mut().flatten()
-    }
-
-    /// Keeps those that `f` says true of.
-    pub(crate) fn retain(&mut self, mut f: impl FnMut(&Device) -> bool) {
-        for slot in self.slots.iter_mut() {
-            if matches!(slot, Some(device) if !f(device)) {
-                *slot = None;
-            }
-        }
     }
 }
 
@@ -311,11 +404,14 @@ mod tests {
         assert!(opened.is_ok());
         if let Ok(thin) = opened {
             assert!(devices.get(&thin).is_ok());
-            for device in devices.iter_mut() {
-                device.changed = false;
-            }
+            devices.set_committed();
+            assert_eq!(devices.find(id(7)), Some(slot));
             devices.close(&thin);
         }
+        assert_eq!(devices.find(id(7)), None);
+
+        assert!(devices.add(Device::new(id(7), 0, 0, 0)).is_ok());
+        devices.set_committed();
         assert_eq!(devices.find(id(7)), None);
     }
 
@@ -328,6 +424,83 @@ mod tests {
         assert_eq!(devices.add(Device::new(id(3), 0, 0, 0)), Ok(0));
         assert_eq!(devices.find(id(3)), Some(0));
         assert_eq!(devices.find(id(2)), Some(1));
+        assert_eq!(devices.find(id(1)), None);
         assert_eq!(devices.iter().count(), 2);
+    }
+
+    #[test]
+    fn nothing_is_in_twice() {
+        let mut devices = Devices::new();
+        assert_eq!(devices.add(Device::new(id(1), 0, 0, 0)), Ok(0));
+        let again = devices.add(Device::new(id(1), 0, 0, 0));
+        assert_eq!(again, Err(Error::DeviceExists(id(1))));
+        assert_eq!(devices.changed().count(), 1);
+        assert!(devices.change(0).is_ok() && devices.change(0).is_ok());
+        assert_eq!(devices.changed().count(), 1);
+    }
+
+    /// Of ten thousand, a commit looks at those that were changed.
+    #[test]
+    fn only_changed_devices_are_looked_at() {
+        const COUNT: u64 = 10_000;
+        let mut devices = Devices::new();
+        for i in 0..COUNT {
+            // Not in the order of their ids; 7 and the number of them have no common divisor.
+            let device = Device::new(id(i * 7 % COUNT), 0, 0, 0);
+            let slot = devices.add(device).unwrap_or(usize::MAX);
+            assert!(devices.open(slot).is_ok());
+        }
+        devices.set_committed();
+        assert!(!devices.any_changed());
+        for i in 0..COUNT {
+            let slot = devices.find(id(i)).unwrap_or(usize::MAX);
+            assert!(devices.slot(slot).is_ok_and(|device| device.id == id(i)));
+        }
+
+        for i in [0, 4711, COUNT - 1] {
+            let slot = devices.find(id(i)).unwrap_or(usize::MAX);
+            assert!(devices.change(slot).is_ok());
+        }
+        assert!(devices
+            .changed()
+            .map(|device| device.id.key())
+            .eq([0, 4711, COUNT - 1]));
+        let slot = devices.find(id(4711)).unwrap_or(usize::MAX);
+        devices.forget(slot);
+        assert!(devices
+            .changed()
+            .map(|device| device.id.key())
+            .eq([0, COUNT - 1]));
+        devices.set_committed();
+        assert_eq!(devices.changed().count(), 0);
+        assert_eq!(devices.iter().count() as u64, COUNT - 1);
+    }
+
+    #[test]
+    fn an_abort_undoes_what_was_changed() {
+        let mut devices = Devices::new();
+        for i in 0..4 {
+            let device = Device::new(id(i), 5, 0, 0);
+            assert!(devices.add(device).is_ok());
+        }
+        assert!(devices.open(0).is_ok() && devices.open(1).is_ok());
+        devices.set_committed();
+        assert!(devices.add(Device::new(id(9), 5, 0, 0)).is_ok());
+        assert!(devices.change(1).is_ok());
+
+        let mut undone = 0;
+        let result = devices.roll_back(|device| {
+            undone += 1;
+            Ok(Device {
+                aborted: true,
+                ..*device
+            })
+        });
+        assert!(result.is_ok() && undone == 1 && !devices.any_changed());
+        assert!(devices
+            .iter()
+            .map(|device| (device.id.key(), device.aborted, device.root))
+            .eq([(0, false, None), (1, true, None),]));
+        assert_eq!(devices.find(id(9)), None);
     }
 }

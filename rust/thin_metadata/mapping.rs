@@ -267,8 +267,7 @@ impl<B: BlockManager> Metadata<B> {
                         Ok((nr_new, tree.root()))
                     })?;
             data_blocks.finish(&mut md.tm.tx(&md.bm))?;
-            let device = md.devices.get_mut(thin)?;
-            device.changed = true;
+            let device = md.devices.get_changed(thin)?;
             device.root = Some(root);
             device.mapped_blocks = device
                 .mapped_blocks
@@ -310,8 +309,10 @@ impl<B: BlockManager> Metadata<B> {
                         Ok((removed, tree.root()))
                     })?;
             data_blocks.finish(&mut md.tm.tx(&md.bm))?;
-            let device = md.devices.get_mut(thin)?;
-            device.changed |= removed > 0;
+            let device = match removed {
+                0 => md.devices.get_mut(thin)?,
+                _ => md.devices.get_changed(thin)?,
+            };
             device.root = Some(root);
             device.mapped_blocks = device
                 .mapped_blocks

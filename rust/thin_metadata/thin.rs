@@ -74,6 +74,8 @@ impl<B: BlockManager> Metadata<B> {
             return Err(Error::EndOfTime);
         }
         let time = self.time + 1;
+        // A device that is neither open nor changed must not stay: what may fail without an abort comes before.
+        self.stabilise()?;
         let origin_slot = self.find_or_load(origin)?;
 
         self.change(|md| {
@@ -81,8 +83,7 @@ impl<B: BlockManager> Metadata<B> {
             md.tm.tx(&md.bm).inc(root..root_end)?;
             md.insert_tree(id, root)?;
 
-            let device = md.devices.slot_mut(origin_slot)?;
-            device.changed = true;
+            let device = md.devices.change(origin_slot)?;
             device.snapshotted_time = time;
             let mapped_blocks = device.mapped_blocks;
 
@@ -159,7 +160,7 @@ impl<B: BlockManager> Metadata<B> {
     ///
     /// Other changes do not count: allocations and references of data blocks alone need no commit soon.
     pub fn changed_this_transaction(&self) -> bool {
-        self.devices.iter().any(|device| device.changed)
+        self.devices.any_changed()
     }
 
     /// Whether an abort has undone changes of a device while it was open. This stays so until it is closed.

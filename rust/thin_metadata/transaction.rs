@@ -76,7 +76,7 @@ impl<B: BlockManager> Metadata<B> {
             _ => self.check_change()?,
         }
         self.change(|md| {
-            for device in md.devices.iter().filter(|device| device.changed) {
+            for device in md.devices.changed() {
                 md.details.insert(
                     &mut md.tm.tx(&md.bm),
                     &mut Plain::new(),
@@ -165,10 +165,7 @@ impl<B: BlockManager> Metadata<B> {
             return Err(e.into());
         }
 
-        for device in self.devices.iter_mut() {
-            device.changed = false;
-        }
-        self.devices.retain(|device| device.open_count > 0);
+        self.devices.set_committed();
         self.released = false;
         self.enter_step(State::Open);
         self.dirty = false;
@@ -251,26 +248,22 @@ impl<B: BlockManager> Metadata<B> {
         }
         let loaded = load(&self.bm, &self.params)?;
 
-        self.devices.retain(|device| device.open_count > 0);
-        for device in self.devices.iter_mut() {
-            device.root = None;
-        }
-        for device in self.devices.iter_mut().filter(|device| device.changed) {
-            let open_count = device.open_count;
-            *device = match loaded.details.lookup(&self.bm, &[device.id.key()])? {
+        let bm = &self.bm;
+        self.devices.roll_back(|device| {
+            let details = loaded.details.lookup(bm, &[device.id.key()])?;
+            Ok(match details {
                 Some(details) => Device {
-                    open_count,
+                    open_count: device.open_count,
                     aborted: true,
                     ..Device::existing(device.id, &details)
                 },
                 None => Device {
-                    changed: false,
                     aborted: true,
                     gone: true,
                     ..*device
                 },
-            };
-        }
+            })
+        })?;
 
         self.tm = loaded.tm;
         self.data_limit = loaded.data_sm.nr_blocks();
@@ -364,7 +357,7 @@ impl<B: BlockManager> Metadata<B> {
     ///
     /// What its commit freed is still in use if a crash takes the superblock away, so this comes before anything is
     /// changed. And nobody may be told that there is nothing to commit while a crash can undo what they see.
-    fn stabilise(&mut self) -> Result {
+    pub(crate) fn stabilise(&mut self) -> Result {
         if self.unstable {
             self.bm.flush()?;
             self.unstable = false;

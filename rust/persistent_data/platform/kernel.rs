@@ -27,6 +27,10 @@ impl<T> TryVec<T> for Vec<T> {
         Vec::with_capacity(n, FLAGS).map_err(|_| Error::NoMemory)
     }
 
+    fn try_reserve_room(&mut self, n: usize) -> Result {
+        self.reserve(n, FLAGS).map_err(|_| Error::NoMemory)
+    }
+
     fn try_push(&mut self, x: T) -> Result {
         self.push(x, FLAGS).map_err(|_| Error::NoMemory)
     }

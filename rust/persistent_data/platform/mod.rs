@@ -22,6 +22,9 @@ pub trait TryVec<T>: Sized {
     /// An empty array with room for `n` elements.
     fn try_with_room(n: usize) -> Result<Self>;
 
+    /// Makes room for `n` more elements.
+    fn try_reserve_room(&mut self, n: usize) -> Result;
+
     /// Appends `x`.
     fn try_push(&mut self, x: T) -> Result;
 

@@ -124,6 +124,14 @@ impl<T> TryVec<T> for Vec<T> {
         Ok(v)
     }
 
+    fn try_reserve_room(&mut self, n: usize) -> Result {
+        if self.capacity().saturating_sub(self.len()) < n {
+            allocate()?;
+            self.try_reserve(n).map_err(|_| Error::NoMemory)?;
+        }
+        Ok(())
+    }
+
     fn try_push(&mut self, x: T) -> Result {
         if self.len() == self.capacity() {
             allocate()?;
