@@ -18,6 +18,7 @@ use dm::{
 };
 use kernel::{
     prelude::*,
+    rbtree::RBTree,
     sync::{
         atomic::{
             ordering::Relaxed,
@@ -101,15 +102,15 @@ impl PageCount {
 
 /// The cache of a device, which all its tables share.
 struct Open {
-    id: DeviceId,
     cache: Arc<MappingCache>,
     users: usize,
 }
 
 struct Entries {
-    list: KVec<Open>,
-    /// The clock's hand: an entry, and the next page of it.
-    hand: (usize, usize),
+    /// By the ids of the devices.
+    open: RBTree<u64, Open>,
+    /// The clock's hand: a device, or where one may have been, and the next page of its cache.
+    hand: (u64, usize),
 }
 
 impl Entries {
@@ -118,17 +119,19 @@ impl Entries {
     fn sweep(&mut self, want: usize, most: usize, patience: usize) -> usize {
         let (mut given, mut seen, mut rounds) = (0usize, 0usize, 0);
         while given < want && seen < most && rounds < 3 {
-            let (entry, next) = self.hand;
-            let Some(Open { cache, .. }) = self.list.get(entry) else {
+            let (id, next) = self.hand;
+            let Some(cursor) = self.open.cursor_lower_bound(&id) else {
                 self.hand = (0, 0);
                 rounds += 1;
                 continue;
             };
+            let (&found, Open { cache, .. }) = cursor.current();
+            let next = if found == id { next } else { 0 };
             let Some(page) = cache.next_page(next) else {
-                self.hand = (entry.saturating_add(1), 0);
+                self.hand = (found.saturating_add(1), 0);
                 continue;
             };
-            self.hand.1 = page.saturating_add(1);
+            self.hand = (found, page.saturating_add(1));
             if !(cache.take_used(page) && seen < patience) && cache.remove_page(page) {
                 given = given.saturating_add(1);
             }
@@ -171,7 +174,7 @@ impl MappingCaches {
                 missed: core::array::from_fn(|_| Atomic::new(0)),
                 entries <- new_mutex!(
                     Entries {
-                        list: KVec::new(),
+                        open: RBTree::new(),
                         hand: (0, 0),
                     },
                     "dm_thin::MappingCaches"
@@ -182,49 +185,47 @@ impl MappingCaches {
     }
 
     /// The cache of device `id`, made if it has none. To be closed as often as it is opened.
-    pub(crate) fn open(
-        &self,
-        id: DeviceId,
-        snapshotted_time: u32,
-        uncommitted: bool,
-    ) -> Result<Arc<MappingCache>> {
+    pub(crate) fn open(&self, id: DeviceId, snapshotted_time: u32) -> Result<Arc<MappingCache>> {
         let _noio = NoIo::enter();
         let mut entries = self.entries.lock();
-        if let Some(entry) = entries.list.iter_mut().find(|entry| entry.id == id) {
+        if let Some(entry) = entries.open.get_mut(&id.into()) {
             entry.users = entry.users.saturating_add(1);
             return Ok(entry.cache.clone());
         }
-        let cache = MappingCache::new(snapshotted_time, uncommitted, self.pages.clone());
+        let cache = MappingCache::new(snapshotted_time, self.pages.clone());
         let cache = Arc::pin_init(cache, GFP_KERNEL)?;
         let entry = Open {
-            id,
             cache: cache.clone(),
             users: 1,
         };
-        entries.list.push(entry, GFP_KERNEL)?;
+        entries
+            .open
+            .try_create_and_insert(id.into(), entry, GFP_KERNEL)?;
         Ok(cache)
     }
 
     /// Gives an opening of [`open`](Self::open) back.
     pub(crate) fn close(&self, id: DeviceId) {
-        let mut entries = self.entries.lock();
-        let Some(i) = entries.list.iter().position(|entry| entry.id == id) else {
-            return;
-        };
-        if let Some(entry) = entries.list.get_mut(i) {
-            entry.users = entry.users.saturating_sub(1);
-            if entry.users > 0 {
+        let closed = {
+            let mut entries = self.entries.lock();
+            let Some(mut entry) = entries.open.find_mut(&id.into()) else {
+                return;
+            };
+            let users = entry.get().users.saturating_sub(1);
+            if users > 0 {
+                entry.get_mut().users = users;
                 return;
             }
-        }
-        let _ = entries.list.remove(i);
-        entries.hand = (0, 0);
+            entry.remove_node().to_key_value().1
+        };
+        // Others may keep it for a while, but nobody uses it.
+        closed.cache.clear();
     }
 
     /// Calls `f` with the cache of device `id`, if that is open.
-    pub(crate) fn with(&self, id: DeviceId, f: impl FnOnce(&MappingCache)) {
+    pub(crate) fn with(&self, id: DeviceId, f: impl FnOnce(&Arc<MappingCache>)) {
         let entries = self.entries.lock();
-        if let Some(entry) = entries.list.iter().find(|entry| entry.id == id) {
+        if let Some(entry) = entries.open.get(&id.into()) {
             f(&entry.cache);
         }
     }
@@ -232,7 +233,7 @@ impl MappingCaches {
     /// Calls `f` with each cache.
     pub(crate) fn for_each(&self, mut f: impl FnMut(&MappingCache)) {
         let entries = self.entries.lock();
-        entries.list.iter().for_each(|entry| f(&entry.cache));
+        entries.open.values().for_each(|entry| f(&entry.cache));
     }
 
     /// Caches mappings of a device, as far as that can be done without waiting; for those who hold the metadata.
@@ -326,7 +327,7 @@ mod tests {
     fn leaves_nothing_old(limit: u32) -> Result<bool> {
         let caches = MappingCaches::new()?;
         let id = DeviceId::try_from(1).map_err(|_| EINVAL)?;
-        let cache = caches.open(id, 0, false)?;
+        let cache = caches.open(id, 0)?;
         let blocks = [0, WORDS_PER_PAGE as u64];
         let old = BlockTime::new(1, 0).ok_or(EINVAL)?;
         let new = BlockTime::new(2, 0).ok_or(EINVAL)?;

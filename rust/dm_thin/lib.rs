@@ -11,7 +11,7 @@
 //!   where there is none left for metadata.
 //! - A bio is remapped on the spot if its block is mapped, mostly without a look at the metadata: the
 //!   [`mapping_cache`] knows, in [`cache_pages`] that all pools share. Everything else is for the pool's [`worker`],
-//!   which [`process`]es the bios of all devices one after the other. A block whose mapping is about to
+//!   which [`process`]es the bios of all devices in its [`queue`] one after the other. A block whose mapping is about to
 //!   change has a cell in [`cells`]; its new block is from the [`supply`]; a new [`mapping`] is made ready by the
 //!   [`copier`], or by a bio that covers it; [`insertions`] get into the metadata together. Freed blocks are
 //!   [`resting`] as long as bios that were [`in_flight`] then may get to them.
@@ -43,6 +43,7 @@ mod pool;
 mod pool_metadata;
 mod pool_target;
 mod process;
+mod queue;
 mod reclaim;
 mod registry;
 mod reserve;
@@ -53,6 +54,7 @@ mod thin;
 mod thin_target;
 mod thins;
 mod throttle;
+mod uncommitted;
 mod worker;
 
 use dm::Registration;

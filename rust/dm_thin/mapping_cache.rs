@@ -21,6 +21,13 @@ use dm::{
     SparseWords, //
 };
 use kernel::{
+    list::{
+        impl_list_arc_safe,
+        impl_list_item,
+        AtomicTracker,
+        ListLinks,
+        TryNewListArc, //
+    },
     prelude::*,
     sync::{
         atomic::{
@@ -54,6 +61,18 @@ pub(crate) struct MappingCache {
     /// What became of the device's changes: [`COMMITTED`], [`UNCOMMITTED`] or [`LOST`].
     changes: Atomic<i32>,
     pages: Arc<PageCount>,
+    /// Its place among those with changes; see [`Uncommitted`](crate::uncommitted::Uncommitted).
+    #[pin]
+    links: ListLinks,
+    #[pin]
+    tracker: AtomicTracker,
+}
+
+impl_list_arc_safe! {
+    impl ListArcSafe<0> for MappingCache { tracked_by tracker: AtomicTracker; }
+}
+impl_list_item! {
+    impl ListItem<0> for MappingCache { using ListLinks { self.links }; }
 }
 
 /// It is not known where the block is.
@@ -163,19 +182,14 @@ fn place(block: VirtualBlock) -> (usize, usize) {
 
 impl MappingCache {
     /// For a device that was last part of a snapshot at `snapshotted_time`.
-    pub(crate) fn new(
-        snapshotted_time: u32,
-        uncommitted: bool,
-        pages: Arc<PageCount>,
-    ) -> impl PinInit<Self> {
+    pub(crate) fn new(snapshotted_time: u32, pages: Arc<PageCount>) -> impl PinInit<Self> {
         pin_init!(Self {
             words <- SparseWords::new(),
             snapshotted_time: Atomic::new(snapshotted_time),
-            changes: Atomic::new(match uncommitted {
-                true => UNCOMMITTED,
-                false => COMMITTED,
-            }),
+            changes: Atomic::new(COMMITTED),
             pages,
+            links <- ListLinks::new(),
+            tracker <- AtomicTracker::new(),
         })
     }
 
@@ -332,22 +346,22 @@ impl MappingCache {
         self.changes.load(Acquire) == COMMITTED
     }
 
-    /// Notes that the device is being changed; for those who hold the metadata for writing.
+    /// Notes that the device is being changed; for [`Uncommitted`](crate::uncommitted::Uncommitted).
     pub(crate) fn set_uncommitted(&self) {
         if self.changes.load(Relaxed) == COMMITTED {
             self.changes.store(UNCOMMITTED, Release);
         }
     }
 
-    /// Notes that all changes are committed; for those who hold the metadata for writing.
+    /// Notes that all changes are committed; for [`Uncommitted`](crate::uncommitted::Uncommitted).
     pub(crate) fn set_committed(&self) {
         if self.changes.load(Relaxed) == UNCOMMITTED {
             self.changes.store(COMMITTED, Release);
         }
     }
 
-    /// Notes that what was not committed is lost, for as long as the device is open; for those who hold the metadata
-    /// for writing.
+    /// Notes that what was not committed is lost, for as long as the device is open; for
+    /// [`Uncommitted`](crate::uncommitted::Uncommitted).
     pub(crate) fn lose_uncommitted(&self) {
         if self.changes.load(Relaxed) == UNCOMMITTED {
             self.changes.store(LOST, Release);
@@ -391,7 +405,7 @@ mod tests {
     #[test]
     fn gives_what_was_put() -> Result {
         let caches = MappingCaches::new()?;
-        let cache = caches.open(id(1)?, 3, false)?;
+        let cache = caches.open(id(1)?, 3)?;
         assert!(cache.get(0).is_none());
         put(&cache, 0, 0)?;
         put(&cache, 7, 1 << 39)?;
@@ -422,7 +436,7 @@ mod tests {
     #[test]
     fn forgets_what_it_is_told_to() -> Result {
         let caches = MappingCaches::new()?;
-        let cache = caches.open(id(1)?, 0, false)?;
+        let cache = caches.open(id(1)?, 0)?;
         let n = WORDS_PER_PAGE as u64;
         let known = [0, 5, n - 1, n, 3 * n, 3 * n + 1];
         for block in known {
@@ -445,16 +459,16 @@ mod tests {
     #[test]
     fn tables_of_a_device_share_a_cache() -> Result {
         let caches = MappingCaches::new()?;
-        let old = caches.open(id(1)?, 0, false)?;
-        let other = caches.open(id(2)?, 0, false)?;
-        let new = caches.open(id(1)?, 0, false)?;
+        let old = caches.open(id(1)?, 0)?;
+        let other = caches.open(id(2)?, 0)?;
+        let new = caches.open(id(1)?, 0)?;
         put(&old, 9, 1)?;
         assert!(new.get(9).is_some() && other.get(9).is_none());
         caches.close(id(1)?);
         caches.with(id(1)?, |cache| cache.set_snapshotted_time(9));
         assert!(mapping(&new, 9).map(|m| m.shared) == Some(true));
         caches.close(id(1)?);
-        let fresh = caches.open(id(1)?, 0, false)?;
+        let fresh = caches.open(id(1)?, 0)?;
         assert!(fresh.get(9).is_none());
         caches.close(id(1)?);
         caches.close(id(2)?);
@@ -464,7 +478,7 @@ mod tests {
     #[test]
     fn pages_that_are_not_used_go_first() -> Result {
         let caches = MappingCaches::new()?;
-        let cache = caches.open(id(1)?, 0, false)?;
+        let cache = caches.open(id(1)?, 0)?;
         for page in 0..4 {
             put(&cache, page * WORDS_PER_PAGE as u64, page)?;
         }
@@ -482,24 +496,6 @@ mod tests {
         caches.close(id(1)?);
         assert_eq!(caches.usage().pages, 0);
         assert_eq!(dm::Shrink::count(&*caches), 0);
-        Ok(())
-    }
-
-    #[test]
-    fn changes_are_uncommitted_committed_or_lost() -> Result {
-        let caches = MappingCaches::new()?;
-        let cache = caches.open(id(1)?, 0, true)?;
-        assert!(!cache.is_committed());
-        cache.set_committed();
-        cache.lose_uncommitted();
-        assert!(cache.is_committed());
-        cache.set_uncommitted();
-        assert!(!cache.is_committed());
-        cache.lose_uncommitted();
-        cache.set_uncommitted();
-        cache.set_committed();
-        assert!(!cache.is_committed());
-        caches.close(id(1)?);
         Ok(())
     }
 }

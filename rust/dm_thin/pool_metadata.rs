@@ -42,7 +42,8 @@ use crate::{
     pool::Pool,
     reclaim::Reclaim,
     resting::Resting,
-    thin::Thin, //
+    thin::Thin,
+    uncommitted::Uncommitted, //
 };
 
 /// The number of a transaction, since the pool was made.
@@ -74,6 +75,7 @@ pub(crate) struct PoolMetadata {
     /// What deletions have freed.
     pub(crate) reclaim: Reclaim,
     caches: Arc<MappingCaches>,
+    uncommitted: Uncommitted,
     resting: Arc<Mutex<Resting>>,
     /// The transaction that is being put together.
     transaction: Transaction,
@@ -91,6 +93,7 @@ impl PoolMetadata {
             metadata,
             reclaim: Reclaim::new(),
             caches,
+            uncommitted: Uncommitted::new(),
             resting,
             transaction: Transaction::FIRST,
             aborted: false,
@@ -161,7 +164,7 @@ impl PoolMetadata {
         if breaks_sharing {
             resting.mappings_removed();
         }
-        thin.cache.set_uncommitted();
+        self.uncommitted.note(&thin.cache);
         self.metadata
             .insert_blocks(&thin.handle, blocks, &mut |freed| {
                 resting.freed(&freed.blocks);
@@ -186,7 +189,7 @@ impl PoolMetadata {
     ) -> Result {
         let mut resting = self.resting.lock();
         resting.mappings_removed();
-        thin.cache.set_uncommitted();
+        self.uncommitted.note(&thin.cache);
         thin.cache.forget(&blocks);
         self.metadata
             .remove_range(&thin.handle, blocks.start, blocks.end, &mut |one| {
@@ -237,7 +240,7 @@ impl PoolMetadata {
         self.metadata.create_snap(id, origin)?;
         let time = self.metadata.time();
         self.caches.with(origin, |cache| {
-            cache.set_uncommitted();
+            self.uncommitted.note(cache);
             cache.set_snapshotted_time(time);
         });
         Ok(())
@@ -249,11 +252,16 @@ impl PoolMetadata {
         let changed = self.metadata.thin_changed_this_transaction(&handle);
         let cache = self.metadata.snapshotted_time(&handle).and_then(|time| {
             self.caches
-                .open(id, time, changed)
+                .open(id, time)
                 .map_err(|_| persistent_data::Error::NoMemory.into())
         });
         match cache {
-            Ok(cache) => Ok((handle, cache)),
+            Ok(cache) => {
+                if changed {
+                    self.uncommitted.note(&cache);
+                }
+                Ok((handle, cache))
+            }
             Err(e) => {
                 self.metadata.close_thin(&handle);
                 Err(e)
@@ -270,10 +278,8 @@ impl PoolMetadata {
     /// Undoes what was changed since the last commit, for those who have changed nothing else since.
     pub(crate) fn undo(&mut self) -> Result {
         self.reclaim.aborted();
-        self.caches.for_each(|cache| {
-            cache.clear();
-            cache.lose_uncommitted();
-        });
+        self.caches.for_each(MappingCache::clear);
+        self.uncommitted.lost();
         self.metadata.abort()
     }
 
@@ -318,7 +324,7 @@ impl PoolMetadata {
         self.transaction = Transaction(self.transaction.0.wrapping_add(1));
         self.resting.lock().settle();
         self.reclaim.committed();
-        self.caches.for_each(|cache| cache.set_committed());
+        self.uncommitted.committed();
     }
 }
 

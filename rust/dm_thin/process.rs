@@ -311,7 +311,7 @@ impl Pool {
 
     /// Ends a write for which there is no block, or keeps it until there is: until there is more space, or until blocks
     /// are not withheld any more if the worker is `starved`.
-    fn unserviceable(self: &Arc<Self>, starved: bool, thin: &Thin, bio: ThinBio) {
+    fn unserviceable(self: &Arc<Self>, starved: bool, thin: &Arc<Thin>, bio: ThinBio) {
         match self.unserviceable_status() {
             Some(status) => bio.end(status),
             None => {

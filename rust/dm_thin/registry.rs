@@ -31,12 +31,12 @@ struct Entry {
 }
 
 /// Lock order: before all locks of a pool.
-static POOLS: StaticMutex<KVec<Entry>> = StaticMutex::new(KVec::new(), c"dm_thin::POOLS");
+static POOLS: StaticMutex<KVVec<Entry>> = StaticMutex::new(KVVec::new(), c"dm_thin::POOLS");
 
 /// What is left in a static is never freed.
-fn free_if_empty(pools: &mut KVec<Entry>) {
+fn free_if_empty(pools: &mut KVVec<Entry>) {
     if pools.is_empty() {
-        *pools = KVec::new();
+        *pools = KVVec::new();
     }
 }
 

@@ -7,6 +7,13 @@ use dm::{
     Ti, //
 };
 use kernel::{
+    list::{
+        impl_list_arc_safe,
+        impl_list_item,
+        AtomicTracker,
+        ListLinks,
+        TryNewListArc, //
+    },
     prelude::*,
     sync::{
         atomic::{
@@ -60,6 +67,18 @@ pub(crate) struct Thin {
     /// Innermost but for [`InFlight`](crate::in_flight::InFlight); taken in any context.
     #[pin]
     deferred: SpinLockIrq<Deferred>,
+    /// Its place in the worker's queue.
+    #[pin]
+    links: ListLinks,
+    #[pin]
+    tracker: AtomicTracker,
+}
+
+impl_list_arc_safe! {
+    impl ListArcSafe<0> for Thin { tracked_by tracker: AtomicTracker; }
+}
+impl_list_item! {
+    impl ListItem<0> for Thin { using ListLinks { self.links }; }
 }
 
 impl Thin {
@@ -83,6 +102,8 @@ impl Thin {
             ti,
             requeue: AtomicFlag::new(false),
             deferred <- new_spinlock_irq!(Deferred::default(), "dm_thin::Thin::deferred"),
+            links <- ListLinks::new(),
+            tracker <- AtomicTracker::new(),
         })
     }
 
@@ -98,18 +119,27 @@ impl Thin {
         self.requeue.store(on, Relaxed);
     }
 
+    /// Has the worker look at the device in its next round, which need not come soon; any context.
+    pub(crate) fn enqueue(self: &Arc<Self>) {
+        self.pool.thins.queue.add(self);
+    }
+
     /// Leaves `bio` to the worker.
     pub(crate) fn defer(self: &Arc<Self>, mut bio: ThinBio) {
         bio.data_mut().thin = Some(self.clone());
         self.deferred.lock().bios.push(bio);
+        self.enqueue();
         self.pool.wake();
     }
 
-    /// Puts `bios` back in front of those that wait for the worker.
-    pub(crate) fn undo_take(&self, mut bios: ThinBios) {
-        let mut deferred = self.deferred.lock();
-        bios.append(&mut deferred.bios);
-        deferred.bios = bios;
+    /// Puts `bios` back in front of those that wait for the worker, until its next round.
+    pub(crate) fn undo_take(self: &Arc<Self>, mut bios: ThinBios) {
+        {
+            let mut deferred = self.deferred.lock();
+            bios.append(&mut deferred.bios);
+            deferred.bios = bios;
+        }
+        self.enqueue();
     }
 
     /// Keeps `bio` until the pool has more space.
@@ -127,10 +157,16 @@ impl Thin {
         core::mem::take(&mut self.deferred.lock().retry)
     }
 
-    /// Hands the bios that wait for more space to the worker.
-    pub(crate) fn retry(&self) {
-        let mut deferred = self.deferred.lock();
-        let mut retries = core::mem::take(&mut deferred.retry);
-        deferred.bios.append(&mut retries);
+    /// Hands the bios that wait for more space to the worker, for its next round.
+    pub(crate) fn retry(self: &Arc<Self>) {
+        {
+            let mut deferred = self.deferred.lock();
+            let mut retries = core::mem::take(&mut deferred.retry);
+            if retries.is_empty() {
+                return;
+            }
+            deferred.bios.append(&mut retries);
+        }
+        self.enqueue();
     }
 }

@@ -185,6 +185,7 @@ impl ThinTarget {
     fn set_requeues(&self, on: bool) {
         if self.thin.ti.is_noflush_suspending() {
             self.thin.set_requeues(on);
+            self.thin.enqueue();
             // The worker gives back what it has, and has nothing of what it was given before.
             self.pool.flush_work();
         }

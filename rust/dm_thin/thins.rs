@@ -5,6 +5,7 @@
 use dm::NoIo;
 use kernel::{
     prelude::*,
+    rbtree::RBTree,
     sync::{
         new_mutex,
         Arc,
@@ -14,6 +15,7 @@ use kernel::{
 
 use crate::{
     pool::Pool,
+    queue::Queue,
     thin::Thin, //
 };
 
@@ -22,11 +24,14 @@ use crate::{
 pub(crate) struct Thins {
     #[pin]
     locked: Mutex<Locked>,
+    /// Those that have something for the worker.
+    #[pin]
+    pub(crate) queue: Queue<Thin>,
 }
 
 struct Locked {
-    /// By ascending serial number.
-    active: KVec<Arc<Thin>>,
+    /// By serial number.
+    active: RBTree<u64, Arc<Thin>>,
     next_serial: u64,
 }
 
@@ -35,11 +40,12 @@ impl Thins {
         pin_init!(Self {
             locked <- new_mutex!(
                 Locked {
-                    active: KVec::new(),
+                    active: RBTree::new(),
                     next_serial: 1,
                 },
                 "dm_thin::Thins"
             ),
+            queue <- Queue::new(),
         })
     }
 }
@@ -61,29 +67,29 @@ impl Pool {
         }
         let serial = thins.next_serial;
         let thin = make(serial)?;
-        thins.active.push(thin.clone(), GFP_KERNEL)?;
+        thins
+            .active
+            .try_create_and_insert(serial, thin.clone(), GFP_KERNEL)?;
         thins.next_serial = serial.wrapping_add(1);
         Ok(thin)
     }
 
     /// Removes an active thin device; the worker does not know it any more when this returns.
-    pub(crate) fn remove_thin(&self, serial: u64) {
-        self.thins
-            .locked
-            .lock()
-            .active
-            .retain(|thin| thin.serial != serial);
-        self.queue.flush();
+    pub(crate) fn remove_thin(self: &Arc<Self>, serial: u64) {
+        let removed = self.thins.locked.lock().active.remove(&serial);
+        drop(removed);
+        // It may be in the queue, though there is nothing to be done for it.
+        self.flush_work();
     }
 
     /// The active thin device after the one with serial number `after`, or the first one.
-    pub(crate) fn next_thin(&self, after: Option<u64>) -> Option<Arc<Thin>> {
+    fn next_thin(&self, after: Option<u64>) -> Option<Arc<Thin>> {
         let thins = self.thins.locked.lock();
         let next = match after {
-            Some(after) => thins.active.partition_point(|thin| thin.serial <= after),
-            None => 0,
+            Some(after) => thins.active.cursor_lower_bound(&after.checked_add(1)?)?,
+            None => thins.active.cursor_front()?,
         };
-        thins.active.get(next).cloned()
+        Some(next.current().1.clone())
     }
 
     /// Calls `f` for each active thin device.
@@ -115,10 +121,10 @@ impl Pool {
     /// The active thin device before the one with serial number `before`, or the last one.
     fn previous_thin(&self, before: Option<u64>) -> Option<Arc<Thin>> {
         let thins = self.thins.locked.lock();
-        let end = match before {
-            Some(before) => thins.active.partition_point(|thin| thin.serial < before),
-            None => thins.active.len(),
-        };
-        thins.active.get(end.checked_sub(1)?).cloned()
+        let beyond = before.and_then(|before| thins.active.cursor_lower_bound(&before));
+        match beyond {
+            Some(beyond) => beyond.peek_prev().map(|(_, thin)| thin.clone()),
+            None => Some(thins.active.cursor_back()?.current().1.clone()),
+        }
     }
 }

@@ -116,10 +116,8 @@ impl Pool {
         }
         self.let_blocks_rest(worker);
         dm::with_plug(|| {
-            let mut after = None;
-            while let Some(thin) = self.next_thin(after) {
+            for thin in self.thins.queue.take() {
                 self.process_deferred(worker, &thin, &mut round);
-                after = Some(thin.serial);
             }
         });
         self.commit_if_due(worker);
