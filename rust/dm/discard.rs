@@ -7,14 +7,19 @@ use crate::{
     live::Live,
     BlkStatus,
     Dev,
-    NoIo,
     Sector, //
 };
 use core::{
     mem::ManuallyDrop,
     ptr::NonNull, //
 };
-use kernel::prelude::*;
+use kernel::{
+    alloc::flags::{
+        __GFP_NOWARN, //
+        GFP_NOWAIT,
+    },
+    prelude::*, //
+};
 
 /// What is told when discards are done.
 pub trait DiscardDone: Send + Sized + 'static {
@@ -47,13 +52,9 @@ unsafe impl<T: DiscardDone> Send for Discard<T> {}
 impl<T: DiscardDone> Discard<T> {
     /// A row for a device, without discards so far.
     ///
-    /// Gives `value` back if there is no memory for it.
+    /// Gives `value` back if there is no memory for it, which is not waited for.
     pub fn new(dev: &Dev, value: KBox<T>) -> Result<Self, KBox<T>> {
-        let place = {
-            let _noio = NoIo::enter();
-            KBox::<Context<T>>::new_uninit(GFP_KERNEL)
-        };
-        let Ok(place) = place else {
+        let Ok(place) = KBox::<Context<T>>::new_uninit(GFP_NOWAIT | __GFP_NOWARN) else {
             return Err(value);
         };
         let context = KBox::write(

@@ -16,7 +16,10 @@ use crate::{
 };
 use core::{
     cell::UnsafeCell,
-    mem::ManuallyDrop,
+    mem::{
+        ManuallyDrop,
+        MaybeUninit, //
+    },
     ops::{
         Deref,
         DerefMut, //
@@ -133,6 +136,16 @@ impl<T> Job<T> {
     /// The value.
     pub fn into_inner(self) -> T {
         self.value
+    }
+
+    /// The value, and room for another job.
+    pub fn take(job: KBox<Self>) -> (T, KBox<MaybeUninit<Self>>) {
+        let job = KBox::into_raw(job);
+        // SAFETY: It is valid, as it was in a box, and not used as a job again.
+        let value = unsafe { job.read() };
+        // SAFETY: The memory is still ours, and a box's of the same layout.
+        let room = unsafe { KBox::from_raw(job.cast()) };
+        (value.into_inner(), room)
     }
 }
 

@@ -10,16 +10,22 @@ use core::ops::Range;
 
 use kernel::{
     prelude::*,
-    rbtree::RBTree, //
+    rbtree::{
+        RBTree,
+        RBTreeNodeReservation, //
+    },
 };
 use thin_metadata::{
     DeviceId,
     VirtualBlock, //
 };
 
-use crate::per_bio::{
-    ThinBio,
-    ThinBios, //
+use crate::{
+    per_bio::{
+        ThinBio,
+        ThinBios, //
+    },
+    spare::Spare, //
 };
 
 /// A device and the last block of a cell: the first cell at or after a block is the one that may cover it.
@@ -39,11 +45,18 @@ struct Cell {
 pub(crate) struct CellId(Key);
 
 /// All cells of a pool.
-pub(crate) struct Cells(RBTree<Key, Cell>);
+pub(crate) struct Cells {
+    cells: RBTree<Key, Cell>,
+    rooms: Spare<RBTreeNodeReservation<Key, Cell>>,
+}
 
 impl Cells {
-    pub(crate) fn new() -> Self {
-        Self(RBTree::new())
+    /// No cells; there can be `kept` also where there is no memory.
+    pub(crate) fn new(kept: usize) -> Result<Self> {
+        Ok(Self {
+            cells: RBTree::new(),
+            rooms: Spare::new(kept, RBTreeNodeReservation::new)?,
+        })
     }
 
     /// Makes `bio` wait if a cell covers any of `blocks`, gives it back otherwise.
@@ -58,7 +71,7 @@ impl Cells {
             device,
             last: blocks.start,
         };
-        let Some(mut cursor) = self.0.cursor_lower_bound_mut(&from) else {
+        let Some(mut cursor) = self.cells.cursor_lower_bound_mut(&from) else {
             return Some(bio);
         };
         let (key, cell) = cursor.current_mut();
@@ -81,22 +94,25 @@ impl Cells {
             device: u64::from(device),
             last: blocks.end.checked_sub(1).ok_or(EINVAL)?,
         };
-        if self.0.get(&key).is_some() {
+        if self.cells.get(&key).is_some() {
             return Err(EBUSY);
         }
         let cell = Cell {
             begin: blocks.start,
             waiting: ThinBios::new(),
         };
-        self.0.try_create_and_insert(key, cell, GFP_KERNEL)?;
+        let room = self.rooms.take().ok_or(ENOMEM)?;
+        self.cells.insert(room.into_node(key, cell));
         Ok(CellId(key))
     }
 
     /// Ends a cell and gives the bios that waited, in the order in which they came.
     pub(crate) fn release(&mut self, CellId(key): CellId) -> ThinBios {
-        match self.0.remove(&key) {
-            Some(cell) => cell.waiting,
-            None => ThinBios::new(),
-        }
+        let Some(mut cell) = self.cells.find_mut(&key) else {
+            return ThinBios::new();
+        };
+        let waiting = core::mem::take(&mut cell.get_mut().waiting);
+        self.rooms.give(cell.remove_node().into_reservation());
+        waiting
     }
 }

@@ -129,7 +129,14 @@ impl Pool {
         let is_hint = bio.op() == Op::Discard && !bio.is_fua();
         let mut pass_down = match PassDown::new(&self.data_dev, Cause::Bio(bio)) {
             Ok(pass_down) => pass_down,
-            Err(Cause::Bio(bio)) => return Err(Postponed(bio)),
+            Err(Cause::Bio(bio)) => {
+                // To discard anything would only be a favour.
+                match self.unmap(thin, blocks, &mut |_| ()) {
+                    Ok(()) => self.end_after_needed_commit(worker, thin, bio),
+                    Err(_) => bio.end(self.io_error()),
+                }
+                return Ok(());
+            }
             Err(Cause::Deletion) => return Ok(()),
         };
         let passes = self.passes_discards_down();

@@ -67,7 +67,7 @@ impl Pool {
             Ok(preparing) => return self.copy_from_origin(preparing),
             Err(prepared) => prepared,
         };
-        let (new, mut status, overwritten) = prepared.into_parts();
+        let (new, mut status, overwritten) = prepared.into_parts(&mut worker.rooms);
         if !status.is_ok() && self.mode().may_change_metadata() {
             // Nobody will use the block that was allocated. A failure has changed the pool's mode.
             let end = new.data.saturating_add(1);

@@ -12,9 +12,9 @@
 //! - A bio is remapped on the spot if its block is mapped, mostly without a look at the metadata: the
 //!   [`mapping_cache`] knows, in [`cache_pages`] that all pools share. Everything else is for the pool's [`worker`],
 //!   which [`process`]es the bios of all devices in its [`queue`] one after the other. A block whose mapping is about to
-//!   change has a cell in [`cells`]; its new block is from the [`supply`]; a new [`mapping`] is made ready by the
-//!   [`copier`], or by a bio that covers it; [`insertions`] get into the metadata together. Freed blocks are
-//!   [`resting`] as long as bios that were [`in_flight`] then may get to them.
+//!   change has a cell in [`cells`], and what it takes is [`spare`] if there is no memory; its new block is from the
+//!   [`supply`]; a new [`mapping`] is made ready by the [`copier`], or by a bio that covers it; [`insertions`] get into
+//!   the metadata together. Freed blocks are [`resting`] as long as bios that were [`in_flight`] then may get to them.
 //! - What is not mapped reads as zeroes, or comes from an external [`origin`].
 //! - [`discard`] unmaps blocks, [`pass_down`] discards them on the data device, and [`reclaim`] does so for those
 //!   of deleted devices.
@@ -48,6 +48,7 @@ mod reclaim;
 mod registry;
 mod reserve;
 mod resting;
+mod spare;
 mod state;
 mod supply;
 mod thin;

@@ -18,6 +18,7 @@ use dm::{
     Sector, //
 };
 use kernel::{
+    alloc::Flags,
     prelude::*,
     sync::{
         new_spinlock_irq,
@@ -34,8 +35,12 @@ use crate::{
     cells::CellId,
     hold::PoolHold,
     per_bio::ThinBio,
+    spare::Spare,
     thin::Thin, //
 };
+
+/// How many mappings can be on their way where there is no memory.
+pub(crate) const KEPT_ROOMS: usize = 64;
 
 /// What a mapping is made for.
 pub(crate) struct NewMapping {
@@ -72,12 +77,12 @@ pub(crate) struct Node {
 pub(crate) struct Preparing(KBox<Job<Node>>);
 
 /// Room for a mapping, to be had before the data block, so that no block is lost for lack of memory.
-pub(crate) struct Reserved(KBox<MaybeUninit<Job<Node>>>);
+pub(crate) struct Room(KBox<MaybeUninit<Job<Node>>>);
 
-impl Reserved {
+impl Room {
     /// Fails with [`ENOMEM`].
-    pub(crate) fn new() -> Result<Self> {
-        Ok(Self(KBox::new_uninit(GFP_KERNEL)?))
+    pub(crate) fn new(flags: Flags) -> Result<Self> {
+        Ok(Self(KBox::new_uninit(flags)?))
     }
 
     /// Starts the life of `mapping`.
@@ -152,9 +157,11 @@ impl Prepared {
         Ok(Preparing(self.0))
     }
 
-    /// The mapping, how its preparation ended, and whether the bio that caused it has written its data.
-    pub(crate) fn into_parts(self) -> (NewMapping, BlkStatus, bool) {
-        let node = KBox::into_inner(self.0).into_inner();
+    /// The mapping, how its preparation ended, and whether the bio that caused it has written its data. The room goes
+    /// back.
+    pub(crate) fn into_parts(self, rooms: &mut Spare<Room>) -> (NewMapping, BlkStatus, bool) {
+        let (node, room) = Job::take(self.0);
+        rooms.give(Room(room));
         (node.mapping, node.status, node.overwritten)
     }
 }

@@ -15,6 +15,10 @@ use dm::{
     DiscardDone, //
 };
 use kernel::{
+    alloc::flags::{
+        __GFP_NOWARN, //
+        GFP_NOWAIT,
+    },
     prelude::*,
     sync::{
         new_spinlock_irq,
@@ -66,9 +70,9 @@ pub(crate) enum Cause {
 }
 
 impl PassDown {
-    /// Nothing to be discarded on `dev` yet. Gives `cause` back if there is no memory.
+    /// Nothing to be discarded on `dev` yet. Gives `cause` back if there is no memory, which is not waited for.
     pub(crate) fn new(dev: &Dev, cause: Cause) -> Result<KBox<Self>, Cause> {
-        match KBox::new_uninit(GFP_KERNEL) {
+        match KBox::new_uninit(GFP_NOWAIT | __GFP_NOWARN) {
             Ok(room) => Ok(KBox::write(
                 room,
                 Self {
@@ -89,7 +93,7 @@ impl PassDown {
         match self.ranges.last_mut() {
             Some(last) if last.end == blocks.start => last.end = blocks.end,
             _ => {
-                let _ = self.ranges.push(blocks, GFP_KERNEL);
+                let _ = self.ranges.push(blocks, GFP_NOWAIT | __GFP_NOWARN);
             }
         }
     }

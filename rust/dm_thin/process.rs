@@ -22,6 +22,8 @@
 //! since a block that was freed is not used again before the commit that makes it free, and not before the
 //! reads have ended that were sent to it earlier.
 
+use core::ops::Range;
+
 use dm::{
     kcopyd::Region,
     BlkStatus,
@@ -39,11 +41,12 @@ use thin_metadata::{
 };
 
 use crate::{
+    cells::CellId,
     in_flight::Epoch,
     mapping::{
         NewMapping,
         Preparing,
-        Reserved, //
+        Room, //
     },
     mode::Mode,
     per_bio::ThinBio,
@@ -179,10 +182,7 @@ impl Pool {
         old: Option<Mapping>,
     ) -> Result<(), Postponed> {
         let blocks = block..block.saturating_add(1);
-        let Ok(room) = Reserved::new() else {
-            return Err(Postponed(bio));
-        };
-        let Ok(cell) = worker.cells.lock(thin.id, &blocks) else {
+        let Some((room, cell)) = self.room(worker, thin, &blocks) else {
             return Err(Postponed(bio));
         };
         let data = match self.supply_data_block(worker) {
@@ -190,6 +190,7 @@ impl Pool {
             Err(e) => {
                 // Nothing can wait in a cell that was made just now.
                 drop(worker.cells.release(cell));
+                worker.rooms.give(room);
                 match e {
                     NoBlock::Withheld => self.unserviceable(true, thin, bio),
                     NoBlock::Exhausted => self.unserviceable(false, thin, bio),
@@ -241,6 +242,30 @@ impl Pool {
             None => self.copy_from_origin(preparing),
         }
         Ok(())
+    }
+
+    /// Room for a mapping of `blocks`, with their cell; `None` if there is no memory, and all that is kept for that is in
+    /// use for mappings on their way.
+    fn room(
+        self: &Arc<Self>,
+        worker: &mut Worker,
+        thin: &Thin,
+        blocks: &Range<VirtualBlock>,
+    ) -> Option<(Room, CellId)> {
+        let room = worker.rooms.take()?;
+        let mut cell = worker.cells.lock(thin.id, blocks);
+        if cell.is_err() {
+            // Mappings that are ready have cells, too, but wake nobody.
+            self.insert_mappings(worker);
+            cell = worker.cells.lock(thin.id, blocks);
+        }
+        match cell {
+            Ok(cell) => Some((room, cell)),
+            Err(_) => {
+                worker.rooms.give(room);
+                None
+            }
+        }
     }
 
     /// Lets the bio that covers a new block write to it. The bio does not end before the mapping is inserted.

@@ -149,7 +149,7 @@ mod tests {
         let mut taken = queue.take();
         let a = taken.next().ok_or(EINVAL)?;
         assert!(a.number == 1 && taken.next().is_none());
-        assert!(a.into_unique_or_drop().is_some());
+        assert!(Arc::into_unique_or_drop(a).is_some());
         queue.add(&item(2)?);
         Ok(())
     }

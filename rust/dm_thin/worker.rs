@@ -23,6 +23,10 @@ use crate::{
     block_set::BlockSet,
     cells::Cells,
     insertions::Insertions,
+    mapping::{
+        Room,
+        KEPT_ROOMS, //
+    },
     pass_down::PassDowns,
     per_bio::{
         sort_by_sector,
@@ -32,6 +36,7 @@ use crate::{
     pool::Pool,
     pool_metadata::Committed,
     resting::AfterRest,
+    spare::Spare,
     supply::Supply,
     thin::Thin,
     throttle::Round, //
@@ -46,6 +51,8 @@ const BIOS_PER_CHECK: usize = 128;
 /// What only the worker knows.
 pub(crate) struct Worker {
     pub(crate) cells: Cells,
+    /// Rooms for new mappings.
+    pub(crate) rooms: Spare<Room>,
     /// Data blocks for the bios that are being processed.
     pub(crate) supply: Supply,
     /// Mappings that are ready.
@@ -70,7 +77,8 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn new() -> Result<Self> {
         Ok(Self {
-            cells: Cells::new(),
+            cells: Cells::new(KEPT_ROOMS)?,
+            rooms: Spare::new(KEPT_ROOMS, Room::new)?,
             supply: Supply::new()?,
             insertions: Insertions::new()?,
             after_commit: ThinBios::new(),
@@ -92,7 +100,8 @@ impl Worker {
     }
 }
 
-/// A bio could not be processed for lack of memory; here it is again.
+/// A bio could not be processed yet; here it is again. What it lacks, memory or blocks, is in use for something that
+/// wakes the worker when it is done.
 pub(crate) struct Postponed(pub(crate) ThinBio);
 
 impl Pool {
@@ -148,8 +157,6 @@ impl Pool {
         let mut count = 0usize;
         while let Some(bio) = bios.pop() {
             if let Err(Postponed(bio)) = self.process(worker, thin, bio) {
-                // Mappings that get ready give memory back and wake the worker; if there are none,
-                // the waker does.
                 let mut rest = ThinBios::new();
                 rest.push(bio);
                 rest.append(&mut bios);
@@ -218,7 +225,9 @@ impl Pool {
                 continue;
             };
             if let Err(Postponed(bio)) = self.process_committed(worker, &thin, bio) {
-                thin.defer(bio);
+                let mut one = ThinBios::new();
+                one.push(bio);
+                thin.undo_take(one);
             }
         }
         // What went on may have been provisioned, and so wait for a commit again.

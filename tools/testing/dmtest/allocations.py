@@ -72,6 +72,27 @@ def count(action):
     return MANY - found.left
 
 
+@contextmanager
+def failing(*kinds, waiting=True, min_order=0):
+    """All allocations of these kinds fail that are made below the module, in any thread; watch() was called before.
+
+    Those that may wait for memory are left out unless `waiting`, and so are those of less than 2^`min_order` pages.
+    """
+    settings = [("ignore-gfp-wait", "N" if waiting else "Y", "N"), ("min-order", min_order, 0)]
+    for kind in kinds:
+        for name, value, _ in settings:
+            _set_if_there(kind, name, value)
+        _set(kind, "times", UNLIMITED)
+        _set(kind, "probability", 100)
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            _set(kind, "probability", 0)
+            for name, _, value in settings:
+                _set_if_there(kind, name, value)
+
+
 class Countdown:
     """Has an allocation of any thread below the module fail, chosen by its number among those of its kind.
 
@@ -135,6 +156,11 @@ class Countdown:
             _set(self._kind, "task-filter", "N")
             _set(self._kind, "require-start", start)
             _set(self._kind, "require-end", end)
+
+
+def _set_if_there(kind, name, value):
+    if os.path.exists(os.path.join(FOLDER, kind, name)):
+        _set(kind, name, value)
 
 
 def _set(kind, name, value):

@@ -17,8 +17,11 @@ from dmtest import (
     allocations,
     metadata,
 )
-from dmtest.background import wait_until
-from dmtest.content import Content
+from dmtest.background import Background
+from dmtest.content import (
+    Content,
+    pattern,
+)
 from dmtest.disk import (
     KIB,
     MIB,
@@ -310,3 +313,64 @@ def test_changes(world, most, tally, change, kind):
         tally["faults"] += 1
     assert tally["faults"] > 1
     world.verify()
+
+
+# More than the pool keeps memory for.
+MANY = 100
+
+
+@pytest.mark.parametrize("shape", ["whole blocks", "parts", "shared blocks", "without zeroing"])
+def test_new_blocks_come_from_what_is_kept(make_pool, shape):
+    """Nothing is to be had without waiting, and the worker does not wait: what is kept goes round."""
+    features = ["skip_block_zeroing"] if shape == "without zeroing" else []
+    pool = make_pool(metadata_size=4 * MIB, data_size=64 * MIB, features=features)
+    content = Content(pool.new_thin(0, SIZE))
+    if shape == "shared blocks":
+        content.write(0, SIZE)
+        pool.create_snap(1, 0)
+    allocations.watch()
+    with allocations.failing(*allocations.KINDS, waiting=False):
+        if shape == "whole blocks":
+            content.write(0, SIZE)
+        else:
+            data = {block * BLOCK: pattern(block, 4 * KIB) for block in range(MANY)}
+            writes = [Background(lambda offset=offset: content.thin.write(offset, data[offset])) for offset in data]
+            assert all(write.outcome(120) == "ok" for write in writes)
+            for offset, bytes_ in data.items():
+                content.data[offset:offset + len(bytes_)] = bytes_
+        content.thin.flush()
+    assert content.thin.mapped_blocks() == (SIZE // BLOCK if shape in ("whole blocks", "shared blocks") else MANY)
+    if shape != "without zeroing":
+        content.verify()
+    assert pool.status().mode == "rw"
+
+
+@NOT_IN_C
+def test_discards_without_memory(world):
+    """They unmap blocks though there is no memory to pass them down; writes behind them go on."""
+    one = world.one
+    one.write(0, SIZE)
+    with allocations.failing(*allocations.KINDS, waiting=False):
+        one.discard(0, SIZE // 2)
+        one.write(MIB, MIB)
+        one.thin.flush()
+    assert one.thin.mapped_blocks() == (SIZE // 2 + MIB) // BLOCK
+    world.verify()
+
+
+@NOT_IN_C
+def test_volumes_need_no_memory_in_one_piece(make_pool):
+    """Many are activated where there are single pages only, and do their work."""
+    # More than a page has references for, or what is known of an open volume.
+    count = 600
+    pool = make_pool(metadata_size=8 * MIB, data_size=64 * MIB)
+    for number in range(count):
+        pool.create_thin(number)
+    allocations.watch()
+    with allocations.failing("fail_page_alloc", min_order=1):
+        for number in range(count):
+            pool.activate(number, MIB)
+    for number in (0, count // 2, count - 1):
+        content = Content(pool.thins[number])
+        content.write(0, MIB)
+        content.verify()

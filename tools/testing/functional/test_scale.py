@@ -2,6 +2,7 @@
 """Many volumes, many snapshots, deep chains of snapshots."""
 
 from dmtest import metadata
+from dmtest.background import Background
 from dmtest.content import (
     Content,
     pattern,
@@ -34,6 +35,42 @@ def test_a_thousand_volumes(make_pool):
     for number in range(1, count, 20):
         thin = pool.activate(number, MIB)
         assert thin.read((number % 16) * BLOCK, 4 * KIB) == pattern(number, 4 * KIB)
+
+
+def test_volumes_that_do_nothing(make_pool, settings, progress):
+    """Many are active while a few have work to do: each of those gets it done, by itself and all at once.
+
+    `--set volumes=N` says how many there are.
+    """
+    count = settings("volumes", 2000)
+    pool = make_pool(metadata_size=64 * MIB, data_size=64 * MIB)
+    for number in range(count):
+        pool.create_thin(number)
+    for number in range(count):
+        if number % 500 == 0:
+            progress(f"volume {number}")
+        pool.activate(number, MIB)
+    some = {number: Content(pool.thins[number]) for number in (0, 1, count // 2, count - 2, count - 1)}
+    for content in some.values():
+        content.write(0, 4 * KIB)
+        content.thin.flush()
+    writes = [Background(lambda content=content: content.write(2 * BLOCK, 5 * BLOCK)) for content in some.values()]
+    assert all(write.outcome(120) == "ok" for write in writes)
+    for content in some.values():
+        content.discard(3 * BLOCK, 2 * BLOCK)
+        content.verify()
+    assert pool.status().data_blocks[0] == 4 * len(some)
+    # One is gone, another one is there twice as its table is reloaded, and the pool suspends them all.
+    pool.thins[1].remove()
+    last = pool.thins[count - 1]
+    last.reload(last.table_text())
+    pool.device.suspend()
+    pool.device.resume()
+    del some[1]
+    for content in some.values():
+        content.write(8 * BLOCK, BLOCK)
+        content.thin.flush()
+        content.verify()
 
 
 def test_a_hundred_snapshots_of_one_volume(pool):

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Swap on a thin volume: memory is short, and what makes it less short goes through the pool's worker.
+
+The disks are in memory that is theirs already, so that they need no more for what is written to them.
+"""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dmtest import (
+    allocations,
+    disk,
+)
+from dmtest.disk import (
+    KIB,
+    MIB,
+)
+
+SIZE = 64 * MIB
+# How much more memory is wanted than there is.
+EXCESS = 32 * MIB
+
+# Writes to each page of so much memory, and reads all of it again.
+HOG = """
+import mmap, sys
+size = int(sys.argv[1])
+memory = mmap.mmap(-1, size)
+pages = range(0, size, 4096)
+for offset in pages:
+    memory[offset:offset + 8] = offset.to_bytes(8, "little")
+for offset in pages:
+    assert memory[offset:offset + 8] == offset.to_bytes(8, "little"), offset
+print("done")
+"""
+
+
+class RamDisk:
+    """A disk of the module brd, all of which is in memory."""
+
+    def __init__(self, number, size):
+        self.path = f"/dev/ram{number}"
+        self.size = size
+        self.sectors = size // disk.SECTOR
+        for offset in range(0, size, MIB):
+            disk.write(self.path, offset, bytes(MIB))
+
+
+@pytest.fixture
+def ram_disks(modules):
+    """Two disks in memory, with some more room than the swap has."""
+    size = SIZE + 16 * MIB
+    modules.insert_named("brd", "rd_nr=2", f"rd_size={size // KIB}")
+    yield RamDisk(0, size), RamDisk(1, size)
+    modules.remove_named("brd")
+
+
+@pytest.fixture
+def swap(ram_disks, make_pool):
+    """A volume that is used as swap."""
+    metadata, data = ram_disks
+    pool = make_pool(metadata=metadata, data=data, features=["no_discard_passdown"])
+    thin = pool.new_thin(0, SIZE)
+    subprocess.run(["mkswap", thin.path], check=True, capture_output=True)
+    library = ctypes.CDLL(None, use_errno=True)
+    assert library.swapon(thin.path.encode(), 0) == 0, os.strerror(ctypes.get_errno())
+    yield thin
+    assert library.swapoff(thin.path.encode()) == 0, os.strerror(ctypes.get_errno())
+    pool.stop()
+
+
+def available():
+    """Bytes of memory that can be had."""
+    with open("/proc/meminfo") as file:
+        fields = dict(line.split(":") for line in file)
+    return int(fields["MemAvailable"].split()[0]) * KIB
+
+
+def swapped_out():
+    """How many pages were written to swap since the machine was booted."""
+    with open("/proc/vmstat") as file:
+        return int(dict(line.split() for line in file)["pswpout"])
+
+
+def use_too_much_memory():
+    """Has a process use more memory than there is; it must get along."""
+    before = swapped_out()
+    # If there is too little memory after all, this process is the one to go.
+    hog = subprocess.run(
+        [sys.executable, "-c", HOG, str(available() + EXCESS)], capture_output=True, text=True, timeout=900,
+        preexec_fn=lambda: open("/proc/self/oom_score_adj", "w").write("1000"),
+    )
+    assert hog.stdout == "done\n", f"{hog.returncode}: {hog.stderr}"
+    assert swapped_out() - before > EXCESS // 2 // os.sysconf("SC_PAGE_SIZE")
+
+
+def test_more_memory_than_there_is(swap):
+    """Each page that is swapped out for the first time provisions a block, or a part of one."""
+    use_too_much_memory()
+    assert swap.mapped_blocks() > 0
+
+
+@pytest.mark.skipif(not allocations.are_there(), reason="this kernel has no failing allocations")
+def test_nothing_to_be_had_without_waiting(swap):
+    """As above, while the pool gets no memory unless it waits for it, which it must not."""
+    allocations.watch()
+    with allocations.failing("failslab", waiting=False):
+        use_too_much_memory()
+    assert swap.mapped_blocks() > 0
