@@ -119,6 +119,7 @@ fn run(pool: &Arc<Pool>, command: &Command) -> thin_metadata::Result {
     }
 
     let mut locked = changes.write();
+    locked.in_service = true;
     let mut result = command.run(pool, &mut locked);
     if result.is_err() && locked.metadata.needs_abort() {
         result = locked.undo().and(result);

@@ -34,6 +34,7 @@ use kernel::{
     }, //
 };
 use thin_metadata::{
+    format::SUPERBLOCK_LOCATION,
     Metadata,
     OpenParams, //
 };
@@ -323,7 +324,15 @@ impl Pool {
         self.stop_work();
         let mut changes = self.changes();
         let mut pool = changes.write();
-        pool.metadata.close(|| self.flush_data())
+        let mut flushed = !pool.in_service || !self.mode().may_change_metadata();
+        pool.metadata.close(|| {
+            flushed = true;
+            self.flush_data()
+        })?;
+        match flushed {
+            true => Ok(()),
+            false => self.flush_data(),
+        }
     }
 
     /// Makes all that was written to the data device stable.
@@ -415,6 +424,30 @@ impl Pool {
             Err(e) => self.operation_failed("dm_pool_commit_metadata", e, given_up),
         }
         result
+    }
+
+    /// Makes all changes permanent; or, if there are none, finds out whether the devices of a pool in service work.
+    ///
+    /// A failure has changed the pool's mode, from which user space learns of it.
+    pub(crate) fn commit_or_probe(self: &Arc<Self>) {
+        if !matches!(self.commit(), Ok(Committed::Nothing)) {
+            return;
+        }
+        if let Err(e) = self.probe() {
+            let given_up = self.changes().write().give_up();
+            self.operation_failed("dm_pool_commit_metadata", e, given_up);
+        }
+    }
+
+    /// Asks the devices for what a commit would ask them for, but writes nothing.
+    fn probe(&self) -> thin_metadata::Result {
+        if !self.metadata.read().in_service {
+            return Ok(());
+        }
+        self.flush_data()?;
+        let pool = self.metadata.read();
+        pool.metadata.bm().probe(SUPERBLOCK_LOCATION)?;
+        Ok(())
     }
 
     /// Tells user space that the number of free metadata blocks has fallen to the threshold.

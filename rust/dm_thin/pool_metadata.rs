@@ -81,6 +81,8 @@ pub(crate) struct PoolMetadata {
     transaction: Transaction,
     /// Whether a transaction was given up. Nothing is written after that before the metadata are repaired.
     aborted: bool,
+    /// Whether a message was run or anything committed since the pool was made.
+    pub(crate) in_service: bool,
 }
 
 impl PoolMetadata {
@@ -97,6 +99,7 @@ impl PoolMetadata {
             resting,
             transaction: Transaction::FIRST,
             aborted: false,
+            in_service: false,
         }
     }
 
@@ -321,6 +324,7 @@ impl PoolMetadata {
     }
 
     fn committed(&mut self) {
+        self.in_service = true;
         self.transaction = Transaction(self.transaction.0.wrapping_add(1));
         self.resting.lock().settle();
         self.reclaim.committed();

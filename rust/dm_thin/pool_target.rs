@@ -207,7 +207,7 @@ impl PoolTarget {
         }
         if !flags.is_noflush() && !self.binding.ti.is_suspended() {
             // The numbers are those of the last commit. A failure shows in the mode.
-            let _ = pool.commit();
+            pool.commit_or_probe();
         }
 
         match self.write_usage(out) {
@@ -373,8 +373,7 @@ impl Target for PoolTarget {
 
     fn postsuspend(&self) {
         self.pool.stop_work();
-        // A failure has changed the pool's mode, which is all that can be done about it.
-        let _ = self.pool.commit();
+        self.pool.commit_or_probe();
     }
 
     fn preresume(&self) -> Result {
