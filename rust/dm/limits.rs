@@ -4,6 +4,11 @@
 
 use crate::bindings;
 use kernel::types::Opaque;
+#[cfg(dm_thin_kunit)]
+use kernel::{
+    error::to_result,
+    prelude::*, //
+};
 
 /// The limits of a device's queue, to be read and, in [`Target::io_hints`], changed.
 ///
@@ -56,6 +61,9 @@ limits! {
     discard_alignment, set_discard_alignment;
     /// The largest write-zeroes, in sectors.
     max_write_zeroes_sectors, set_max_write_zeroes_sectors;
+    /// The largest write-zeroes that frees the space instead of writing, in sectors: zero, or equal to
+    /// [`max_write_zeroes_sectors`](Self::max_write_zeroes_sectors).
+    max_hw_wzeroes_unmap_sectors, set_max_hw_wzeroes_unmap_sectors;
 }
 
 impl Limits {
@@ -73,5 +81,22 @@ impl Limits {
     pub(crate) unsafe fn from_raw_mut<'a>(ptr: *mut bindings::queue_limits) -> &'a mut Self {
         // SAFETY: By the function's requirements; the type is transparent.
         unsafe { &mut *ptr.cast() }
+    }
+}
+
+#[cfg(dm_thin_kunit)]
+impl Limits {
+    /// Those of a mapped device with nothing below.
+    pub fn of_nothing() -> Self {
+        let limits = Opaque::new(pin_init::zeroed());
+        // SAFETY: The limits are ours alone, and all of them are set.
+        unsafe { bindings::blk_set_stacking_limits(limits.get()) };
+        Self(limits)
+    }
+
+    /// What the core says about them when a table is resumed.
+    pub fn validate(&mut self) -> Result {
+        // SAFETY: `self` is a valid `struct queue_limits` that is ours alone, as we have a unique reference.
+        to_result(unsafe { bindings::blk_validate_limits(self.0.get()) })
     }
 }

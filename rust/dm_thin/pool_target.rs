@@ -443,6 +443,9 @@ impl Target for PoolTarget {
         } else {
             limits.set_discard_granularity(0);
         }
+        // A data device that has lost its write-zeroes since it was made goes on to promise that they unmap, which the
+        // core takes for nonsense in a new table. Nobody asks the pool itself for them.
+        limits.set_max_hw_wzeroes_unmap_sectors(0);
     }
 }
 

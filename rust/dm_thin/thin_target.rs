@@ -40,6 +40,7 @@ use thin_metadata::{
 };
 
 use crate::{
+    block_size::BlockSize,
     in_flight::Epoch,
     mode::Mode,
     origin::Origin,
@@ -384,24 +385,58 @@ impl Target for ThinTarget {
     }
 
     fn io_hints(&self, limits: &mut Limits) {
-        let size = self.pool.block_size;
-        // What fits a bio.
-        let most = u32::MAX >> dm::SECTOR_SHIFT;
-        let most = most.saturating_sub(size.offset_of(u64::from(most)) as u32);
-        if self.pool.discard_enabled {
-            limits.set_discard_granularity(size.sectors() << dm::SECTOR_SHIFT);
-            limits.set_max_hw_discard_sectors(most);
-        }
-        // Zero if the data device cannot write zeroes, on which parts of blocks depend.
-        if limits.max_write_zeroes_sectors() != 0 {
-            limits.set_max_write_zeroes_sectors(most);
-        }
+        set_limits(limits, self.pool.block_size, self.pool.discard_enabled);
     }
+}
+
+/// Gives a volume its own limits, where they are not those of the pool.
+fn set_limits(limits: &mut Limits, size: BlockSize, discard_enabled: bool) {
+    // What fits a bio.
+    let most = u32::MAX >> dm::SECTOR_SHIFT;
+    let most = most.saturating_sub(size.offset_of(u64::from(most)) as u32);
+    if discard_enabled {
+        limits.set_discard_granularity(size.sectors() << dm::SECTOR_SHIFT);
+        limits.set_max_hw_discard_sectors(most);
+    }
+    // Zero if the data device cannot write zeroes, on which parts of blocks depend.
+    if limits.max_write_zeroes_sectors() != 0 {
+        limits.set_max_write_zeroes_sectors(most);
+    }
+    // Who sees this limit takes it that zeroed space need not be allocated again when it is written to. Whole blocks
+    // that are zeroed are unmapped here, so that does not hold, whatever the data device does.
+    limits.set_max_hw_wzeroes_unmap_sectors(0);
 }
 
 impl Drop for ThinTarget {
     fn drop(&mut self) {
         self.pool.remove_thin(self.thin.serial);
         self.pool.changes().write().close_thin(&self.thin.handle);
+    }
+}
+
+#[cfg(dm_thin_kunit)]
+#[kernel::macros::kunit_tests(dm_thin_thin_target)]
+mod tests {
+    use super::*;
+
+    /// The core takes a volume's limits, whatever the data device says of zeroes.
+    #[test]
+    fn limits_of_zeroes_agree() -> Result {
+        for sectors in [128, 384, 2048] {
+            let size = BlockSize::new(sectors).ok_or(EINVAL)?;
+            // The last device has lost its write-zeroes since it was made.
+            for (most, unmap) in [(0, 0), (8192, 0), (8192, 8192), (0, 8192)] {
+                for discard_enabled in [false, true] {
+                    let mut limits = Limits::of_nothing();
+                    limits.set_max_write_zeroes_sectors(most);
+                    limits.set_max_hw_wzeroes_unmap_sectors(unmap);
+                    set_limits(&mut limits, size, discard_enabled);
+                    limits.validate()?;
+                    assert_eq!(limits.max_write_zeroes_sectors() != 0, most != 0);
+                    assert_eq!(limits.max_hw_wzeroes_unmap_sectors(), 0);
+                }
+            }
+        }
+        Ok(())
     }
 }

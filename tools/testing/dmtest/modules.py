@@ -54,9 +54,11 @@ class Modules:
 
     def need(self, name):
         """Loads one of the kernel's own modules unless it is there already, or built in."""
-        name = name.replace("_", "-")
-        if name in self._files and not os.path.exists(f"/sys/module/{name.replace('-', '_')}"):
-            self.insert(self._files[name])
+        loaded = name.replace("-", "_")
+        # The files of some have the one, of others the other.
+        for known in (name.replace("_", "-"), loaded):
+            if known in self._files and not os.path.exists(f"/sys/module/{loaded}"):
+                self.insert(self._files[known])
 
     def insert_named(self, name, *parameters):
         """Loads one of the kernel's own modules, which must not be there yet, with these parameters."""

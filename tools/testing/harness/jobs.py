@@ -62,7 +62,7 @@ def marked(options):
 
     def make(share):
         return suite.Run(
-            share, lambda name: Virtme(options.kernel, os.path.join(options.results, name), options.vng),
+            share, lambda name: Virtme(options.kernel, os.path.join(options.results, name), options.vng, nvme=64 << 20),
             dict(config, tests=suite.files(FUNCTIONAL, options.tests)),
             results, test_limit=options.test_timeout or 240, boot_limit=180,
         )

@@ -113,14 +113,21 @@ class Uml(Vm):
 class Virtme(Vm):
     """x86_64 in QEMU without KVM, started by virtme-ng.
 
-    `qemu` are more options of QEMU's; `first` asks for precedence over other processes, which takes root.
+    `qemu` are more options of QEMU's; `first` asks for precedence over other processes, which takes root; `nvme` is the
+    size in bytes of an NVMe disk.
     """
 
-    def __init__(self, kernel, results, vng, cpus=2, memory="2G", qemu=(), first=False):
+    def __init__(self, kernel, results, vng, cpus=2, memory="2G", qemu=(), first=False, nvme=0):
         super().__init__(os.path.join(kernel, "arch", "x86", "boot", "bzImage"), results)
         self.vng = vng
         self._first = first
+        self._nvme = nvme
+        if nvme:
+            qemu = [*qemu, f"-drive if=none,id=nvme,format=raw,file={self._disk()}", "-device nvme,serial=dmtest,drive=nvme"]
         self._machine = ["--cpus", str(cpus), "--memory", memory, *(f"--qemu-opts={option}" for option in qemu)]
+
+    def _disk(self):
+        return os.path.join(self.results, "nvme.img")
 
     def _environment(self):
         # vng starts a second program of its own from the path.
@@ -139,6 +146,9 @@ class Virtme(Vm):
                 pass
 
     def _command(self, arguments):
+        if self._nvme:
+            with open(self._disk(), "wb") as file:
+                file.truncate(self._nvme)
         appended = [part for argument in arguments for part in ("-a", argument)]
         return [
             self.vng, "-v", "--run", self.kernel, "--disable-kvm", *self._machine,
