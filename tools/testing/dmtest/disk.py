@@ -26,6 +26,7 @@ BLKZEROOUT = 0x127F
 LOOP_SET_FD = 0x4C00
 LOOP_CLR_FD = 0x4C01
 LOOP_SET_CAPACITY = 0x4C07
+LOOP_SET_BLOCK_SIZE = 0x4C09
 LOOP_CTL_REMOVE = 0x4C81
 LOOP_CTL_GET_FREE = 0x4C82
 
@@ -34,14 +35,18 @@ _numbers = itertools.count()
 
 
 class Disk:
-    """A loop device of `size` bytes. Its backing file may be read and copied at any time."""
+    """A loop device of `size` bytes. Its backing file may be read and copied at any time.
 
-    def __init__(self, name, size, discards=True):
+    `sector_size` is the smallest that it reads and writes, if it is not the usual one.
+    """
+
+    def __init__(self, name, size, discards=True, sector_size=SECTOR):
         folder = FOLDER if discards else no_discards()
         self.file = os.path.join(folder, f"{name}.{next(_numbers)}")
         os.makedirs(folder, exist_ok=True)
         with open(self.file, "wb") as backing:
             backing.truncate(size)
+        self._sector_size = sector_size
         self._is_spoilt = False
         self._attach()
 
@@ -56,6 +61,12 @@ class Disk:
             os.close(backing)
             os.close(control)
         _live.append(self)
+        if self._sector_size != SECTOR:
+            try:
+                fcntl.ioctl(self._device, LOOP_SET_BLOCK_SIZE, self._sector_size)
+            except OSError:
+                self.close()
+                raise
 
     @property
     def size(self):

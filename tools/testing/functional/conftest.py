@@ -15,6 +15,7 @@ from dmtest import disk, dm, ioctl, kmsg
 from dmtest.disk import (
     Disk,
     MIB,
+    SECTOR,
 )
 from dmtest.faulty import Faulty
 from dmtest.pool import Pool
@@ -96,8 +97,8 @@ def make_disk(kernel):
     """Makes disks of the given size in bytes."""
     disks = []
 
-    def make(size, name=None, discards=True):
-        made = Disk(name or f"disk{len(disks)}", size, discards)
+    def make(size, name=None, discards=True, sector_size=SECTOR):
+        made = Disk(name or f"disk{len(disks)}", size, discards, sector_size)
         disks.append(made)
         return made
 

@@ -64,7 +64,7 @@ class Stack:
 
 
 @pytest.mark.parametrize("block_sectors", [128, 384, 640, 2048, 6144])
-@pytest.mark.parametrize("kind", ["no discards", "stripes of 64 KiB", "stripes of 192 KiB", "stripes of 1 MiB"])
+@pytest.mark.parametrize("kind", ["sectors of 4 KiB", "no discards", "stripes of 64 KiB", "stripes of 192 KiB", "stripes of 1 MiB"])
 def test_limits(make_pool, make_disk, compare, kind, block_sectors):
     def scenario(trace, turn):
         below = []
@@ -75,6 +75,8 @@ def test_limits(make_pool, make_disk, compare, kind, block_sectors):
             one, two = make_disk(SIZE), make_disk(SIZE)
             below.append(Stack("below", f"0 {length} striped 2 {chunk} {one.path} 0 {two.path} 0", length))
             options["data"] = below[0]
+        if kind.startswith("sectors"):
+            options["data"] = make_disk(SIZE, sector_size=4 * KIB)
         pool = make_pool(metadata_size=4 * MIB, block_sectors=block_sectors, **options)
         thin = pool.new_thin(0, SIZE)
         note(trace, "default", pool, thin)
