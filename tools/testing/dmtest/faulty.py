@@ -3,6 +3,7 @@
 
 import itertools
 
+from .background import wait_until
 from .dm import Device
 
 _numbers = itertools.count()
@@ -63,10 +64,13 @@ class Faulty:
         """Reads fail, writes work."""
         self._become(f"flakey {self.disk.path} 0 0 3600 1 error_reads")
 
-    def fail_sectors(self, start, count, reads=True, writes=True):
-        """As many sectors are bad; flushes of the disk succeed."""
+    def _make_broken(self):
         if not self._broken:
             self._broken = Device.create(f"{self.name}-broken", self._table("error"))
+
+    def fail_sectors(self, start, count, reads=True, writes=True):
+        """As many sectors are bad; flushes of the disk succeed."""
+        self._make_broken()
         end = start + count
         ways = [f"{(self._broken if bad else self.disk).path} {start} 0" for bad in (reads, writes, False)]
         self.device.reload("\n".join(
@@ -96,6 +100,22 @@ class Faulty:
     def delay(self, milliseconds):
         """Everything works, later."""
         self._become(f"delay {self.disk.path} 0 {milliseconds}")
+
+    def hold(self, what, fails=False):
+        """Of "writes", to which discards belong, or "flushes" none ends before the disk is told something else; then it may fail."""
+        if fails:
+            self._make_broken()
+        ways = [(self.disk, 0) for _ in ("reads", "writes", "flushes")]
+        ways[["reads", "writes", "flushes"].index(what)] = (self._broken if fails else self.disk, 10 ** 8)
+        self._become(f"delay {' '.join(f'{device.path} 0 {milliseconds}' for device, milliseconds in ways)}")
+
+    def wait_for_held(self):
+        """Waits until there is something that is held."""
+        def is_held():
+            with open(f"/sys/block/dm-{self.device.minor}/inflight") as file:
+                return sum(map(int, file.read().split())) > 0
+
+        wait_until(is_held, "I/O that is held", 60)
 
     def close(self):
         if self.device:

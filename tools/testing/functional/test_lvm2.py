@@ -20,6 +20,7 @@ from dmtest.content import pattern
 from dmtest.disk import (
     KIB,
     MIB,
+    SECTOR,
 )
 from dmtest.trace import (
     Trace,
@@ -36,17 +37,19 @@ def play(run, both, modules, make_disk, kernel):
     """Plays `scenario(lvm)` with the module under test or, if the run is not only for lvm2, with both; equal answers are wanted."""
     running = []
 
-    def play(scenario, disks=1, size=400 * MIB):
+    def play(scenario, disks=1, size=400 * MIB, make=make_disk):
         traces = []
         for implementation in [run["impl"]] if run["mark"] == "lvm2" else both:
             modules.install(implementation)
-            lvm = lvm2.Lvm2(Trace(kernel), [make_disk(size) for _ in range(disks)])
+            lvm = lvm2.Lvm2(Trace(kernel), [make(size) for _ in range(disks)])
             running.append(lvm)
             scenario(lvm)
             assert modules.is_loaded(modules.file(implementation)), "lvm2 has used another module"
             lvm.check()
             running.remove(lvm)
             lvm.close()
+            for one in lvm.disks:
+                one.close()
             assert not ioctl.names(), "lvm2 has left devices"
             traces.append(lvm.trace.entries)
         found = differences(*traces) if len(traces) == 2 else ""
@@ -351,6 +354,36 @@ def test_out_of_space(play, error_when_full):
         assert lvm.lvs("pool", "lv_health_status") == ""
 
     play(scenario)
+
+
+@pytest.mark.parametrize("what", ["metadata", "data"])
+def test_health_of_a_dead_device(play, make_faulty, what):
+    """The disk below dies while there is nothing to commit. lvs itself does not find that, a status line that may flush does."""
+    def scenario(lvm):
+        lvm.run("lvcreate", "-q", "-T", "-L", "1m", "--errorwhenfull", "y", "vg/pool")
+        lvm.run("lvcreate", "-q", "-V", "2m", "-T", "vg/pool", "-n", "one")
+        fill(lvm, "one", range(4))
+        assert dm.dmsetup("status", "vg-pool-tpool").returncode == 0
+        if what == "metadata":
+            where, offset = lvm.place("pool_tmeta")
+            # Part of the superblock.
+            where.fail_sectors(offset // SECTOR + 6, 2)
+        else:
+            where, _ = lvm.place("pool_tdata")
+            where.fail_writes()
+        assert lvm.lvs("pool", "lv_attr")[8] == "-"
+        dm.dmsetup("status", "vg-pool-tpool")
+        lvm.lvs("pool", "lv_attr", "lv_health_status", "lv_check_needed")
+        lvm.lvs("one", "lv_attr", "lv_health_status")
+        where.heal()
+        lvm.run("vgchange", "-q", "-an", "vg")
+        if what == "data":
+            lvm.run("lvconvert", "-q", "-y", "--repair", "vg/pool")
+        lvm.run("lvchange", "-q", "-ay", "vg/one")
+        check(lvm, "one", range(4))
+        lvm.lvs("pool", "lv_attr", "lv_health_status")
+
+    play(scenario, disks=2, make=make_faulty)
 
 
 def test_moving_the_data(play):
