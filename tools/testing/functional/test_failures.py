@@ -372,3 +372,41 @@ def test_thin_repair_of_damaged_metadata(make_pool, make_disk, compare):
         pool.stop()
 
     compare(scenario)
+
+
+@pytest.mark.parametrize("then", ["nothing", "a larger table before", "a table after"])
+def test_pool_fails_while_it_is_being_suspended(make_pool, make_faulty, compare, then):
+    """It can be resumed nevertheless, which ends what waits, and it can be removed."""
+    def scenario(trace, turn):
+        pool = make_pool(metadata=make_faulty(4 * MIB), data=make_faulty(32 * MIB))
+        content = Content(pool.new_thin(0, SIZE))
+        content.write(0, MIB)
+        content.thin.flush()
+        if then == "a larger table before":
+            pool.data.grow(64 * MIB)
+            pool.device.load(pool.table())
+        content.thin.write(4 * MIB, pattern("lost", 4 * KIB))
+        # A commit waits for the data device, that of the suspend if no other one has come before.
+        pool.data.hold("flushes")
+        suspending = Background(pool.device.suspend)
+        pool.data.wait_for_held()
+        pool.metadata.fail()
+        pool.data.heal()
+        trace.note("the suspend", suspending.outcome(60))
+        trace.note("status", pool.device.status())
+        waiting = Background(lambda: content.thin.write(5 * MIB, pattern("waits", 4 * KIB)))
+        trace.note("a write waits", waiting.waits())
+        if then == "a table after":
+            trace.attempt("another table", lambda: pool.device.load(pool.table()))
+        trace.attempt("resume", pool.device.resume)
+        trace.note("the write", waiting.outcome(60))
+        look_after_rollback(trace, pool, "the resume")
+        pool.stop()
+
+        pool.metadata.heal()
+        pool.start()
+        content = content.on(pool.activate(0, SIZE))
+        content.verify()
+        pool.stop()
+
+    compare(scenario)

@@ -2,15 +2,20 @@
 """I/O by others: fio that verifies, file systems, and requests on their way while devices change."""
 
 import hashlib
+import mmap
 import os
 import random
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dmtest import load
+from dmtest import (
+    disk,
+    load,
+)
 from dmtest.background import (
     Background,
     wait_until,
@@ -105,6 +110,30 @@ def test_fio_while_other_volumes_come_and_go(pool):
     writer.finish()
     assert number > 3
     assert pool.status().data_blocks[0] == 256
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("what", ["writes", "slow writes", "discards"])
+def test_only_volume_comes_and_goes(make_pool, make_faulty, kernel, what):
+    """It is removed as soon as its last bio has ended; the worker may be about to look for the next volume then."""
+    pool = make_pool(data=make_faulty(32 * MIB))
+    if what == "slow writes":
+        pool.data.delay(20)
+    with ThreadPoolExecutor(8) as others:
+        for number in range(40):
+            thin = pool.new_thin(number, 4 * MIB)
+            with disk.opened(thin.path) as descriptor:
+                blocks = range(0, 4 * MIB, BLOCK)
+                buffer = mmap.mmap(-1, 4 * KIB)
+                for done in others.map(lambda offset: os.pwritev(descriptor, [buffer], offset), blocks):
+                    assert done == 4 * KIB
+                if what == "discards":
+                    for _ in others.map(lambda offset: disk.discard(thin.path, offset, 2 * BLOCK), blocks[::2]):
+                        pass
+            thin.remove()
+            pool.delete(number)
+    assert pool.status().data_blocks[0] == 0
+    pool.stop()
 
 
 def test_killed_writer_leaves_a_removable_device(pool):

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A pool without free blocks: space that is on its way back, the time that writes wait for it, and giving up."""
+
+import subprocess
+
+import pytest
+
+from dmtest import ioctl
+from dmtest.background import Background
+from dmtest.content import (
+    Content,
+    pattern,
+)
+from dmtest.disk import (
+    KIB,
+    MIB,
+    SECTOR,
+)
+from dmtest.dm import environment
+from test_modes import (
+    fill,
+    wait_for,
+)
+
+BLOCK = 64 * KIB
+FULL = 8 * MIB
+
+# Of seconds, for what has no reason to wait.
+PATIENCE = 60
+
+
+def mode_changes(kernel):
+    return [line for line in kernel.lines() if "switching pool to" in line]
+
+
+def start_discards(pool, content, fails):
+    """Discards half of a full pool; the data device has the discards, but does not end them."""
+    content.thin.flush()
+    pool.data.hold("writes", fails)
+    discarding = Background(lambda: content.thin.discard(0, FULL // 2))
+    content.data[:FULL // 2] = bytes(FULL // 2)
+    pool.data.wait_for_held()
+    return discarding
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["", "that fail"])
+def test_write_gets_a_block_that_is_being_discarded(make_pool, make_faulty, compare, fails):
+    """As soon as the discard has ended, well or not."""
+    def scenario(trace, turn):
+        pool = make_pool(data=make_faulty(FULL), metadata_size=4 * MIB)
+        content = fill(pool)
+        discarding = start_discards(pool, content, fails)
+        writing = Background(lambda: content.write(FULL, 3 * BLOCK))
+        trace.note("the write waits", writing.waits(1))
+        pool.data.heal()
+        trace.note("the discard", discarding.outcome(PATIENCE))
+        trace.note("the write", writing.outcome(PATIENCE))
+        content.verify()
+        content.write(FULL + MIB, MIB)
+        content.verify()
+        trace.pool(pool)
+        pool.stop()
+
+    compare(scenario)
+
+
+@pytest.mark.named_addition
+@pytest.mark.parametrize("fails", [False, True], ids=["", "that fail"])
+@pytest.mark.parametrize("features", [[], ["error_if_no_space"]], ids=lambda features: " ".join(features))
+def test_pool_is_not_full_while_discards_are_under_way(make_pool, make_faulty, kernel, features, fails):
+    """No write is refused for want of blocks that are on their way back, and the mode stays. In C it does not."""
+    pool = make_pool(data=make_faulty(FULL), metadata_size=4 * MIB, features=features)
+    content = fill(pool)
+    kernel.lines()
+    discarding = start_discards(pool, content, fails)
+    writing = Background(lambda: content.write(FULL, 3 * BLOCK))
+    assert writing.waits(1)
+    assert pool.status().mode == "rw"
+    pool.data.heal()
+    assert (discarding.outcome(PATIENCE), writing.outcome(PATIENCE)) == ("ok", "ok")
+    assert pool.status().mode == "rw"
+    assert not mode_changes(kernel)
+    content.verify()
+    # But when it is full, it says so once.
+    content.write(FULL + MIB, FULL // 2 - 3 * BLOCK)
+    too_much = Background(lambda: content.thin.write(2 * FULL - BLOCK, pattern("too much", BLOCK)))
+    wait_for(pool, "out_of_data_space")
+    if features:
+        assert too_much.outcome(PATIENCE) == "ENOSPC"
+    else:
+        assert too_much.waits()
+        content.discard(0, FULL)
+        content.discard(FULL + MIB, BLOCK)
+        assert too_much.outcome(PATIENCE) == "ok"
+        wait_for(pool, "rw")
+    assert len(mode_changes(kernel)) == 1 + (not features)
+
+
+@pytest.mark.named_addition
+@pytest.mark.parametrize("features", [[], ["error_if_no_space"]], ids=lambda features: " ".join(features))
+def test_blocks_that_were_just_unmapped(make_pool, kernel, features):
+    """Discards that are not passed down free blocks with the next commit, which a write does not have to wait for."""
+    pool = make_pool(data_size=FULL, features=["no_discard_passdown", *features])
+    content = fill(pool)
+    for turn in range(4):
+        kernel.lines()
+        content.discard(turn % 2 * FULL, FULL)
+        content.write((turn + 1) % 2 * FULL, FULL)
+        assert not mode_changes(kernel)
+    assert pool.status().data_blocks == (128, 128)
+    content.verify()
+
+
+@pytest.mark.parametrize("how", ["growth", "discard", "deletion", "suspend", "reload"])
+def test_time_for_space_begins_anew(make_pool, compare, no_space_timeout, how):
+    """What is left of the time that writes had before counts no more."""
+    def scenario(trace, turn):
+        # What would be left of this is more than anybody waits here.
+        no_space_timeout(3600)
+        pool = make_pool(data_size=FULL)
+        other = Content(pool.new_thin(1, FULL))
+        other.write(0, BLOCK)
+        other.thin.remove()
+        content = Content(pool.new_thin(0, 4 * FULL))
+        content.write(0, FULL - BLOCK)
+        waiting = Background(lambda: content.write(FULL, BLOCK))
+        wait_for(pool, "out_of_data_space", "queue_if_no_space")
+        trace.note("waits", waiting.waits())
+        no_space_timeout(1)
+        if how == "growth":
+            pool.data.grow(FULL + BLOCK)
+            pool.device.reload(pool.table())
+        elif how == "discard":
+            content.discard(0, BLOCK)
+        elif how == "deletion":
+            pool.delete(1)
+        elif how == "suspend":
+            pool.device.suspend()
+            pool.device.resume()
+        else:
+            pool.device.reload(pool.table())
+        trace.note("the first write", waiting.outcome(PATIENCE))
+        if how in ("growth", "discard", "deletion"):
+            waiting = Background(lambda: content.thin.write(2 * FULL, pattern("second", BLOCK)))
+            trace.note("the second write", waiting.outcome(PATIENCE))
+        trace.pool(pool)
+        content.verify()
+        pool.data.grow(2 * FULL)
+        pool.device.reload(pool.table())
+        trace.pool(pool)
+        content.write(3 * FULL, BLOCK)
+        content.verify()
+        trace.log()
+        pool.stop()
+
+    compare(scenario)
+
+
+# What lets go of writes that wait for space, and how long they may wait.
+ENDS = {
+    "more space": 0,
+    "umount": 1,
+    "fsfreeze": 1,
+    "error table": 0,
+    "wipe_table": 0,
+    "remove --force": 0,
+    "remove_all --force": 0,
+}
+
+
+def let_go(how, pool, thin, folder):
+    """Brings it about that nobody waits for space any more."""
+    def dmsetup(*words):
+        return lambda: subprocess.run(["dmsetup", *words], env=environment(), capture_output=True, text=True)
+
+    if how == "more space":
+        pool.data.grow(192 * MIB)
+        pool.device.reload(pool.table())
+        return
+    if how == "error table":
+        thin.load(f"0 {thin.size // SECTOR} error")
+        thin.suspend(noflush=True)
+        thin.resume()
+        return
+    actions = {
+        "umount": lambda: subprocess.run(["umount", str(folder)], capture_output=True),
+        "fsfreeze": lambda: subprocess.run(["fsfreeze", "-f", str(folder)], capture_output=True),
+        "wipe_table": dmsetup("wipe_table", "--noflush", thin.name),
+        "remove --force": dmsetup("remove", "--force", "--noflush", thin.name),
+        "remove_all --force": dmsetup("remove_all", "--force", "--noflush"),
+    }
+    assert Background(actions[how]).outcome(PATIENCE) == "ok"
+
+
+def forget_removed(pool):
+    """Somebody else has removed devices of the pool."""
+    names = ioctl.names()
+    pool.thins = {number: thin for number, thin in pool.thins.items() if thin.name in names}
+    if pool.name not in names:
+        pool.device = None
+
+
+@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize("kind, options", [("ext4", ["-q", "-F", "-E", "nodiscard"]), ("xfs", ["-q", "-f", "-K", "-l", "size=64m"])])
+def test_shutdown_with_queued_writes(make_pool, modules, both, no_space_timeout, mounted, how, kind, options):
+    """Whoever waits gets an error in bounded time, and everything can be removed; or all is saved if there is space in time."""
+    for implementation in both:
+        modules.load(implementation)
+        no_space_timeout(ENDS[how])
+        pool = make_pool(data_size=96 * MIB)
+        thin = pool.new_thin(0, 320 * MIB)
+        subprocess.run([f"mkfs.{kind}", *options, thin.path], check=True, capture_output=True)
+        filler = pool.new_thin(1, 96 * MIB)
+        folder = mounted(thin.path)
+        used, total = pool.status().data_blocks
+        filler.write(0, bytes((total - used - 8) * BLOCK))
+        content = pattern((kind, how), 16 * MIB)
+        (folder / "file").write_bytes(content)
+        syncing = Background(lambda: subprocess.run(["sync", "-f", str(folder)], capture_output=True))
+        wait_for(pool, "out_of_data_space")
+        let_go(how, pool, thin, folder)
+        assert syncing.outcome(PATIENCE) == "ok"
+        if how == "more space":
+            subprocess.run(["umount", str(folder)], check=True)
+            again = mounted(thin.path)
+            assert (again / "file").read_bytes() == content
+            folder = again
+        if how == "fsfreeze":
+            subprocess.run(["fsfreeze", "-u", str(folder)], capture_output=True)
+        subprocess.run(["umount", str(folder)], capture_output=True)
+        forget_removed(pool)
+        pool.stop()
