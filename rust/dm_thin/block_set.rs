@@ -225,36 +225,39 @@ impl BlockSet {
     /// zero.
     pub(crate) fn next_run(&self, from: DataBlock, max: u64) -> Option<Range<DataBlock>> {
         let (wanted, first) = place(from);
-        let mut cursor = self.pages.cursor_lower_bound(&wanted)?;
+        let (mut nr, mut page) = self.page_from(wanted)?;
+        let mut at = if nr == wanted { first } else { 0 };
         // Only in the page of `from` there may be none.
-        let (start, mut at) = loop {
-            let (nr, page) = cursor.current();
-            let from = if *nr == wanted { first } else { 0 };
-            match page.next(from, true) {
-                Some(found) => {
-                    let start = blocks_of(*nr).start.saturating_add(found as u64);
-                    break (start, found);
-                }
-                None => cursor = cursor.move_next()?,
+        let start = loop {
+            if let Some(found) = page.next(at, true) {
+                at = found;
+                break blocks_of(nr).start.saturating_add(found as u64);
             }
+            (nr, page) = self.page_from(nr.checked_add(1)?)?;
+            at = 0;
         };
         let limit = start.saturating_add(max);
         loop {
-            let (nr, page) = cursor.current();
-            let blocks = blocks_of(*nr);
+            let blocks = blocks_of(nr);
             if let Some(found) = page.next(at, false) {
                 let end = blocks.start.saturating_add(found as u64);
                 return Some(start..end.min(limit));
             }
-            let next = nr.wrapping_add(1);
-            match cursor.move_next() {
-                Some(following) if *following.current().0 == next && blocks.end < limit => {
-                    cursor = following;
+            let next = nr.saturating_add(1);
+            match self.pages.get(&next) {
+                Some(following) if blocks.end < limit => {
+                    (nr, page) = (next, following);
                     at = 0;
                 }
                 _ => return Some(start..blocks.end.min(limit)),
             }
         }
+    }
+
+    /// The first page from `from` on, with its number.
+    fn page_from(&self, from: u64) -> Option<(u64, &Page)> {
+        let nr = *self.pages.cursor_lower_bound(&from)?.current().0;
+        Some((nr, self.pages.get(&nr)?))
     }
 
     /// How many bitmaps there are.

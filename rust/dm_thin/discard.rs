@@ -132,7 +132,7 @@ impl Pool {
             Err(Cause::Bio(bio)) => {
                 // To discard anything would only be a favour.
                 match self.unmap(thin, blocks, &mut |_| ()) {
-                    Ok(()) => self.end_after_needed_commit(worker, thin, bio),
+                    Ok(_) => self.end_after_needed_commit(worker, thin, bio),
                     Err(_) => bio.end(self.io_error()),
                 }
                 return Ok(());

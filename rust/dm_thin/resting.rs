@@ -39,7 +39,7 @@ struct Generation {
 }
 
 impl Generation {
-    const fn new() -> Self {
+    fn new() -> Self {
         Self {
             removed: false,
             wanted: false,
@@ -87,7 +87,7 @@ pub(crate) struct Resting {
 }
 
 impl Resting {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             open: Generation::new(),
             closed: None,
