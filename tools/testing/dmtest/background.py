@@ -2,20 +2,24 @@
 """I/O that may have to wait: it runs in a thread, and its outcome is looked at later."""
 
 import errno
+import os
 import threading
 import time
 
 
 class Background:
-    """`action` in a thread of its own."""
+    """`action` in a thread of its own, which gives way to nobody if it is `urgent`."""
 
-    def __init__(self, action):
+    def __init__(self, action, urgent=False):
         self._action = action
+        self._urgent = urgent
         self._outcome = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self):
+        if self._urgent:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         try:
             self._action()
             self._outcome = "ok"
@@ -27,6 +31,14 @@ class Background:
         self._thread.join(seconds)
         return self._thread.is_alive()
 
+    def sleeps(self):
+        """Whether it waits in the kernel at this moment, for I/O or for a lock."""
+        try:
+            with open(f"/proc/self/task/{self._thread.native_id}/stat") as file:
+                return file.read().rsplit(")", 1)[1].split()[0] == "D"
+        except OSError:
+            return False
+
     def outcome(self, patience=20.0):
         """Waits for the end; "ok" or the name of the errno."""
         self._thread.join(patience)
@@ -36,7 +48,14 @@ class Background:
 
 def wait_until(condition, what, patience=20.0):
     """Waits until `condition()` is true."""
-    end = time.monotonic() + patience
+    assert is_soon(condition, patience), f"{what}: not within {patience} s"
+
+
+def is_soon(condition, seconds=1.0):
+    """Whether `condition()` gets true within `seconds`. For what must not be: it costs the time only where all is well."""
+    end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"{what}: not within {patience} s"
+        if time.monotonic() > end:
+            return False
         time.sleep(0.02)
+    return True

@@ -74,8 +74,9 @@ class Device:
         self.resume()
 
     def message(self, text):
-        """Sends the message to the target at sector 0."""
-        ioctl.call(ioctl.TARGET_MSG, self.name, data=ioctl.MESSAGE.pack(0) + text.encode() + b"\0")
+        """Sends the message to the target at sector 0. Other threads run meanwhile."""
+        data = ioctl.MESSAGE.pack(0) + text.encode() + b"\0"
+        ioctl.call(ioctl.TARGET_MSG, self.name, data=data, size=ioctl.SMALL_BUFFER_SIZE)
 
     def ask(self, text):
         """Sends a message that the target at sector 0 replies to in a few words; returns them. Other threads run meanwhile."""

@@ -8,6 +8,9 @@ from .dm import Device
 
 _numbers = itertools.count()
 
+# What is held waits for so long that nobody sees the end of it.
+_HELD = 3600 * 1000
+
 
 class Faulty:
     """Looks like the disk below to a pool. Needs the kernel's modules dm-flakey and dm-delay for some faults."""
@@ -73,10 +76,14 @@ class Faulty:
         self._make_broken()
         end = start + count
         ways = [f"{(self._broken if bad else self.disk).path} {start} 0" for bad in (reads, writes, False)]
+        self._become_within(start, end, " ".join(ways))
+
+    def _become_within(self, start, end, ways):
+        """Is a delay with these `ways` for sectors from `start` to `end`, and works elsewhere."""
         self.device.reload("\n".join(
             f"{first} {last - first} {target}" for first, last, target in (
                 (0, start, f"linear {self.disk.path} 0"),
-                (start, end, f"delay {' '.join(ways)}"),
+                (start, end, f"delay {ways}"),
                 (end, self.disk.sectors, f"linear {self.disk.path} {end}"),
             ) if last > first
         ), noflush=True)
@@ -101,21 +108,26 @@ class Faulty:
         """Everything works, later."""
         self._become(f"delay {self.disk.path} 0 {milliseconds}")
 
-    def hold(self, what, fails=False):
-        """Of "writes", to which discards belong, or "flushes" none ends before the disk is told something else; then it may fail."""
+    def hold(self, *kinds, start=0, count=None, fails=False):
+        """All "reads", "writes" (discards are), "flushes" that come for as many sectors wait until the disk becomes something else.
+
+        What waits may fail then.
+        """
         if fails:
             self._make_broken()
-        ways = [(self.disk, 0) for _ in ("reads", "writes", "flushes")]
-        ways[["reads", "writes", "flushes"].index(what)] = (self._broken if fails else self.disk, 10 ** 8)
-        self._become(f"delay {' '.join(f'{device.path} 0 {milliseconds}' for device, milliseconds in ways)}")
+        end = self.disk.sectors if count is None else start + count
+        ways = " ".join(
+            f"{(self._broken if fails else self.disk).path} {start} {_HELD}" if kind in kinds else f"{self.disk.path} {start} 0"
+            for kind in ("reads", "writes", "flushes"))
+        self._become_within(start, end, ways)
+
+    def held(self):
+        """How much of that waits at this moment."""
+        return sum(int(word) for line in self.device.status(noflush=True).splitlines() for word in line.split())
 
     def wait_for_held(self):
         """Waits until there is something that is held."""
-        def is_held():
-            with open(f"/sys/block/dm-{self.device.minor}/inflight") as file:
-                return sum(map(int, file.read().split())) > 0
-
-        wait_until(is_held, "I/O that is held", 60)
+        wait_until(lambda: self.held() > 0, "I/O that is held", 60)
 
     def close(self):
         if self.device:

@@ -18,6 +18,7 @@ from dmtest.disk import (
     SECTOR,
 )
 from dmtest.faulty import Faulty
+from dmtest.gate import Gate
 from dmtest.pool import Pool
 from dmtest.thinctl import Thinctl
 from dmtest.trace import (
@@ -122,6 +123,20 @@ def make_faulty(make_disk, modules):
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture
+def make_gate(make_disk, make_faulty, modules):
+    """Makes disks of the given size in bytes whose I/O waits or fails when they are told so."""
+    if "dm-load" not in modules.names():
+        pytest.skip("no dm-load.ko: see --load")
+    modules.need("dm-load")
+
+    def make(size):
+        make_faulty.made.append(Gate(make_disk(size)))
+        return make_faulty.made[-1]
+
+    return make
 
 
 @pytest.fixture

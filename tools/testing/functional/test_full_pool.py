@@ -36,7 +36,7 @@ def mode_changes(kernel):
 def start_discards(pool, content, fails):
     """Discards half of a full pool; the data device has the discards, but does not end them."""
     content.thin.flush()
-    pool.data.hold("writes", fails)
+    pool.data.hold("writes", fails=fails)
     discarding = Background(lambda: content.thin.discard(0, FULL // 2))
     content.data[:FULL // 2] = bytes(FULL // 2)
     pool.data.wait_for_held()

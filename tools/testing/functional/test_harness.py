@@ -15,6 +15,10 @@ from dmtest import (
     kmsg,
     metadata,
 )
+from dmtest.background import (
+    Background,
+    wait_until,
+)
 from dmtest.content import Content
 from dmtest.disk import (
     KIB,
@@ -213,3 +217,37 @@ def test_differences():
     assert not differences(["a", "b"], ["a", "b"])
     assert "step 1" in differences(["a", "b"], ["a", "c"])
     assert "step 2" in differences(["a", "b"], ["a", "b", "c"])
+
+
+def test_gate(make_gate):
+    """It holds what it is told to, in order, and lets it go or fail; all else passes."""
+    gate = make_gate(4 * MIB)
+    old, new = (bytes([byte]) * 4 * KIB for byte in (1, 2))
+    disk.write(gate.path, 0, old)
+    gate.hold("write", "flush")
+    writing = [Background(lambda at=at: disk.write(gate.path, at * KIB, new)) for at in (0, 4)]
+    gate.wait_for("write", 2)
+    flushing = Background(lambda: disk.flush(gate.path))
+    gate.wait_for("flush")
+    assert gate.held("write") == 2 and gate.held("read") == 0
+    assert disk.read(gate.path, 0, 4 * KIB) == old
+    disk.discard(gate.path, 8 * KIB, 4 * KIB)
+    gate.release()
+    wait_until(lambda: gate.held("write") == 1, "one was released")
+    gate.fail("write")
+    gate.release()
+    assert sorted(one.outcome() for one in writing) == ["EIO", "ok"]
+    assert flushing.waits(0)
+    gate.let_pass("flush")
+    assert flushing.outcome() == "ok"
+    with pytest.raises(OSError):
+        disk.write(gate.path, 0, new)
+    gate.heal()
+    disk.write(gate.path, 0, old)
+    gate.hold("read")
+    reading = Background(lambda: disk.read(gate.path, 0, 4 * KIB))
+    gate.wait_for("read")
+    # A suspend waits for nothing that the gate holds.
+    gate.device.suspend()
+    gate.device.resume()
+    assert reading.outcome() == "ok"

@@ -16,8 +16,9 @@
 //! [`settings`] tells what the words mean, [`report`] what the reply says. [`pattern`] says where I/O goes: for a
 //! shuffle a [`permutation`] does. [`thread`] submits it, [`histogram`] counts how long it took.
 //!
-//! Beside it there is the target of [`order`], for tests of power cuts.
+//! Beside it there are targets for tests: that of [`order`] for power cuts, and that of [`gate`], which holds I/O.
 
+mod gate;
 mod histogram;
 mod message;
 mod order;
@@ -32,6 +33,7 @@ use dm::Registration;
 use kernel::prelude::*;
 
 use crate::{
+    gate::GateTarget,
     order::OrderTarget,
     target::LoadTarget, //
 };
@@ -53,6 +55,8 @@ struct DmLoad {
     load: Registration<LoadTarget>,
     #[pin]
     order: Registration<OrderTarget>,
+    #[pin]
+    gate: Registration<GateTarget>,
 }
 
 impl kernel::InPlaceModule for DmLoad {
@@ -60,6 +64,7 @@ impl kernel::InPlaceModule for DmLoad {
         try_pin_init!(Self {
             load <- Registration::new(),
             order <- Registration::new(),
+            gate <- Registration::new(),
         })
     }
 }
