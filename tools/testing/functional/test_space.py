@@ -6,6 +6,10 @@ import time
 
 import pytest
 
+from dmtest.background import (
+    Background,
+    wait_until,
+)
 from dmtest.content import (
     Content,
     pattern,
@@ -88,3 +92,27 @@ def test_no_space_timeout_parameter():
         parameter.write("nonsense")
     with open(path) as parameter:
         assert parameter.read().strip() == "60"
+
+
+@pytest.mark.named_addition
+def test_deletion_at_the_very_moment(make_pool, make_gate):
+    """A write finds no free block, and somebody deletes a volume before the pool counts as full. The C module has the same gap."""
+    pool = make_pool(metadata=make_gate(4 * MIB), data_size=16 * BLOCK, features=["skip_block_zeroing"])
+    thin = pool.new_thin(0, 2 * MIB)
+    thin.write(0, pattern("kept", BLOCK))
+    for turn in range(20):
+        pool.new_thin(1, MIB).write(0, pattern(turn, 14 * BLOCK))
+        pool.thins[1].remove()
+        pool.metadata.hold("flush")
+        # The last block; and something to commit, in the hope for blocks.
+        thin.write(2 * BLOCK, pattern(turn, BLOCK))
+        writing = Background(lambda: thin.write(BLOCK, pattern(turn, BLOCK)))
+        pool.metadata.wait_for("flush")
+        deleting = Background(lambda: pool.delete(1))
+        wait_until(deleting.sleeps, "the deletion waits for its turn")
+        pool.metadata.let_pass("flush")
+        assert deleting.outcome() == "ok"
+        assert writing.outcome(30) == "ok", f"turn {turn}"
+        thin.discard(BLOCK, 2 * BLOCK)
+        thin.flush()
+        assert pool.status().mode == "rw"

@@ -5,6 +5,10 @@ import random
 
 import pytest
 
+from dmtest.background import (
+    Background,
+    wait_until,
+)
 from dmtest.content import (
     Content,
     pattern,
@@ -119,3 +123,25 @@ def test_data_device_without_write_zeroes(make_pool):
     content.scatter("some", 50)
     content.zero(3 * BLOCK, 4 * BLOCK + 8 * SECTOR, "zero_out")
     content.verify()
+
+
+@pytest.mark.named_addition
+def test_refused_zeroes_fail_nobody_else(make_pool, make_gate):
+    """Others write to the block meanwhile, which was shared."""
+    pool = make_pool(data=make_gate(64 * MIB))
+    content = Content(pool.new_thin(0, 4 * MIB))
+    content.write(0, 2 * BLOCK)
+    snap = content.snapshot(pool.new_snap(1, 0, 4 * MIB))
+    pool.data.hold("zeroes")
+    zeroing = Background(lambda: content.thin.zero_out(0, BLOCK))
+    pool.data.wait_for("zeroes")
+    writing = [Background(lambda at=at: content.write(at, 4 * KIB)) for at in (0, 8 * KIB, 60 * KIB)]
+    wait_until(lambda: all(one.sleeps() for one in writing), "the writes")
+    # The worker has got them when it has done this.
+    content.write(BLOCK, 4 * KIB)
+    pool.data.fail("zeroes")
+    pool.data.release()
+    assert zeroing.outcome() != "ok"
+    assert [one.outcome() for one in writing] == ["ok"] * 3
+    content.verify()
+    snap.verify()
