@@ -28,6 +28,15 @@ BLOCKS = 16
 CACHE = "/sys/module/dm_thin_pool/parameters/mapping_cache_pages"
 
 
+@pytest.fixture(autouse=True)
+def nothing_goes_on(make_pool):
+    """Whatever becomes of a test, its threads end before its pools do."""
+    yield
+    for one in Forever.all:
+        one.stop()
+    Forever.all.clear()
+
+
 @pytest.fixture
 def without_cache(run):
     """Each mapping is looked up in the metadata, as if there were too many to be kept. The C module does nothing else."""
@@ -108,7 +117,10 @@ def heal(pool):
 class Forever:
     """`action(turn)` again and again until finish(), whatever comes of it; finish() gives the first error."""
 
+    all = []
+
     def __init__(self, action):
+        Forever.all.append(self)
         self._stop = False
         self._error = None
         self.turns = 0
@@ -123,8 +135,11 @@ class Forever:
 
         self._thread = Background(run)
 
-    def finish(self):
+    def stop(self):
         self._stop = True
+
+    def finish(self):
+        self.stop()
         assert self._thread.outcome(60) == "ok"
         return self._error
 
