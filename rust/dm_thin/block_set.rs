@@ -5,6 +5,10 @@
 use core::ops::Range;
 
 use kernel::{
+    alloc::flags::{
+        __GFP_NOWARN, //
+        GFP_NOWAIT,
+    },
     prelude::*,
     rbtree::{
         Entry,
@@ -38,7 +42,7 @@ impl Page {
     fn new() -> Result<Self> {
         Ok(Self {
             len: 0,
-            words: KBox::zeroed(GFP_KERNEL)?,
+            words: KBox::zeroed(GFP_NOWAIT | __GFP_NOWARN)?,
         })
     }
 
@@ -166,7 +170,8 @@ impl BlockSet {
             .is_some_and(|page| page.contains(place))
     }
 
-    /// Adds blocks. Fails with [`ENOMEM`]; some of them are in the set then.
+    /// Adds blocks. Does not wait for memory, as the worker must not. Fails with [`ENOMEM`]; some of them are in the set
+    /// then.
     pub(crate) fn insert(&mut self, blocks: &Range<DataBlock>) -> Result {
         let mut next = blocks.start;
         while next < blocks.end {
@@ -175,7 +180,7 @@ impl BlockSet {
                 Entry::Occupied(page) => page.into_mut(),
                 Entry::Vacant(room) => {
                     let page = Page::new()?;
-                    room.insert(page, RBTreeNodeReservation::new(GFP_KERNEL)?)
+                    room.insert(page, RBTreeNodeReservation::new(GFP_NOWAIT | __GFP_NOWARN)?)
                 }
             };
             let new = page.insert(places_in(nr, blocks));

@@ -163,6 +163,7 @@ impl PoolMetadata {
         blocks: &[(VirtualBlock, DataBlock)],
         breaks_sharing: bool,
     ) -> Result {
+        self.check_not_aborted()?;
         let mut resting = self.resting.lock();
         if breaks_sharing {
             resting.mappings_removed();
@@ -190,6 +191,7 @@ impl PoolMetadata {
         blocks: Range<VirtualBlock>,
         freed: &mut dyn FnMut(Freed),
     ) -> Result {
+        self.check_not_aborted()?;
         let mut resting = self.resting.lock();
         resting.mappings_removed();
         self.uncommitted.note(&thin.cache);

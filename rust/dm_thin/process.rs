@@ -341,6 +341,11 @@ impl Pool {
             Some(status) => bio.end(status),
             None => {
                 thin.retry_later(bio);
+                if thin.requeues() {
+                    // Those that wait for space were given back already, but for this one.
+                    thin.enqueue();
+                    self.wake();
+                }
                 // The mode may have changed just now, before anybody could see the bio.
                 match self.unserviceable_status() {
                     Some(status) => thin.take_retries().end(status),

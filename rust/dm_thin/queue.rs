@@ -4,7 +4,7 @@
 //!
 //! Whoever gives one of them something to do adds it to the queue after that; whoever takes it out looks for what there
 //! is to do after that. It is in the queue at most once: who finds it there knows that it has not been taken out
-//! yet, so what it was given before will be found. That it is in the queue is noted in itself, with no lock, and so are the
+//! yet, so what it was given before will be found, provided that it is given and looked for under one lock. That it is in the queue is noted in itself, with no lock, and so are the
 //! links: nothing is allocated.
 
 use kernel::{

@@ -43,14 +43,6 @@ pub(crate) struct Reclaim {
     discarded: u64,
 }
 
-/// What there is to be discarded next.
-enum Found {
-    /// These blocks.
-    Idle(Range<DataBlock>),
-    /// Nothing below `end`: what is noted there rests.
-    Resting { end: DataBlock },
-}
-
 /// How far it is.
 pub(crate) struct Progress {
     /// How many data blocks are still to be discarded.
@@ -107,13 +99,10 @@ impl Pool {
         if self.metadata.read().reclaim.pending.is_empty() {
             return;
         }
-        let (mut looked_at, mut from) = (0usize, 0);
+        let mut looked_at = 0usize;
         while worker.deletions < MAX_DISCARDS && self.may_reclaim() {
             if looked_at == MAX_RANGES {
-                // Those that rest are waited for: the worker comes back.
-                if from == 0 {
-                    self.wake();
-                }
+                self.wake();
                 return;
             }
             looked_at = looked_at.wrapping_add(1);
@@ -122,13 +111,9 @@ impl Pool {
             let Ok(mut one) = PassDown::new(&self.data_dev, Cause::Deletion) else {
                 return;
             };
-            let blocks = match self.next_to_reclaim(&worker.busy, from) {
-                Some(Found::Idle(blocks)) => blocks,
-                Some(Found::Resting { end }) => {
-                    from = end;
-                    continue;
-                }
-                None => return,
+            // The end of their rest wakes the worker.
+            let Some(blocks) = self.next_to_reclaim(&worker.busy) else {
+                return;
             };
             one.add(blocks);
             one.keep_from_use(&mut worker.busy);
@@ -137,14 +122,14 @@ impl Pool {
         }
     }
 
-    /// Takes the next blocks to be discarded from `from` on; none may be left of a range that is in use again, or being
+    /// Takes the next blocks to be discarded, unless they rest; none may be left of a range that is in use again, or being
     /// discarded.
-    fn next_to_reclaim(&self, busy: &BlockSet, from: DataBlock) -> Option<Found> {
+    fn next_to_reclaim(&self, busy: &BlockSet) -> Option<Range<DataBlock>> {
         let max = self.block_size.block_of(MAX_SECTORS).max(1);
         let mut changes = self.changes();
         let mut pool = changes.write();
         let pool = &mut *pool;
-        let blocks = pool.reclaim.pending.next_run(from, max)?;
+        let blocks = pool.reclaim.pending.next_run(0, max)?;
         let free = pool.metadata.find_free_range(blocks.start, blocks.end);
         let free = match free {
             Ok(Some(free)) => without_busy(free, busy),
@@ -160,12 +145,12 @@ impl Pool {
         };
         let rested = self.resting.lock().before_first(free.clone());
         if rested.is_empty() && !free.is_empty() {
-            return Some(Found::Resting { end: free.end });
+            return None;
         }
         pool.reclaim.pending.remove(&(blocks.start..rested.end));
         let nr = rested.end.saturating_sub(rested.start);
         pool.reclaim.discarded = pool.reclaim.discarded.saturating_add(nr);
-        Some(Found::Idle(rested))
+        Some(rested)
     }
 
     fn may_reclaim(&self) -> bool {

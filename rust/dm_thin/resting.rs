@@ -216,13 +216,6 @@ impl Pool {
             }
         }
     }
-
-    /// Has those tried again who found all free blocks withheld, now that some are not any more.
-    pub(crate) fn blocks_released(self: &Arc<Self>, worker: &mut Worker) {
-        if core::mem::take(&mut worker.starved) {
-            self.retry_bios();
-        }
-    }
 }
 
 #[cfg(dm_thin_kunit)]

@@ -20,6 +20,7 @@ use crate::{
     block_set::BlockSet,
     per_bio::ThinBios,
     pool::Pool,
+    pool_metadata::Transaction,
     thin::Thin,
     worker::Worker, //
 };
@@ -106,7 +107,7 @@ impl Pool {
         if let Some(block) = supply.take() {
             return Ok(block);
         }
-        if *starved {
+        if self.is_starved(*starved) {
             return Err(NoBlock::Withheld);
         }
         let n = supply.wanted.min(MAX_BLOCKS);
@@ -121,13 +122,35 @@ impl Pool {
             }
         }
         supply.wanted = supply.wanted.saturating_sub(1);
-        let block = self.alloc_data_block(busy);
-        *starved = matches!(block, Err(NoBlock::Withheld));
-        block
+        *starved = None;
+        self.alloc_data_block(busy, starved)
     }
 
-    /// Allocates a data block that is not `busy`.
-    fn alloc_data_block(self: &Arc<Self>, busy: &BlockSet) -> Result<DataBlock, NoBlock> {
+    /// Whether nothing has become available since writes found all free blocks withheld in that transaction.
+    fn is_starved(&self, starved: Option<Transaction>) -> bool {
+        starved.is_some_and(|transaction| self.metadata.read().transaction() == transaction)
+    }
+
+    /// Has those tried again who found all free blocks withheld, now that some are not any more.
+    pub(crate) fn blocks_released(self: &Arc<Self>, worker: &mut Worker) {
+        if worker.starved.take().is_some() {
+            self.retry_bios();
+        }
+    }
+
+    /// The same, if somebody has committed, and so perhaps freed other blocks.
+    pub(crate) fn look_for_new_blocks(self: &Arc<Self>, worker: &mut Worker) {
+        if worker.starved.is_some() && !self.is_starved(worker.starved) {
+            self.blocks_released(worker);
+        }
+    }
+
+    /// Allocates a data block that is not `busy`. If all free ones are withheld, `starved` tells in which transaction.
+    fn alloc_data_block(
+        self: &Arc<Self>,
+        busy: &BlockSet,
+        starved: &mut Option<Transaction>,
+    ) -> Result<DataBlock, NoBlock> {
         let free = self.metadata.read().metadata.free_data_blocks()?;
         self.check_low_water_mark(free);
         self.keep_metadata_reserve()?;
@@ -150,7 +173,11 @@ impl Pool {
                 self.commit()?;
                 may_commit = false;
             } else if withheld {
-                self.resting.lock().rest();
+                let mut resting = self.resting.lock();
+                if !resting.is_empty() {
+                    resting.rest();
+                }
+                *starved = Some(transaction);
                 return Err(NoBlock::Withheld);
             } else {
                 self.data_space_exhausted(transaction);

@@ -186,6 +186,8 @@ impl ThinTarget {
     fn set_requeues(&self, on: bool) {
         if self.thin.ti.is_noflush_suspending() {
             self.thin.set_requeues(on);
+            // A round that took the device out of the queue before may not have seen that; it ends here.
+            self.pool.flush_work();
             self.thin.enqueue();
             // The worker gives back what it has, and has nothing of what it was given before.
             self.pool.flush_work();
@@ -432,7 +434,7 @@ mod tests {
                     limits.set_max_hw_wzeroes_unmap_sectors(unmap);
                     set_limits(&mut limits, size, discard_enabled);
                     limits.validate()?;
-                    assert_eq!(limits.max_write_zeroes_sectors() != 0, most != 0);
+                    assert_eq!((limits.max_write_zeroes_sectors() != 0), (most != 0));
                     assert_eq!(limits.max_hw_wzeroes_unmap_sectors(), 0);
                 }
             }

@@ -34,7 +34,10 @@ use crate::{
         ThinBios, //
     },
     pool::Pool,
-    pool_metadata::Committed,
+    pool_metadata::{
+        Committed,
+        Transaction, //
+    },
     resting::AfterRest,
     spare::Spare,
     supply::Supply,
@@ -67,8 +70,9 @@ pub(crate) struct Worker {
     pub(crate) after_rest: AfterRest,
     /// Data blocks that are being discarded, and must not be allocated meanwhile.
     pub(crate) busy: BlockSet,
-    /// Whether writes wait for a block because all free ones rest or are being discarded.
-    pub(crate) starved: bool,
+    /// Whether writes wait for a block because all free ones rest or are being discarded, and in which transaction that
+    /// was so.
+    pub(crate) starved: Option<Transaction>,
     /// How many discards for deleted devices are on their way.
     pub(crate) deletions: usize,
     last_commit: Instant<Monotonic>,
@@ -86,7 +90,7 @@ impl Worker {
             pass_down_after_commit: PassDowns::default(),
             after_rest: AfterRest::default(),
             busy: BlockSet::new(),
-            starved: false,
+            starved: None,
             deletions: 0,
             last_commit: Instant::now(),
         })
@@ -124,6 +128,7 @@ impl Pool {
             self.finish_pass_down(worker, one, BlkStatus::OK);
         }
         self.let_blocks_rest(worker);
+        self.look_for_new_blocks(worker);
         dm::with_plug(|| {
             for thin in self.thins.queue.take() {
                 self.process_deferred(worker, &thin, &mut round);

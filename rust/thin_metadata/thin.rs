@@ -83,15 +83,14 @@ impl<B: BlockManager> Metadata<B> {
             md.tm.tx(&md.bm).inc(root..root_end)?;
             md.insert_tree(id, root)?;
 
-            let device = md.devices.change(origin_slot)?;
-            device.snapshotted_time = time;
-            let mapped_blocks = device.mapped_blocks;
-
-            md.time = time;
+            let mapped_blocks = md.devices.slot(origin_slot)?.mapped_blocks;
             md.devices.add(Device {
                 mapped_blocks,
                 ..Device::new(id, root, md.transaction_id, time)
             })?;
+            // Nothing fails after this: an abort takes a device that was changed for one that has lost something.
+            md.devices.change(origin_slot)?.snapshotted_time = time;
+            md.time = time;
             Ok(())
         })
     }
