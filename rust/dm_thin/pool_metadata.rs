@@ -356,10 +356,7 @@ pub(crate) struct CommitEnd {
 /// Whether an error of a change means that the transaction is to be given up.
 pub(crate) fn is_failure(e: Error) -> bool {
     // Nothing was changed then.
-    !matches!(
-        e,
-        Error::ReadOnly | Error::NoDataSpace
-    )
+    !matches!(e, Error::ReadOnly | Error::NoDataSpace)
 }
 
 /// The right to change a pool's metadata.

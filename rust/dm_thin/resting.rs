@@ -136,8 +136,7 @@ impl Resting {
 
     /// Whether `block` rests.
     pub(crate) fn contains(&self, block: DataBlock) -> bool {
-        self.open.contains(block)
-            || matches!(&self.closed, Some(closed) if closed.contains(block))
+        self.open.contains(block) || matches!(&self.closed, Some(closed) if closed.contains(block))
     }
 
     /// Whether any block rests.
@@ -148,15 +147,18 @@ impl Resting {
     /// What of `blocks` comes before the first one that rests.
     pub(crate) fn before_first(&self, blocks: Range<DataBlock>) -> Range<DataBlock> {
         let generations = [Some(&self.open), self.closed.as_ref()];
-        let end = generations.into_iter().flatten().fold(blocks.end, |end, generation| {
-            if generation.incomplete {
-                return blocks.start;
-            }
-            match generation.freed.next_run(blocks.start, 1) {
-                Some(run) => end.min(run.start),
-                None => end,
-            }
-        });
+        let end = generations
+            .into_iter()
+            .flatten()
+            .fold(blocks.end, |end, generation| {
+                if generation.incomplete {
+                    return blocks.start;
+                }
+                match generation.freed.next_run(blocks.start, 1) {
+                    Some(run) => end.min(run.start),
+                    None => end,
+                }
+            });
         blocks.start..end.max(blocks.start)
     }
 

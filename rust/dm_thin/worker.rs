@@ -182,10 +182,9 @@ impl Pool {
     ///
     /// Blocks that were allocated for mappings that are not ready yet are no reason: it would be in vain for them.
     fn commit_if_due(self: &Arc<Self>, worker: &mut Worker) {
-        if !worker.is_commit_wanted()
-            && !(worker.last_commit.elapsed() >= COMMIT_PERIOD
-                && self.metadata.read().metadata.changed_this_transaction())
-        {
+        let is_due = worker.last_commit.elapsed() >= COMMIT_PERIOD
+            && self.metadata.read().metadata.changed_this_transaction();
+        if !is_due && !worker.is_commit_wanted() {
             return;
         }
 
