@@ -48,12 +48,12 @@ class ScsiDisk:
             return int(file.read())
 
     def lose_write_zeroes(self):
-        """Refuses them once, upon which the kernel does not ask for them any more."""
+        """Refuses them once, for its last MiB, upon which the kernel does not ask for them any more."""
         [errors] = glob.glob(f"{ERRORS}/*/error")
         for command in WRITE_SAME:
             with open(errors, "w") as file:
                 file.write(f"2 1 {command} 0 0 {ILLEGAL_REQUEST}")
-        disk.zero_out(self.path, 0, MIB)
+        disk.zero_out(self.path, self.size - MIB, MIB)
         for command in WRITE_SAME:
             with open(errors, "w") as file:
                 file.write(f"- 2 {command}")

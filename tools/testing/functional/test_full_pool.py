@@ -43,32 +43,14 @@ def start_discards(pool, content, fails):
     return discarding
 
 
-@pytest.mark.parametrize("fails", [False, True], ids=["", "that fail"])
-def test_write_gets_a_block_that_is_being_discarded(make_pool, make_faulty, compare, fails):
-    """As soon as the discard has ended, well or not."""
-    def scenario(trace, turn):
-        pool = make_pool(data=make_faulty(FULL), metadata_size=4 * MIB)
-        content = fill(pool)
-        discarding = start_discards(pool, content, fails)
-        writing = Background(lambda: content.write(FULL, 3 * BLOCK))
-        trace.note("the write waits", writing.waits(1))
-        pool.data.heal()
-        trace.note("the discard", discarding.outcome(PATIENCE))
-        trace.note("the write", writing.outcome(PATIENCE))
-        content.verify()
-        content.write(FULL + MIB, MIB)
-        content.verify()
-        trace.pool(pool)
-        pool.stop()
-
-    compare(scenario)
-
-
 @pytest.mark.named_addition
 @pytest.mark.parametrize("fails", [False, True], ids=["", "that fail"])
 @pytest.mark.parametrize("features", [[], ["error_if_no_space"]], ids=lambda features: " ".join(features))
 def test_pool_is_not_full_while_discards_are_under_way(make_pool, make_faulty, kernel, features, fails):
-    """No write is refused for want of blocks that are on their way back, and the mode stays. In C it does not."""
+    """No write is refused for want of blocks that are on their way back, and the mode stays.
+
+    The C module is full then, and stays so when the discards have ended until something else makes it commit.
+    """
     pool = make_pool(data=make_faulty(FULL), metadata_size=4 * MIB, features=features)
     content = fill(pool)
     kernel.lines()
@@ -77,7 +59,10 @@ def test_pool_is_not_full_while_discards_are_under_way(make_pool, make_faulty, k
     assert writing.waits(1)
     assert pool.status().mode == "rw"
     pool.data.heal()
-    assert (discarding.outcome(PATIENCE), writing.outcome(PATIENCE)) == ("ok", "ok")
+    assert discarding.outcome(PATIENCE) == "ok"
+    # Where discards fail, a write may, too, if it is quicker than the healing.
+    assert writing.outcome(PATIENCE) in (["ok", "EIO"] if fails else ["ok"])
+    content.write(FULL, 3 * BLOCK)
     assert pool.status().mode == "rw"
     assert not mode_changes(kernel)
     content.verify()
