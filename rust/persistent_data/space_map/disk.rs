@@ -305,14 +305,14 @@ impl DiskSpaceMap {
         self.counts.root()
     }
 
-    /// Leaves out the blocks of the next run that are not usable, up to the first one that is.
+    /// Leaves out the next block, which is not usable, and those of its run up to the first one that is.
     fn skip_unusable<'b, T: Transaction<'b>>(
         &mut self,
         tx: &mut T,
         usable: &mut dyn FnMut(BlockNr) -> bool,
     ) -> Result {
         if let Some(run) = self.find(tx, u32::MAX)? {
-            let next = run.clone().find(|block| usable(*block));
+            let next = run.clone().skip(1).find(|block| usable(*block));
             self.candidates.skip_to(next.unwrap_or(run.end));
         }
         Ok(())
