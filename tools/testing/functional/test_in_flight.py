@@ -40,7 +40,7 @@ class HeldRead:
     def release(self):
         """Lets it go on, and returns what it found."""
         self._disk.heal()
-        assert self._read.outcome(30) == "ok"
+        assert self._read.outcome() == "ok"
         return self._found[0]
 
 
@@ -70,7 +70,7 @@ def work(content, first, count=4):
 
 
 def goes_on(content, first, count=4):
-    assert Background(lambda: work(content, first, count)).outcome(30) == "ok"
+    assert Background(lambda: work(content, first, count)).outcome() == "ok"
 
 
 @pytest.mark.parametrize("how", [
@@ -114,7 +114,7 @@ def test_others_go_on_while_a_discard_waits(make_pool, make_faulty, is_ours):
     if is_ours:
         # In the C module all discards wait for all reads.
         for block in (0, 3):
-            assert Background(lambda: other.discard(block * BLOCK, BLOCK)).outcome(30) == "ok"
+            assert Background(lambda: other.discard(block * BLOCK, BLOCK)).outcome() == "ok"
     pool.message("create_thin 3")
     goes_on(other, 8)
     assert read.release() in (read.wanted, bytes(snap.data[:BLOCK]))
@@ -131,7 +131,7 @@ def test_new_blocks_do_not_wait_for_reads_elsewhere(make_pool, make_faulty, is_o
     read = HeldRead(pool, slow)
     discarding = Background(lambda: giving.discard(0, 2 * BLOCK))
     if is_ours:
-        assert discarding.outcome(30) == "ok"
+        assert discarding.outcome() == "ok"
     else:
         discarding.waits(1)
     for turn in range(3):
@@ -139,7 +139,7 @@ def test_new_blocks_do_not_wait_for_reads_elsewhere(make_pool, make_faulty, is_o
         if is_ours:
             # In the C module what is being discarded cannot be read.
             goes_on(giving, 4 + 4 * turn)
-            assert Background(lambda: giving.discard((4 + 4 * turn) * BLOCK, 2 * BLOCK)).outcome(30) == "ok"
+            assert Background(lambda: giving.discard((4 + 4 * turn) * BLOCK, 2 * BLOCK)).outcome() == "ok"
     assert read.release() == read.wanted
     assert discarding.outcome() == "ok"
     for content in (slow, giving, taking):
@@ -173,14 +173,14 @@ def test_full_pool_waits_for_reads(make_pool, make_faulty, is_ours, how, no_spac
     assert writing.waits(1), writing.outcome()
     goes_on(other, 0)
     for content in (other, taking):
-        assert Background(lambda: content.write(2 * BLOCK, 4 * KIB)).outcome(30) == "ok"
-        assert Background(content.thin.flush).outcome(30) == "ok"
+        assert Background(lambda: content.write(2 * BLOCK, 4 * KIB)).outcome() == "ok"
+        assert Background(content.thin.flush).outcome() == "ok"
     # The worker is needed for this.
-    assert Background(lambda: other.thin.discard(3 * MIB, BLOCK)).outcome(30) == "ok"
+    assert Background(lambda: other.thin.discard(3 * MIB, BLOCK)).outcome() == "ok"
     assert writing.waits(0), "the block was used while it was read"
     assert read.release() == read.wanted, "the read got what the block's next owner wrote"
-    assert discarding.outcome(30) == "ok"
-    assert writing.outcome(30) == "ok"
+    assert discarding.outcome() == "ok"
+    assert writing.outcome() == "ok"
     wait_until(lambda: pool.status().mode == "rw", "write mode")
     for content in (other, taking):
         content.verify()
@@ -195,12 +195,12 @@ def test_overwritten_block_is_read_before_it_is_used_again(make_pool, make_fault
     taking = volume(pool, 2, blocks=8)
     pool.create_snap(9, 0)
     read = HeldRead(pool, slow)
-    assert Background(lambda: slow.write(0, BLOCK)).outcome(30) == "ok"
+    assert Background(lambda: slow.write(0, BLOCK)).outcome() == "ok"
     pool.delete(9)
     writing = Background(lambda: taking.write(8 * BLOCK, BLOCK))
     assert writing.waits(1), writing.outcome()
     goes_on(other, 0)
     assert read.release() == read.wanted, "the read got what the block's next owner wrote"
-    assert writing.outcome(30) == "ok"
+    assert writing.outcome() == "ok"
     for content in (slow, other, taking):
         content.verify()

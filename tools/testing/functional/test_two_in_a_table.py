@@ -77,5 +77,5 @@ def test_flush_while_the_worker_is_late(make_gate, make_pool, make_both):
     wait_until(lambda: flushing.sleeps() or not flushing.waits(0), "the flush")
     stops.end()
     for one in (changing, writing, flushing):
-        assert one.outcome(60) == "ok"
+        assert one.outcome() == "ok"
     assert taking.read(9 * BLOCK, BLOCK) == pattern("new", BLOCK)
