@@ -26,13 +26,14 @@ class Stops:
     """Places where the worker has to wait: volumes whose mappings have to be read from metadata that are a gate.
 
     Nobody may have read those volumes since the pool was started. The worker takes volumes in the order in which they were
-    activated, and these are activated last. While it waits, others may hand it what it shall find together in its next
-    round.
+    activated, or in which they have something for it. These are activated after those that are active, and stop it in the
+    reverse order. So while it waits, others may hand it what it shall find together in its next round, before it is stopped
+    again.
     """
 
     def __init__(self, pool, thin_ids, size):
         self._gate = pool.metadata
-        self._volumes = [pool.activate(thin_id, size) for thin_id in thin_ids]
+        self._volumes = [pool.activate(thin_id, size) for thin_id in thin_ids][::-1]
         self._reads = []
         self._gate.hold("read")
 

@@ -60,14 +60,14 @@ def test_flush_while_the_worker_is_late(make_gate, make_pool, make_both):
         disk.write(both.path, offset + 8 * BLOCK, pattern(offset, BLOCK))
     disk.discard(both.path, 8 * BLOCK, BLOCK)
     disk.flush(both.path)
-    stops = Stops(pool, (2, 3, 4), SIZE)
+    stops = Stops(pool, (2, 3), SIZE)
+    taking = pool.activate(4, SIZE)
     stops.stop()
     changing = Background(lambda: disk.discard(both.path, SIZE + 8 * BLOCK, BLOCK))
     wait_until(changing.sleeps, "the second volume is changed")
     stops.stop()
     # The worker finds out that it is late when it has done with this.
     time.sleep(ROUND_IS_LONG)
-    taking = pool.thins[4]
     writing = Background(lambda: taking.write(9 * BLOCK, pattern("new", BLOCK)))
     wait_until(writing.sleeps, "a new block is wanted")
     pool.metadata.release()
