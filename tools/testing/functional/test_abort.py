@@ -78,7 +78,7 @@ def fail_superblock(pool):
     """The tree is stable when the superblock cannot be written."""
     pool.metadata.wait_for("flush")
     pool.metadata.fail("write")
-    pool.metadata.release()
+    pool.metadata.let_pass("flush")
 
 
 def fail_second_flush(pool):
@@ -88,7 +88,7 @@ def fail_second_flush(pool):
     pool.metadata.release()
     pool.metadata.wait_for("write")
     pool.metadata.fail("flush")
-    pool.metadata.release()
+    pool.metadata.let_pass("write")
 
 
 def fail_data(pool):
