@@ -543,6 +543,7 @@ impl Pool {
                 "{}: failed to abort metadata transaction",
                 self.name()
             );
+            self.handle(Event::RollbackFailed);
         }
         if !noted {
             dm::log::err!(
@@ -550,8 +551,6 @@ impl Pool {
                 "{}: failed to set 'needs_check' flag in metadata",
                 self.name()
             );
-        }
-        if !rolled_back || !noted {
             self.handle(Event::RollbackFailed);
         }
     }

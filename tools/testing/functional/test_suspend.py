@@ -204,9 +204,10 @@ def test_interrupted_suspend_is_undone(make_pool, make_faulty, compare):
         content = Content(pool.new_thin(0, SIZE))
         content.write(0, MIB)
         # I/O of the pool's own device is what its suspend waits for, where it can be interrupted.
-        pool.data.delay(6000)
+        # Reads only: commits go on.
+        pool.data.hold("reads")
         reading = Background(lambda: disk.read(pool.device.path, 0, 4 * KIB))
-        time.sleep(0.3)
+        pool.data.wait_for_held()
         suspending = subprocess.Popen(["dmsetup", "suspend", "--nolockfs", pool.name], stderr=subprocess.DEVNULL)
         # Its volumes come first.
         wait_until(lambda: flags(content.thin)[1], "the suspend is under way")
@@ -216,8 +217,8 @@ def test_interrupted_suspend_is_undone(make_pool, make_faulty, compare):
         suspending.wait()
         trace.note("pool", flags(pool.device))
         trace.note("volume", flags(content.thin))
-        trace.note("the read", reading.outcome())
         pool.data.heal()
+        trace.note("the read", reading.outcome())
         content.write(2 * MIB, BLOCK)
         content.verify()
         pool.create_thin(1)
@@ -234,17 +235,17 @@ def test_interrupted_suspend_of_a_volume_is_undone(make_pool, make_faulty):
     pool = make_pool(data=make_faulty(32 * MIB))
     content = Content(pool.new_thin(0, SIZE))
     content.write(0, MIB)
-    pool.data.delay(3000)
+    pool.data.hold("reads")
     reading = Background(lambda: content.thin.read(0, 4 * KIB))
-    time.sleep(0.3)
+    pool.data.wait_for_held()
     suspending = subprocess.Popen(["dmsetup", "suspend", "--noflush", content.thin.name], stderr=subprocess.DEVNULL)
     time.sleep(0.7)
     assert suspending.poll() is None
     suspending.send_signal(signal.SIGKILL)
     suspending.wait()
     assert flags(content.thin) == (False, False)
-    assert reading.outcome() == "ok"
     pool.data.heal()
+    assert reading.outcome() == "ok"
     content.write(2 * MIB, BLOCK)
     content.thin.flush()
     content.verify()
