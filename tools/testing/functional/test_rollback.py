@@ -127,7 +127,10 @@ def test_flush(make_pool, make_gate):
 @pytest.mark.parametrize("covers", ["block", "part"])
 @pytest.mark.parametrize("zeroing", [True, False])
 def test_write_with_fua(make_pool, make_gate, covers, zeroing):
-    """One to a new block, which is lost if it fails, and there if it succeeds."""
+    """One to a new block, which is lost if it fails, and there if it succeeds.
+
+    Most go on after the commit and look for their block again then: this guards that they do.
+    """
     features = [] if zeroing else ["skip_block_zeroing"]
     pool, (content,), others = start(make_pool, make_gate, 1, 3, features=features)
     before = bytes(content.data)
