@@ -62,11 +62,13 @@ class Device:
         ioctl.call(ioctl.TABLE_CLEAR, self.name)
 
     def suspend(self, noflush=False, nolockfs=False):
+        """Other threads run meanwhile."""
         flags = ioctl.SUSPEND | (ioctl.NOFLUSH if noflush else 0) | (ioctl.SKIP_LOCKFS if nolockfs else 0)
-        ioctl.call(ioctl.DEV_SUSPEND, self.name, flags)
+        ioctl.call(ioctl.DEV_SUSPEND, self.name, flags, size=ioctl.SMALL_BUFFER_SIZE)
 
     def resume(self):
-        ioctl.call(ioctl.DEV_SUSPEND, self.name)
+        """Other threads run meanwhile."""
+        ioctl.call(ioctl.DEV_SUSPEND, self.name, size=ioctl.SMALL_BUFFER_SIZE)
 
     def reload(self, table, noflush=False):
         self.load(table)

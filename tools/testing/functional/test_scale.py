@@ -42,7 +42,7 @@ def test_volumes_that_do_nothing(make_pool, settings, progress):
 
     `--set volumes=N` says how many there are.
     """
-    count = settings("volumes", 2000)
+    count = settings("volumes", 300)
     pool = make_pool(metadata_size=64 * MIB, data_size=64 * MIB)
     for number in range(count):
         pool.create_thin(number)

@@ -184,13 +184,13 @@ const CELLS: &[Mutant] = &[
     ),
     (
         "release_without_bios",
-        "Some(cell) => cell.waiting",
-        "Some(_) => ThinBios::new()",
+        "core::mem::take(&mut cell.get_mut().waiting)",
+        "{ let _ = cell.get_mut(); ThinBios::new() }",
     ),
     (
         "release_nothing",
-        "self.0.remove(&key)",
-        "self.0.get(&key).map(|_| Cell { begin: 0, waiting: ThinBios::new() })",
+        "self.rooms.give(cell.remove_node().into_reservation());",
+        "",
     ),
 ];
 

@@ -26,6 +26,7 @@
 extern crate self as dm;
 extern crate self as kernel;
 
+mod alloc;
 mod cache_pages;
 #[path = "../../../rust/dm_thin/cells.rs"]
 mod cells;
@@ -33,6 +34,7 @@ mod cells;
 mod hold_set;
 #[path = "../../../rust/dm_thin/in_flight.rs"]
 mod in_flight;
+mod list;
 #[expect(dead_code, reason = "it is played through in part")]
 #[path = "../../../rust/dm_thin/mapping_cache.rs"]
 mod mapping_cache;
@@ -43,6 +45,8 @@ mod prelude;
 mod prison;
 mod protocol;
 mod rbtree;
+#[path = "../../../rust/dm_thin/spare.rs"]
+mod spare;
 mod sparse_words;
 mod sync;
 mod tests;

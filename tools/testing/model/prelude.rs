@@ -25,8 +25,10 @@ pub(crate) use Error::{
     NoMemory as ENOMEM, //
 };
 
-/// How memory is asked for, which makes no difference here.
-pub(crate) const GFP_KERNEL: () = ();
+pub(crate) use crate::alloc::{
+    flags::GFP_KERNEL,
+    KVec, //
+};
 
 pub(crate) type Result<T = (), E = Error> = std::result::Result<T, E>;
 

@@ -149,7 +149,7 @@ macro_rules! impl_cache {
         impl $crate::protocol::Cache for $crate::$($module)::+::MappingCache {
             fn make() -> ::std::pin::Pin<::std::sync::Arc<Self>> {
                 let pages = ::std::sync::Arc::new($crate::cache_pages::PageCount);
-                ::pinned_init::InPlaceInit::pin_init(Self::new(0, false, pages)).unwrap()
+                ::pinned_init::InPlaceInit::pin_init(Self::new(0, pages)).unwrap()
             }
 
             fn get(&self) -> Option<Option<usize>> {
