@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """A pool without free blocks: space that is on its way back, the time that writes wait for it, and giving up."""
 
-import subprocess
-
 import pytest
 
-from dmtest import ioctl
 from dmtest.background import Background
 from dmtest.content import (
     Content,
@@ -14,9 +11,7 @@ from dmtest.content import (
 from dmtest.disk import (
     KIB,
     MIB,
-    SECTOR,
 )
-from dmtest.dm import environment
 from test_modes import (
     fill,
     wait_for,
@@ -139,79 +134,3 @@ def test_time_for_space_begins_anew(make_pool, compare, no_space_timeout, how):
         pool.stop()
 
     compare(scenario)
-
-
-# What lets go of writes that wait for space, and how long they may wait.
-ENDS = {
-    "more space": 0,
-    "umount": 1,
-    "fsfreeze": 1,
-    "error table": 0,
-    "wipe_table": 0,
-    "remove --force": 0,
-    "remove_all --force": 0,
-}
-
-
-def let_go(how, pool, thin, folder):
-    """Brings it about that nobody waits for space any more."""
-    def dmsetup(*words):
-        return lambda: subprocess.run(["dmsetup", *words], env=environment(), capture_output=True, text=True)
-
-    if how == "more space":
-        pool.data.grow(192 * MIB)
-        pool.device.reload(pool.table())
-        return
-    if how == "error table":
-        thin.load(f"0 {thin.size // SECTOR} error")
-        thin.suspend(noflush=True)
-        thin.resume()
-        return
-    actions = {
-        "umount": lambda: subprocess.run(["umount", str(folder)], capture_output=True),
-        "fsfreeze": lambda: subprocess.run(["fsfreeze", "-f", str(folder)], capture_output=True),
-        "wipe_table": dmsetup("wipe_table", "--noflush", thin.name),
-        "remove --force": dmsetup("remove", "--force", "--noflush", thin.name),
-        "remove_all --force": dmsetup("remove_all", "--force", "--noflush"),
-    }
-    assert Background(actions[how]).outcome(PATIENCE) == "ok"
-
-
-def forget_removed(pool):
-    """Somebody else has removed devices of the pool."""
-    names = ioctl.names()
-    pool.thins = {number: thin for number, thin in pool.thins.items() if thin.name in names}
-    if pool.name not in names:
-        pool.device = None
-
-
-@pytest.mark.parametrize("how", ENDS)
-@pytest.mark.parametrize("kind, options", [("ext4", ["-q", "-F", "-E", "nodiscard"]), ("xfs", ["-q", "-f", "-K", "-l", "size=64m"])])
-def test_shutdown_with_queued_writes(make_pool, modules, both, no_space_timeout, mounted, how, kind, options):
-    """Whoever waits gets an error in bounded time, and everything can be removed; or all is saved if there is space in time."""
-    for implementation in both:
-        modules.load(implementation)
-        no_space_timeout(ENDS[how])
-        pool = make_pool(data_size=96 * MIB)
-        thin = pool.new_thin(0, 320 * MIB)
-        subprocess.run([f"mkfs.{kind}", *options, thin.path], check=True, capture_output=True)
-        filler = pool.new_thin(1, 96 * MIB)
-        folder = mounted(thin.path)
-        used, total = pool.status().data_blocks
-        filler.write(0, bytes((total - used - 8) * BLOCK))
-        content = pattern((kind, how), 16 * MIB)
-        (folder / "file").write_bytes(content)
-        syncing = Background(lambda: subprocess.run(["sync", "-f", str(folder)], capture_output=True))
-        wait_for(pool, "out_of_data_space")
-        let_go(how, pool, thin, folder)
-        assert syncing.outcome(PATIENCE) == "ok"
-        if how == "more space":
-            subprocess.run(["umount", str(folder)], check=True)
-            again = mounted(thin.path)
-            assert (again / "file").read_bytes() == content
-            folder = again
-        if how == "fsfreeze":
-            subprocess.run(["fsfreeze", "-u", str(folder)], capture_output=True)
-        subprocess.run(["umount", str(folder)], capture_output=True)
-        forget_removed(pool)
-        pool.stop()
