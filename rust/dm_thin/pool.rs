@@ -220,13 +220,13 @@ impl Pool {
             );
             (c"Error creating metadata object", e.into())
         })?;
+        let no_memory = |e| (c"Error allocating memory for pool", e);
+        let worker = Worker::new().map_err(no_memory)?;
         let copier =
             Copier::new(block_size).map_err(|e| (c"Error creating pool's kcopyd client", e))?;
         let queue =
             OwnedQueue::ordered(c"dm-thin").map_err(|e| (c"Error creating pool's workqueue", e))?;
-        let no_memory = |e| (c"Error allocating memory for pool", e);
         let holds = Holds::new().map_err(no_memory)?;
-        let worker = Worker::new().map_err(no_memory)?;
         let caches = MappingCaches::new().map_err(no_memory)?;
         let resting = Arc::pin_init(
             new_mutex!(Resting::new(), "dm_thin::Pool::resting"),
