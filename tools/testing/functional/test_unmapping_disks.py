@@ -70,6 +70,8 @@ def test_zeroes_that_unmap(make_pool_on, compare, kind, features):
     """Volumes can be activated, and promise nothing that they do not keep: space that is zeroed is not theirs for good."""
     def scenario(trace, turn):
         pool = make_pool_on(kind, features=features)
+        if isinstance(pool.data, NvmeDisk) and pool.data.limit("write_zeroes_unmap_max_hw_bytes") == 0:
+            pytest.skip("this QEMU's disk has nothing to inherit")
         assert pool.data.limit("write_zeroes_unmap_max_hw_bytes") > 0, "the disk has nothing to inherit"
         content = Content(pool.new_thin(0, SIZE))
         for label, device in (("pool", pool.device), ("volume", content.thin)):
