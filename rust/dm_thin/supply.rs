@@ -122,7 +122,7 @@ impl Pool {
             }
         }
         supply.wanted = supply.wanted.saturating_sub(1);
-        *starved = None;
+        // If there is a block after all, those who wait still are to be tried again.
         self.alloc_data_block(busy, starved)
     }
 
