@@ -46,7 +46,7 @@ demo:
 	@scripts/demo
 
 test:
-	@scripts/test $(SUITES)
+	@TURN='$(TURN)' scripts/test $(SUITES)
 
 bench:
 	@ROWS='$(ROWS)' SIZES='$(SIZES)' PROFILE='$(PROFILE)' IMPL='$(IMPL)' scripts/bench
@@ -79,7 +79,8 @@ help:
 	@echo '  demo             - Show pools, volumes and snapshots at work in a VM'
 	@echo '  test             - Run all tests; SUITES="..." runs only some of:'
 	@echo '                     scripts lint cargo fuzz kunit functional thinctl leaks'
-	@echo '                     cache power hostile smoke lvm2 graft'
+	@echo '                     cache power hostile smoke lvm2 graft;'
+	@echo '                     TURN=all plays also what takes turns from commit to commit'
 	@echo '  bench            - Measure this module beside the C one; ROWS="read-4k-*"'
 	@echo '                     and SIZES="1Mi" measure only a part;'
 	@echo '                     PROFILE=<row> shows what its instructions are, of'

@@ -103,9 +103,45 @@ class Test(Room):
         self.assertEqual(len((self.room / "cache/results/table").read_text().splitlines()), 2)
 
     def test_parts_of_a_suite(self):
+        self.env["TURN"] = "all"
         self.assertEqual(self.outcome("cache"), (0, "total: 40 passed, 0 failed"))
         self.fake_vms("'mapping_cache_pages=0' in sys.argv or print('it: 7 passed, 0 failed')")
         self.assertEqual(self.outcome("cache"), (1, "total: 7 passed, 1 failed"))
+
+    def test_turns(self):
+        """Variants take turns; none is forgotten."""
+        self.fake_vms("print(*sys.argv[1:]); print('it: 7 passed, 0 failed')")
+        self.fake("scripts/tests/graft", "#!/bin/sh\necho graft: $#: $2 $3: 5 passed, 0 failed\n")
+        played = []
+        for turn in ("0", "1", "all"):
+            self.env["TURN"] = turn
+            self.assertEqual(self.call(self.room / "scripts/test", "cache", "thinctl", "graft").returncode, 0)
+            logs = "".join((self.room / f"cache/results/{suite}.log").read_text() for suite in ("cache", "thinctl", "graft"))
+            without_module = [line for line in logs.splitlines() if "thinctl=" in line and "--module" not in line]
+            self.assertEqual(logs.count("--module"), 3 if turn == "all" else 2)
+            played.append({
+                *re.findall(r"mapping_cache_pages=\d", logs), *re.findall(r"built-in|module(?=: 5| : 5)", logs),
+                *(word for line in without_module for word in line.split() if word.endswith(".py")),
+            })
+        self.assertEqual(played[0] | played[1], played[2])
+        self.assertEqual(len(played[2]), 6)
+        self.assertFalse(played[0] & played[1])
+
+    def test_turn_that_is_no_number(self):
+        self.env["TURN"] = "x"
+        self.assertNotEqual(self.call(self.room / "scripts/test", "scripts").returncode, 0)
+
+    def test_two_at_once(self):
+        """Each waits for the other, so one after the other would not end."""
+        for name, other in (("scripts/tests/run", "b"), ("cargo", "a")):
+            mine = "a" if other == "b" else "b"
+            self.fake(name, f"#!/bin/sh\ntouch {self.room}/{mine}\nfor i in $(seq 100); do\n"
+                      f"[ ! -e {self.room}/{other} ] || exec echo it: 1 passed\\; 0 failed\nsleep 0.1\ndone\nexit 1\n")
+        self.assertEqual(self.outcome("scripts", "cargo"), (0, "total: 2 passed, 0 failed"))
+
+    def test_lines_tell_their_suite(self):
+        shown = self.call(self.room / "scripts/test", "scripts").stdout
+        self.assertIn("scripts: scripts: 5 passed, 0 failed\n", shown)
 
     def test_failures_count(self):
         self.fake_vms("print('smoke: 18 passed, 2 failed'); sys.exit(1)")

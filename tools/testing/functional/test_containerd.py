@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """containerd's devmapper snapshotter: the same commands under both modules, and what it reads from their answers."""
 
+import contextlib
 import errno
 import os
 
@@ -292,8 +293,9 @@ def test_words_of_a_pool_that_failed(make_pool, make_disk, compare):
         under.load(f"0 {metadata.sectors} error")
         under.suspend(noflush=True)
         under.resume()
-        # The message itself succeeds; what fails is the commit that follows.
-        trace.dmsetup("message", pool.name, "0", "create_thin 2")
+        # What fails is the commit that follows, which C does not tell who sent the message.
+        with contextlib.suppress(OSError):
+            pool.device.message("create_thin 2")
         assert snaps.status(snaps.name)[3] == ["Fail"]
         with pytest.raises(ValueError):
             snaps.usage(1)
