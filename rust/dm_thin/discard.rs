@@ -81,7 +81,7 @@ impl Pool {
 
     /// Whether the blocks of the write-zeroes `bio` may be unmapped in order to zero them.
     fn zeroes_by_unmapping(&self, thin: &Thin, bio: &ThinBio) -> bool {
-        thin.has_zeroes_unmapped() && !bio.is_nounmap() && self.mode().may_change_metadata()
+        self.keeps_zeroes_unmapped(thin) && !bio.is_nounmap() && self.mode().may_change_metadata()
     }
 
     /// How many sectors of `bio` can be dealt with at once: those of one block, or whole blocks that get

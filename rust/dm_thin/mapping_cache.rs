@@ -58,6 +58,8 @@ pub(crate) struct MappingCache {
     words: SparseWords,
     /// When the device was last part of a snapshot: mappings that are older may be shared.
     snapshotted_time: Atomic<u32>,
+    /// The same as of the last commit, for those who hold the metadata for writing.
+    committed_time: Atomic<u32>,
     /// What became of the device's changes: [`COMMITTED`], [`UNCOMMITTED`] or [`LOST`].
     changes: Atomic<i32>,
     pages: Arc<PageCount>,
@@ -185,6 +187,7 @@ impl MappingCache {
     pub(crate) fn new(snapshotted_time: u32, pages: Arc<PageCount>) -> impl PinInit<Self> {
         pin_init!(Self {
             words <- SparseWords::new(),
+            committed_time: Atomic::new(snapshotted_time),
             snapshotted_time: Atomic::new(snapshotted_time),
             changes: Atomic::new(COMMITTED),
             pages,
@@ -355,6 +358,8 @@ impl MappingCache {
 
     /// Notes that all changes are committed; for [`Uncommitted`](crate::uncommitted::Uncommitted).
     pub(crate) fn set_committed(&self) {
+        self.committed_time
+            .store(self.snapshotted_time.load(Relaxed), Relaxed);
         if self.changes.load(Relaxed) == UNCOMMITTED {
             self.changes.store(COMMITTED, Release);
         }
@@ -363,6 +368,8 @@ impl MappingCache {
     /// Notes that what was not committed is lost, for as long as the device is open; for
     /// [`Uncommitted`](crate::uncommitted::Uncommitted).
     pub(crate) fn lose_uncommitted(&self) {
+        self.snapshotted_time
+            .store(self.committed_time.load(Relaxed), Relaxed);
         if self.changes.load(Relaxed) == UNCOMMITTED {
             self.changes.store(LOST, Release);
         }
@@ -453,6 +460,29 @@ mod tests {
         cache.forget(&(0..u64::MAX));
         assert_eq!(cache.mappings(), 0);
         caches.close(id(1)?);
+        Ok(())
+    }
+
+    #[test]
+    fn a_snapshot_that_is_lost_shares_nothing() -> Result {
+        let caches = MappingCaches::new()?;
+        let cache = caches.open(id(1)?, 2)?;
+        cache.set_uncommitted();
+        cache.set_snapshotted_time(4);
+        cache.lose_uncommitted();
+        put(&cache, 5, 1)?;
+        assert!(mapping(&cache, 5).map(|m| m.shared) == Some(false));
+        caches.close(id(1)?);
+
+        let cache = caches.open(id(2)?, 2)?;
+        cache.set_uncommitted();
+        cache.set_snapshotted_time(4);
+        cache.set_committed();
+        cache.set_uncommitted();
+        cache.lose_uncommitted();
+        put(&cache, 5, 1)?;
+        assert!(mapping(&cache, 5).map(|m| m.shared) == Some(true));
+        caches.close(id(2)?);
         Ok(())
     }
 

@@ -67,11 +67,6 @@ impl Origin {
 }
 
 impl Thin {
-    /// Whether what is not provisioned reads as zeroes.
-    pub(crate) fn has_zeroes_unmapped(&self) -> bool {
-        self.origin.is_none()
-    }
-
     /// Reads what is not provisioned: turns `bio` to the external origin as far as that reaches, and gives
     /// zeroes beyond. A bio that comes back is to be submitted.
     pub(crate) fn read_unmapped(&self, mut bio: ThinBio) -> Option<ThinBio> {
@@ -101,6 +96,12 @@ impl Thin {
 }
 
 impl Pool {
+    /// Whether what is not mapped reads as zeroes, and goes on to when a part of it is written to. Only then may zeroes
+    /// be kept by leaving it unmapped.
+    pub(crate) fn keeps_zeroes_unmapped(&self, thin: &Thin) -> bool {
+        thin.origin.is_none() && self.zeroes_new_blocks()
+    }
+
     /// Copies to a new data block what the external origin has of it.
     pub(crate) fn copy_from_origin(self: &Arc<Self>, preparing: Preparing) {
         let mapping = preparing.mapping();

@@ -445,6 +445,8 @@ impl Pool {
             return Ok(());
         }
         self.flush_data()?;
+        // Nobody asks for the metadata for writing meanwhile, and has those wait who look mappings up.
+        let _changes = self.changes();
         let pool = self.metadata.read();
         pool.metadata.bm().probe(SUPERBLOCK_LOCATION)?;
         Ok(())

@@ -12,7 +12,7 @@
 //! | discard, write zeroes to whole blocks (1) | nothing | unmapped: see [`discard`](crate::discard) | unmapped |
 //! | flush | goes to the data device, or waits for a commit that flushes it | | |
 //!
-//! (1): With an external origin, zeroes are written like other data.
+//! (1): With an external origin, or if new blocks are not zeroed, zeroes are written like other data.
 //!
 //! A new block is zeroed, or the shared one or what the external [`origin`](crate::origin) has is copied to it,
 //! unless the write covers all of it. Sharing is broken like this: the write's block gets a cell, so later
@@ -91,9 +91,7 @@ impl Pool {
         if self.unmaps(thin, &bio) {
             return self.process_unmap(worker, thin, bio);
         }
-        self.process_data(worker, thin, bio, |pool, worker, bio, data| {
-            pool.remap_and_issue(worker, thin, bio, data)
-        })
+        self.process_data(worker, thin, bio)
     }
 
     /// Processes a flush, or a write with FUA, whose commit has happened.
@@ -108,17 +106,16 @@ impl Pool {
             self.issue(thin, bio, 0);
             return Ok(());
         }
-        self.process_data(worker, thin, bio, |pool, _, bio, data| {
-            pool.issue(thin, bio, data)
-        })
+        // The block may have been unmapped and mapped anew meanwhile, for which another commit is needed.
+        self.process_data(worker, thin, bio)
     }
 
+    /// Processes a bio that reads or writes data.
     fn process_data(
         self: &Arc<Self>,
         worker: &mut Worker,
         thin: &Arc<Thin>,
         bio: ThinBio,
-        issue: impl FnOnce(&Arc<Self>, &mut Worker, ThinBio, DataBlock),
     ) -> Result<(), Postponed> {
         let block = self.block_size.block_of(bio.sector());
         let blocks = block..block.saturating_add(1);
@@ -135,16 +132,16 @@ impl Pool {
                 block: data,
                 shared,
             })) if !shared || bio.is_read() => {
-                issue(self, worker, bio, data);
+                self.remap_and_issue(worker, thin, bio, data);
                 Ok(())
             }
             Ok(None) if bio.is_read() => {
                 if let Some(bio) = thin.read_unmapped(bio) {
-                    bio.submit();
+                    worker.to_origin.push(bio);
                 }
                 Ok(())
             }
-            Ok(None) if bio.op() == Op::WriteZeroes && thin.has_zeroes_unmapped() => {
+            Ok(None) if bio.op() == Op::WriteZeroes && self.keeps_zeroes_unmapped(thin) => {
                 self.end_after_needed_commit(worker, thin, bio);
                 Ok(())
             }

@@ -110,7 +110,9 @@ impl ThinTarget {
                     None => Map::Submitted,
                 }
             }
-            Ok(None) if bio.op() == Op::WriteZeroes && self.thin.has_zeroes_unmapped() => {
+            Ok(None)
+                if bio.op() == Op::WriteZeroes && self.pool.keeps_zeroes_unmapped(&self.thin) =>
+            {
                 self.pool.leave(epoch);
                 Self::end(bio, BlkStatus::OK)
             }

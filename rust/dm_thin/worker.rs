@@ -64,6 +64,8 @@ pub(crate) struct Worker {
     pub(crate) after_commit: ThinBios,
     /// Bios that have written their data, and end after the next commit.
     pub(crate) end_after_commit: ThinBios,
+    /// Reads that go to external origins at the end of the round.
+    pub(crate) to_origin: ThinBios,
     /// Data blocks to be discarded after the next commit.
     pub(crate) pass_down_after_commit: PassDowns,
     /// Data blocks to be discarded when they have rested.
@@ -87,6 +89,7 @@ impl Worker {
             insertions: Insertions::new()?,
             after_commit: ThinBios::new(),
             end_after_commit: ThinBios::new(),
+            to_origin: ThinBios::new(),
             pass_down_after_commit: PassDowns::default(),
             after_rest: AfterRest::default(),
             busy: BlockSet::new(),
@@ -138,6 +141,14 @@ impl Pool {
         self.let_blocks_rest(worker);
         self.reclaim(worker);
         self.caches.trim();
+
+        // An external origin may be a volume of this pool, whose bios wait where the throttle is applied.
+        drop(round);
+        dm::with_plug(|| {
+            while let Some(bio) = worker.to_origin.pop() {
+                bio.submit();
+            }
+        });
     }
 
     /// Processes the bios of `thin` that wait for the worker.

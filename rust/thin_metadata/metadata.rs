@@ -5,6 +5,7 @@
 use persistent_data::{
     block::BlockNr,
     block_manager::BlockManager,
+    btree::MAX_DEPTH,
     error::Corruption,
     platform::atomic::AtomicFlag,
     space_map::DiskSpaceMap,
@@ -40,18 +41,18 @@ use crate::{
 ///
 /// What is in a row is held while the rows after it are worked on:
 ///
-/// | what | blocks |
-/// | --- | --- |
-/// | the way through the upper level of the mapping tree, which only the release of a metadata snapshot holds all of | 4 |
-/// | the way to a leaf of a device's mappings, whose data blocks get one owner more or less | 5 |
-/// | the way to a leaf of the data space map's tree of counts, and two more nodes while one is split | 5 + 2 |
-/// | likewise for the metadata space map, which counts each node that the former takes | 4 + 2 |
+/// | what | valid | accepted |
+/// | --- | --- | --- |
+/// | the way through the upper level of the mapping tree, which only the release of a metadata snapshot holds all of | 4 | [`MAX_DEPTH`] |
+/// | the way to a leaf of a device's mappings, whose data blocks get one owner more or less | 5 | [`MAX_DEPTH`] |
+/// | the way to a leaf of the data space map's tree of counts, and two more nodes while one is split | 5 + 2 | [`MAX_DEPTH`] + 2 |
+/// | likewise for the metadata space map, which counts each node that the former takes | 4 + 2 | [`MAX_DEPTH`] + 2 |
 ///
-/// No tree is deeper, as nodes are at least a third full, and there are no more than 2^24 devices and
-/// [`METADATA_MAX_BLOCKS`] nodes. When entries are removed, five nodes of a tree are held at most: one, its parent, a
-/// child, and the child's neighbours. Bitmaps are let go before a tree is changed. A node that is copied counts once:
-/// its original is let go before the copy is counted.
-pub const MAX_HELD: u32 = 4 + 5 + (5 + 2) + (4 + 2);
+/// No valid tree is deeper, as nodes are at least a third full, and there are no more than 2^24 devices and
+/// [`METADATA_MAX_BLOCKS`] nodes; but trees are accepted that are. When entries are removed, five nodes of a tree are
+/// held at most: one, its parent, a child, and the child's neighbours. Bitmaps are let go before a tree is changed. A
+/// node that is copied counts once: its original is let go before the copy is counted.
+pub const MAX_HELD: u32 = 4 * MAX_DEPTH as u32 + 2 + 2;
 
 /// How to open a pool's metadata.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -91,8 +91,9 @@ use crate::{
 
 /// The greatest depth of one level of a tree.
 ///
-/// As nodes are at least a third full, no valid tree comes near it; one that does has a loop.
-pub const MAX_DEPTH: usize = 16;
+/// As nodes are at least a third full, valid trees have five levels at most, and one more where the root has a single
+/// child. One that is deeper has a loop, or was made to do harm.
+pub const MAX_DEPTH: usize = 8;
 
 /// `L` nested levels of B+trees, known by the root of the top one.
 ///

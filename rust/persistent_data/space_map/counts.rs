@@ -123,12 +123,35 @@ impl<I: Index> Counts<I> {
         if nr_bitmaps(nr_blocks) > I::MAX_ENTRIES {
             return Err(Error::Invalid);
         }
+        let (last, used) = place(self.nr_blocks);
+        if extra != 0 && used != 0 {
+            self.count_behind_end(tx, last, used)?;
+        }
         for i in nr_bitmaps(self.nr_blocks)..nr_bitmaps(nr_blocks) {
             let bitmap = tx.new_block(&bitmap::VALIDATOR)?.location();
             self.index.save(tx, i, Entry::of_empty(bitmap))?;
         }
         self.nr_blocks = nr_blocks;
         self.checker.extend(nr_blocks)
+    }
+
+    /// Has the entry of the last bitmap, of which `used` entries count blocks, tell of the free entries behind them, too.
+    ///
+    /// That of `thin_restore` may not, and then nobody would look for free blocks there.
+    fn count_behind_end<'b, T: Transaction<'b>>(
+        &mut self,
+        tx: &mut T,
+        last: u64,
+        used: u32,
+    ) -> Result {
+        let mut entry = self.index.load_to_change(tx, last)?;
+        if !entry.is_counted {
+            let guard = BlockManager::read(tx.bm(), entry.bitmap, &bitmap::VALIDATOR)?;
+            entry.nr_free = Bitmap::of(&guard).nr_free();
+            entry.is_counted = true;
+        }
+        entry.none_free_before = entry.none_free_before.min(used);
+        self.index.save(tx, last, entry)
     }
 
     /// The count of a block.

@@ -2,7 +2,10 @@
 
 //! How many blocks a change holds at a time.
 
-use persistent_data::memory::MemoryBm;
+use persistent_data::{
+    btree::MAX_DEPTH,
+    memory::MemoryBm, //
+};
 
 use super::{
     deep::{
@@ -81,7 +84,15 @@ fn the_bound_is_that_of_the_deepest_trees() {
         data: deepest(u64::MAX, 336 / 3),
         metadata: deepest(METADATA_MAX_BLOCKS, 336 / 3),
     };
-    assert_eq!(bound(depths), MAX_HELD as usize, "{depths:?}");
+    assert_eq!(bound(depths), 22, "{depths:?}");
+    // Such trees are accepted that nobody would have made but to do harm.
+    let depths = Depths {
+        upper: MAX_DEPTH,
+        mappings: MAX_DEPTH,
+        data: MAX_DEPTH,
+        metadata: MAX_DEPTH,
+    };
+    assert_eq!(bound(depths), MAX_HELD as usize);
 }
 
 /// The depths in a pool that was just committed.

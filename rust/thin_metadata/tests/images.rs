@@ -64,6 +64,24 @@ fn what_thin_restore_made_opens_and_goes_on() {
     check_with_tools(&md, &model);
 }
 
+/// `thin_restore` does not count what lies behind the last block, so a full bitmap has no free entries then.
+#[test]
+fn a_full_pool_that_was_restored_can_grow() {
+    let mut model = Model::new(100);
+    model.create(1);
+    (0..100).for_each(|block| model.insert(1, block, block));
+    let image = tools::restore(&model.pool, DATA_BLOCK_SIZE, 1024);
+    let mut md = Metadata::open(MemoryBm::from_image(&image), REOPEN).expect("it opens");
+    assert_eq!(md.free_data_blocks(), Ok(0));
+    md.resize_data(200).expect("growth");
+    md.commit().expect("commit");
+    assert_eq!(md.free_data_blocks(), Ok(100));
+    let mut found = 0;
+    let allocated =
+        md.alloc_data_blocks(100, &mut |_| true, &mut |run| found += run.end - run.start);
+    assert_eq!((allocated, found), (Ok(100), 100));
+}
+
 #[test]
 fn a_file_is_as_good_as_memory() {
     let mut model = sample();

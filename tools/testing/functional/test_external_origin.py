@@ -16,6 +16,10 @@ from dmtest import (
     load,
     metadata,
 )
+from dmtest.background import (
+    Background,
+    wait_until,
+)
 from dmtest.content import (
     Content,
     pattern,
@@ -315,6 +319,32 @@ def test_volume_of_another_pool(make_pool, make_origin):
     bottom.verify()
     for content in contents:
         content.thin.remove()
+
+
+@pytest.mark.named_addition
+def test_volume_of_the_same_pool_and_a_slow_worker(make_pool, make_faulty):
+    """After a second, the worker holds those back who give it more to do. It must not be one of them. In the C module it is."""
+    pool = make_pool(metadata=make_faulty(16 * MIB), data_size=64 * MIB)
+    bottom = Content(pool.new_thin(0, SIZE))
+    bottom.write(0, 4 * BLOCK)
+    busy = Content(pool.new_thin(1, SIZE))
+    busy.write(0, BLOCK)
+    pool.create_thin(2)
+    # Nothing of the volumes' trees is in memory then.
+    pool.restart()
+    bottom, busy = bottom.on(pool.activate(0, SIZE)), busy.on(pool.activate(1, SIZE))
+    thin = pool.activate(2, SIZE, origin=bottom.thin.path)
+    pool.metadata.delay(1500)
+    first = Background(lambda: busy.thin.read(0, BLOCK))
+    wait_until(first.sleeps, "the first read")
+    # They come to the worker together. It finds out where the first one goes, is slow by then, and goes on with the second.
+    reads = [Background(lambda at=at: thin.read(at * BLOCK, BLOCK)) for at in range(4)]
+    assert [one.outcome() for one in (first, *reads)] == 5 * ["ok"]
+    pool.metadata.heal()
+    assert thin.read(0, 4 * BLOCK) == bottom.data[:4 * BLOCK]
+    thin.remove()
+    bottom.verify()
+    busy.verify()
 
 
 @pytest.fixture

@@ -101,6 +101,33 @@ def test_zeroes_in_a_read_only_pool(make_pool):
     assert content.thin.mapped_blocks() == 32
 
 
+@pytest.mark.parametrize("how", [pytest.param("punch_hole", marks=pytest.mark.named_addition), "zero_out"])
+def test_zeroes_where_new_blocks_are_not_zeroed(make_pool, how):
+    """They stay when something else is written to their blocks, whatever lies on the data device."""
+    pool = make_pool(data_size=64 * MIB, features=["skip_block_zeroing"], start=False)
+    pool.data.overwrite(0, b"\xa5" * (64 * MIB))
+    pool.start()
+    content = Content(pool.new_thin(0, 8 * MIB))
+    content.write(0, 4 * BLOCK)
+    snap = content.snapshot(pool.new_snap(1, 0, 8 * MIB))
+    content.write(BLOCK, BLOCK)
+    zeroed = [(0, 3 * BLOCK), (8 * BLOCK, 3 * BLOCK), (16 * BLOCK + 8 * SECTOR, 16 * SECTOR), (24 * BLOCK - 8 * SECTOR, BLOCK + 16 * SECTOR)]
+    for offset, length in zeroed:
+        content.zero(offset, length, how)
+    content.thin.flush()
+    for block in (0, 1, 2, 8, 9, 10, 24):
+        content.write(block * BLOCK + 40 * SECTOR, 8 * SECTOR)
+    for block in (16, 23, 25):
+        content.write(block * BLOCK + 32 * SECTOR, 8 * SECTOR)
+    for offset, length in zeroed:
+        assert content.thin.read(offset, length) == content.data[offset:offset + length], f"at block {offset // BLOCK}"
+    snap.verify()
+    pool.restart()
+    content = content.on(pool.activate(0, 8 * MIB))
+    for offset, length in zeroed:
+        assert content.thin.read(offset, length) == content.data[offset:offset + length], f"at block {offset // BLOCK}"
+
+
 def test_data_device_that_breaks_its_promise(make_pool):
     """New blocks are zeroed, and zeroes written, although the device says yes to write-zeroes and then fails."""
     pool = make_pool(data_size=64 * MIB, start=False)

@@ -20,6 +20,7 @@ use crate::{
     btree::{
         Plain,
         Tree,
+        MAX_DEPTH,
         VALIDATOR, //
     },
     error::Corruption,
@@ -325,23 +326,24 @@ fn loops_end() {
 fn a_tower_of_multiples_ends() {
     let bm = MemoryBm::new(4000);
     let mut tx = CountingTx::new(&bm);
-    for block in 1..12 {
+    let leaf = MAX_DEPTH as u64;
+    for block in 1..leaf {
         let entries: Vec<_> = (0..250).map(|i| (i, block + 1)).collect();
         Craft::new(block, INTERNAL, &entries).put(&bm);
     }
     let entries: Vec<_> = (0..250).map(|i| (i, i)).collect();
-    Craft::new(12, LEAF, &entries).put(&bm);
-    tx.inc(1..13).unwrap();
+    Craft::new(leaf, LEAF, &entries).put(&bm);
+    tx.inc(1..leaf + 1).unwrap();
     let tree = Tree::<U64, 1>::from_root(1);
-    let order = corrupt(12, Corruption::KeyOrder);
+    let order = corrupt(leaf, Corruption::KeyOrder);
     assert_eq!(tree.walk(&bm, &mut |_, _| Ok(())), order);
     assert_eq!(go_through(&bm, 1), [corrupt(2, Corruption::KeyOrder); 3]);
     let deleted = tree.delete(&mut tx.reopened(&bm), &mut Plain::new());
-    assert_eq!(deleted, Err(Error::RefCount(12)));
+    assert_eq!(deleted, Err(Error::RefCount(leaf)));
     do_everything::<U64>(&bm, &tx, 1, 100);
 
     // Many owners are no better.
-    (0..249).for_each(|_| tx.inc(2..13).unwrap());
+    (0..249).for_each(|_| tx.inc(2..leaf + 1).unwrap());
     do_everything::<U64>(&bm, &tx, 1, 100);
 }
 
