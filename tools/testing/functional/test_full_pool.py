@@ -112,6 +112,8 @@ def test_time_for_space_begins_anew(make_pool, compare, no_space_timeout, how):
             pool.device.reload(pool.table())
         elif how == "discard":
             content.discard(0, BLOCK)
+            # The C module may not commit by itself what the end of a discard frees.
+            wait_for(pool, "rw")
         elif how == "deletion":
             pool.delete(1)
         elif how == "suspend":
