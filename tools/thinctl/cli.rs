@@ -171,6 +171,11 @@ pub enum Command {
         /// The id of the volume
         id: u32,
     },
+    /// Make a repository for backups of a folder that is empty or not there
+    Init {
+        /// The folder
+        repository: PathBuf,
+    },
     /// Make the next generation of a backup; the volume may be in use
     Backup {
         /// The pool

@@ -205,6 +205,7 @@ pub fn run(cli: &Cli) -> Result {
             )
         }
         Command::Generate { folder, shell } => generate(folder, shell),
+        Command::Init { repository } => Repository::create(repository).map(drop),
         Command::Guard { pool, run } => guard::watch(&global.home, pool, run),
         Command::Backup {
             pool,
@@ -214,6 +215,8 @@ pub fn run(cli: &Cli) -> Result {
             full,
             sending,
         } => {
+            // None is made here: its file system may not be mounted.
+            let locked = Repository::open(repository)?.lock()?;
             let session = global.session(pool)?;
             let id = session.pool.volume_id(&session.dm, volume)?;
             let usual = format!("{}-{id}", session.pool.name);
@@ -223,13 +226,8 @@ pub fn run(cli: &Cli) -> Result {
                 full: *full,
                 level: sending.level,
             };
-            let repository = match Repository::open(repository) {
-                Err(Error::NotFound(_)) => Repository::create(repository)?,
-                opened => opened?,
-            };
-            let repository = repository.lock()?;
             let progress = global.progress("backup");
-            let made = backup::backup(&session, id, &repository, &options, |total, n| {
+            let made = backup::backup(&session, id, &locked, &options, |total, n| {
                 update(&progress, total, n);
             })?;
             drop(progress);

@@ -8,7 +8,7 @@
 //! | name | what it is |
 //! | --- | --- |
 //! | `.repository.json` | says that this is a repository, and of which version |
-//! | `.lock` | whoever writes has it locked, with flock |
+//! | `.lock` | whoever writes has it locked, with flock, and has written into it who that is |
 //! | `VOLUME/` | the backups of one volume |
 //! | `VOLUME/000001.full.thin` | generation 1: a [stream](crate::stream) that starts from nothing |
 //! | `VOLUME/000001.full.json` | its manifest: [`Generation`] |
@@ -19,6 +19,10 @@
 //! A generation is there if its stream is there. So the manifest is put in place before the stream, and taken away after
 //! it. A manifest without a stream is nothing; the next one who [locks](Repository::lock) the repository removes it. A
 //! stream without a manifest is never removed by itself, as nothing leaves one behind.
+//!
+//! One process writes at a time. flock sees to that, also between hosts, on NFS for instance. Where it reaches but one
+//! host, the second process takes the lock from the first by writing into it, and the first one fails before it puts
+//! the next file in place or removes one. In no case does a file take the place of another one.
 //!
 //! If a number is there as full and as incremental, both lead to the same: [pruning](Locked::prune) was cut off after it
 //! had made the full one, and goes on when the repository is locked. Until then the full one counts.
@@ -138,7 +142,7 @@ impl Repository {
         let json = match fs::read(&marker) {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 return Err(Error::NotFound(format!(
-                    "{} is no repository",
+                    "{} is no repository; `thinctl init` makes one",
                     root.display()
                 )));
             }

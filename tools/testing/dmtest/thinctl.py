@@ -73,6 +73,12 @@ class Thinctl:
         """Makes a volume of a stream."""
         self.run("receive", pool.name, volume, *words, input=stream)
 
+    def repository(self, name):
+        """Makes a repository for backups, and gives its path."""
+        path = os.path.join(self.folder, name)
+        self.run("init", path)
+        return path
+
     def snapshot(self, pool, origin, volume):
         self.run("snapshot", pool.name, origin, volume)
 

@@ -32,7 +32,7 @@ from dmtest.thinctl import (
 
 @pytest.fixture
 def repository(thinctl):
-    return os.path.join(thinctl.folder, "backups")
+    return thinctl.repository("backups")
 
 
 @pytest.fixture

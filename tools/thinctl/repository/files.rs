@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files that are there as a whole or not at all, whatever happens.
+//! Files that are there as a whole or not at all, whatever happens, and that take nobody's place.
 
 use std::{
     fs::{
         self,
         DirBuilder,
-        File,
-        OpenOptions, //
+        File, //
     },
     io::{
         self,
@@ -15,10 +14,7 @@ use std::{
         ErrorKind,
         Write, //
     },
-    os::unix::fs::{
-        DirBuilderExt,
-        OpenOptionsExt, //
-    },
+    os::unix::fs::DirBuilderExt,
     path::{
         Path,
         PathBuf, //
@@ -26,6 +22,7 @@ use std::{
 };
 
 use rustix::io::Errno;
+use tempfile::TempPath;
 
 use super::name::TEMPORARY;
 use crate::error::{
@@ -59,9 +56,8 @@ fn step(_: Step, _: &Path) -> io::Result<()> {
 pub(super) struct NewFile {
     output: BufWriter<Output>,
     folder: PathBuf,
-    temporary: PathBuf,
-    /// Whether the temporary name is in use.
-    pending: bool,
+    /// Its temporary name, until it is put in place.
+    temporary: Option<TempPath>,
 }
 
 struct Output {
@@ -83,27 +79,22 @@ impl Write for Output {
 impl NewFile {
     /// A file with a temporary name that is made of this one.
     pub(super) fn new(folder: &Path, name: &str) -> Result<Self> {
-        let temporary = folder.join(format!("{TEMPORARY}{name}"));
         let create = || {
-            step(Step::Create, &temporary)?;
-            OpenOptions::new()
-                .write(true)
-                // Nobody else is writing: it is a left-over if it is there.
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)
+            step(Step::Create, folder)?;
+            tempfile::Builder::new()
+                .prefix(&format!("{TEMPORARY}{name}-"))
+                .disable_cleanup(true)
+                .tempfile_in(folder)
         };
-        let file = create().map_err(Error::io(temporary.display()))?;
+        let (file, temporary) = create().map_err(Error::io(folder.display()))?.into_parts();
         let output = Output {
             file,
-            path: temporary.clone(),
+            path: temporary.to_path_buf(),
         };
         Ok(Self {
             output: BufWriter::with_capacity(1 << 18, output),
             folder: folder.to_owned(),
-            temporary,
-            pending: true,
+            temporary: Some(temporary),
         })
     }
 
@@ -111,30 +102,64 @@ impl NewFile {
     pub(super) fn sync(&mut self) -> Result {
         let mut sync = || {
             self.output.flush()?;
-            step(Step::Sync, &self.temporary)?;
-            self.output.get_ref().file.sync_all()
+            let output = self.output.get_ref();
+            step(Step::Sync, &output.path)?;
+            output.file.sync_all()
         };
-        sync().map_err(Error::io(self.temporary.display()))
+        sync().map_err(Error::io(self.path().display()))
+    }
+
+    fn path(&self) -> &Path {
+        &self.output.get_ref().path
     }
 
     /// How long it is.
     pub(super) fn len(&self) -> Result<u64> {
         let metadata = self.output.get_ref().file.metadata();
-        Ok(metadata.map_err(Error::io(self.temporary.display()))?.len())
+        Ok(metadata.map_err(Error::io(self.path().display()))?.len())
     }
 
-    /// Puts it in place, for good.
+    /// Puts it in place, for good, unless there is something already.
     pub(super) fn commit(mut self, name: &str) -> Result {
         self.sync()?;
         let path = self.folder.join(name);
-        let rename = || {
-            step(Step::Rename, &path)?;
-            fs::rename(&self.temporary, &path)
-        };
-        rename().map_err(Error::io(path.display()))?;
-        self.pending = false;
+        step(Step::Rename, &path).map_err(Error::io(path.display()))?;
+        if let Some(temporary) = self.temporary.take() {
+            if let Err((e, temporary)) = put_in_place(temporary, &path) {
+                self.temporary = Some(temporary);
+                return Err(match e.kind() {
+                    ErrorKind::AlreadyExists => Error::Busy(format!(
+                        "{}: another process has made it meanwhile",
+                        path.display()
+                    )),
+                    _ => Error::Io(path.display().to_string(), e),
+                });
+            }
+        }
         sync_folder(&self.folder)
     }
+}
+
+/// Gives a file another name, which nothing may have.
+fn put_in_place(
+    temporary: TempPath,
+    path: &Path,
+) -> std::result::Result<(), (io::Error, TempPath)> {
+    match temporary.persist_noclobber(path) {
+        Ok(()) => Ok(()),
+        // What looks like a file system may know neither such renames nor links.
+        Err(e) if has_no_links(&e.error) && !path.exists() => {
+            e.path.persist(path).map_err(|e| (e.error, e.path))
+        }
+        Err(e) => Err((e.error, e.path)),
+    }
+}
+
+fn has_no_links(e: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(e),
+        Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL)
+    )
 }
 
 impl Write for NewFile {
@@ -149,9 +174,9 @@ impl Write for NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        if self.pending {
+        if let Some(temporary) = &self.temporary {
             // What cannot be removed now is removed by the next one who takes the lock.
-            let _ = remove(&self.temporary);
+            let _ = remove(temporary);
         }
     }
 }

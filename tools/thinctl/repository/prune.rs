@@ -2,6 +2,8 @@
 
 //! Removes old generations.
 
+use std::io::Write;
+
 use serde::Serialize;
 
 use super::{
@@ -90,15 +92,17 @@ impl Locked {
             }
         };
         let folder = self.folder(volume)?;
-        put(&folder, generation.number, generation.created, check, |w| {
+        let may = || self.check();
+        let write = |w: &mut dyn Write| {
             let mut writer = Writer::new(w, fold.header())?;
             while let Some(record) = fold.next()? {
                 writer.record(&record)?;
                 progress(record.len())?;
             }
             writer.finish().map(drop)
-        })
-        .map(drop)
+        };
+        let (number, created) = (generation.number, generation.created);
+        put(&folder, number, created, check, &may, write).map(drop)
     }
 
     /// Goes on with what [`prune`](Self::prune) has left.
@@ -155,6 +159,7 @@ impl Locked {
 
     fn remove_generation(&self, volume: &str, name: Name) -> Result {
         let folder = self.folder(volume)?;
+        self.check()?;
         remove(&folder.join(name.stream()))?;
         sync_folder(&folder)?;
         remove(&folder.join(name.manifest()))
