@@ -19,7 +19,7 @@ use crate::{
     home,
     naming::{
         self,
-        alike, //
+        is_unchanged, //
     },
     repository::{
         Generation,
@@ -87,13 +87,12 @@ pub fn backup(
     kept.snapshots = current.into_iter().collect();
     let base = current.filter(|_| !full);
 
-    let snapshot = session.snapshot(id)?;
     if let Some(base) = base {
-        if alike(session, base, snapshot)? {
-            session.delete(snapshot)?;
+        if is_unchanged(session, id, base)? {
             return Ok(None);
         }
     }
+    let snapshot = session.snapshot(id)?;
     // Until the generation is there, the one before may be needed again.
     kept.snapshots.push(snapshot);
     session.keep(snapshot, || session.home.store(&file, &kept))?;

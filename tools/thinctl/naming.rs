@@ -89,11 +89,23 @@ pub fn device_id(id: u32) -> Result<DeviceId> {
     Ok(DeviceId::try_from(u64::from(id))?)
 }
 
-/// Whether two volumes have the same mappings.
-pub fn alike(session: &Session, a: u32, b: u32) -> Result<bool> {
-    let snap = session.metadata_snap()?;
-    let view = snap.view()?;
-    Ok(contents(session, &view, a)?.digest == contents(session, &view, b)?.digest)
+/// Whether volume `id`, which may be in use, contains what `snapshot` does. No snapshot is taken for that, as there is an
+/// end to the number of those.
+pub fn is_unchanged(session: &Session, id: u32, snapshot: u32) -> Result<bool> {
+    let in_use = !session.active(id)?.is_empty();
+    let are_alike = || -> Result<bool> {
+        let snap = session.metadata_snap()?;
+        let view = snap.view()?;
+        let now = contents(session, &view, id)?;
+        Ok(now.frozen && now.digest == contents(session, &view, snapshot)?.digest)
+    };
+    let alike = are_alike()?;
+    if !alike || !in_use {
+        return Ok(alike);
+    }
+    // What its users have written may not have reached it yet.
+    session.settle(id)?;
+    are_alike()
 }
 
 /// What the metadata say of volume `id`, if there is one.

@@ -18,7 +18,13 @@ use devicemapper::{
 use rustix::io::Errno;
 use serde::Serialize;
 
-use thin_metadata::format::SECTOR_SIZE;
+use persistent_data::direct::DirectBm;
+use thin_metadata::format::{
+    Superblock,
+    MAX_TIME,
+    SECTOR_SIZE,
+    SUPERBLOCK_LOCATION, //
+};
 
 use crate::{
     dm::{
@@ -106,6 +112,22 @@ impl Status {
     }
 }
 
+/// How far a pool's metadata are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stamp {
+    /// How many snapshots were taken so far; mappings are told apart by it. It ends at [`MAX_TIME`].
+    pub time: u32,
+    /// A number for programs that manage pools.
+    pub transaction: u64,
+}
+
+impl Stamp {
+    /// Whether it is time to think of another pool, as no snapshot can be taken when the time has come to its end.
+    pub fn is_late(&self) -> bool {
+        self.time > MAX_TIME - MAX_TIME / 4
+    }
+}
+
 /// A thin volume that is active.
 #[derive(Clone, Debug)]
 pub struct ActiveVolume {
@@ -167,6 +189,16 @@ impl Pool {
         Status::parse(&line.words).ok_or_else(|| {
             let words = &line.words;
             bad_line(&self.name, format!("the status is \"{words}\""))
+        })
+    }
+
+    /// How far its metadata were at the last commit.
+    pub fn stamp(&self) -> Result<Stamp> {
+        let bm = DirectBm::open(&self.metadata)?;
+        let superblock = Superblock::read(&bm, SUPERBLOCK_LOCATION)?;
+        Ok(Stamp {
+            time: superblock.time.get(),
+            transaction: superblock.trans_id.get(),
         })
     }
 
@@ -301,6 +333,15 @@ mod tests {
         let held = Status::parse(held).map(|s| (s.metadata_blocks, s.metadata_snap, s.needs_check));
         assert_eq!(held, Some((2, Some(77), true)));
         assert_eq!(Status::parse("0 1/2 3/4 - rw"), None);
+    }
+
+    #[test]
+    fn three_quarters_of_the_time_are_late() {
+        let is_late = |time| {
+            let transaction = 0;
+            Stamp { time, transaction }.is_late()
+        };
+        assert!(!is_late(0) && !is_late(12 << 20) && is_late((12 << 20) + 1) && is_late(MAX_TIME));
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::{
         self,
         Lock, //
     },
-    naming::alike,
+    naming::is_unchanged,
     send::{
         plan,
         send,
@@ -105,13 +105,12 @@ impl<'a> Replication<'a> {
             Some(_) => Some(self.send_pending(wrap, progress)?),
             None => None,
         };
-        let snapshot = self.session.snapshot(self.id)?;
         if let Some(common) = self.snapshots.common {
-            if alike(self.session, common, snapshot)? {
-                self.session.delete(snapshot)?;
+            if is_unchanged(self.session, self.id, common)? {
                 return Ok(late);
             }
         }
+        let snapshot = self.session.snapshot(self.id)?;
         self.snapshots.pending = Some(snapshot);
         self.session.keep(snapshot, || self.store())?;
         self.send_pending(wrap, progress).map(Some)

@@ -257,6 +257,11 @@ impl Session {
         }
     }
 
+    /// Lets all that users of a volume have written reach it: its devices are suspended for a moment.
+    pub fn settle(&self, id: u32) -> Result {
+        self.quiesced(id, || Ok(()))
+    }
+
     /// Runs `action` while all devices of a volume are suspended.
     fn quiesced<X>(&self, id: u32, action: impl FnOnce() -> Result<X>) -> Result<X> {
         let mut suspended = Vec::new();

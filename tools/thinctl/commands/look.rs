@@ -14,6 +14,8 @@ use std::{
 };
 
 use persistent_data::block::BLOCK_SIZE;
+use serde::Serialize;
+use thin_metadata::format::MAX_TIME;
 
 use crate::{
     cli::Global,
@@ -24,6 +26,7 @@ use crate::{
     },
     map,
     naming::device_id,
+    pool,
     svg::Svg,
     terminal::Terminal,
     usage, //
@@ -33,12 +36,29 @@ use crate::{
 const COLUMNS: u32 = 80;
 const LINES: u32 = 16;
 
+/// What is shown of a pool.
+#[derive(Serialize)]
+struct Status {
+    #[serde(flatten)]
+    status: pool::Status,
+    /// How many snapshots were taken so far.
+    snapshot_time: u32,
+    /// How many can be.
+    max_snapshot_time: u32,
+}
+
 /// Shows what a pool has and how much of it is used.
 pub(super) fn status(global: &Global, pool: &str) -> Result {
     let session = global.session(pool)?;
-    let status = session.pool.status(&session.dm)?;
+    let stamp = session.pool.stamp()?;
+    let shown = Status {
+        status: session.pool.status(&session.dm)?,
+        snapshot_time: stamp.time,
+        max_snapshot_time: MAX_TIME,
+    };
+    let status = &shown.status;
     let block_size = session.pool.block_size;
-    global.print(&status, |f| {
+    global.print(&shown, |f| {
         let part = |used: u64, all: u64, size: u64| {
             let percent = used as f64 / all.max(1) as f64 * 100.0;
             let bytes = |blocks: u64| usage::bytes(blocks.saturating_mul(size));
@@ -56,10 +76,23 @@ pub(super) fn status(global: &Global, pool: &str) -> Result {
             Some(root) => writeln!(f, "metadata snapshot   at block {root}")?,
             None => writeln!(f, "metadata snapshot   none")?,
         }
+        let percent = f64::from(stamp.time) / f64::from(MAX_TIME) * 100.0;
+        let time = stamp.time;
+        writeln!(
+            f,
+            "snapshot time       {time} of {MAX_TIME} ({percent:.1} %)"
+        )?;
         writeln!(f, "discards            {}", status.discard)?;
         writeln!(f, "without space       {}", status.no_space)?;
         if status.needs_check {
             writeln!(f, "the metadata must be checked")?;
+        }
+        if stamp.is_late() {
+            writeln!(
+                f,
+                "each snapshot takes one of the snapshot time, and none can be taken when it is used up: migrate the \
+                 volumes to a new pool before"
+            )?;
         }
         Ok(())
     })
