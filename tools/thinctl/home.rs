@@ -4,7 +4,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `pool.json` | [`Identity`]: a random name for the pool |
+//! | `pool.json` | a random name for the pool, and how far it was, see [`identity`](crate::identity) |
 //! | `states.json` | the states of volumes that were received |
 //! | `anchors.json` | the snapshots that backups and replications go on from |
 //! | `run-*.json` and `run-*.lock` | what a process has to undo when it ends, see [`journal`](crate::journal) |
@@ -42,7 +42,6 @@ use rustix::fs::{
 };
 use serde::{
     de::DeserializeOwned,
-    Deserialize,
     Serialize, //
 };
 
@@ -52,20 +51,13 @@ use crate::{
         Result, //
     },
     pool::Pool,
-    signals,
-    state, //
+    signals, //
 };
 
 /// The folder of one pool.
 #[derive(Clone, Debug)]
 pub struct Home {
     folder: PathBuf,
-}
-
-/// A name for a pool that no other pool has.
-#[derive(Serialize, Deserialize)]
-struct Identity {
-    pool: String,
 }
 
 /// A lock, until it is dropped.
@@ -220,20 +212,6 @@ impl Home {
             signals::check()?;
             thread::sleep(Duration::from_millis(50));
         }
-    }
-
-    /// A name for the pool that no other pool has, and that stays.
-    pub fn pool_identity(&self) -> Result<String> {
-        if let Some(Identity { pool }) = self.load("pool.json")? {
-            return Ok(pool);
-        }
-        let _lock = self.lock("files.lock", Duration::from_secs(60))?;
-        if let Some(Identity { pool }) = self.load("pool.json")? {
-            return Ok(pool);
-        }
-        let pool = state::random_hex(16)?;
-        self.store("pool.json", &Identity { pool: pool.clone() })?;
-        Ok(pool)
     }
 }
 

@@ -15,7 +15,8 @@
 //! - [`state`], [`stream`]: the name of what a volume contains, and what leads from one state to another.
 //! - [`repository`]: backups in a folder.
 //! - [`dm`], [`pool`], [`device`]: device-mapper, pools, and the data of volumes.
-//! - [`home`], [`journal`], [`signals`], [`guard`]: what is remembered, and what is undone however a process ends.
+//! - [`home`], [`identity`], [`journal`], [`signals`], [`guard`]: what is remembered, and what is undone however a
+//!   process ends.
 //! - [`session`], [`naming`]: work with one pool, and which state a volume is in.
 //! - [`extents`], [`copy`]: lists of changes, and the data for them.
 //! - [`send`], [`receive`], [`backup`], [`merge`], [`migrate`], [`replicate`]: what it is all for.
@@ -35,6 +36,7 @@ pub mod error;
 pub mod extents;
 pub mod guard;
 pub mod home;
+pub mod identity;
 pub mod journal;
 pub mod map;
 pub mod merge;

@@ -27,6 +27,7 @@ use crate::{
         Result, //
     },
     home::Home,
+    identity::Identity,
     session::Session,
     signals,
     state::StateId, //
@@ -132,7 +133,7 @@ pub fn contents<B: BlockManager>(
     let snapshotted = details.snapshotted_time.get();
 
     let mut hasher = blake3::Hasher::new_derive_key("thinctl 1: state of a thin volume");
-    hasher.update(session.home.pool_identity()?.as_bytes());
+    hasher.update(Identity::name(&session.home)?.as_bytes());
     hasher.update(&session.pool.block_size.to_le_bytes());
     let mut frozen = true;
     let mut end = 0u64;

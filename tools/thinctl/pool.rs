@@ -18,7 +18,10 @@ use devicemapper::{
 use rustix::io::Errno;
 use serde::Serialize;
 
-use persistent_data::direct::DirectBm;
+use persistent_data::{
+    block::BlockNr,
+    direct::DirectBm, //
+};
 use thin_metadata::format::{
     Superblock,
     MAX_TIME,
@@ -122,6 +125,15 @@ pub struct Stamp {
 }
 
 impl Stamp {
+    /// That of the metadata whose superblock is at `root`.
+    pub fn at(bm: &DirectBm, root: BlockNr) -> Result<Self> {
+        let superblock = Superblock::read(bm, root)?;
+        Ok(Self {
+            time: superblock.time.get(),
+            transaction: superblock.trans_id.get(),
+        })
+    }
+
     /// Whether it is time to think of another pool, as no snapshot can be taken when the time has come to its end.
     pub fn is_late(&self) -> bool {
         self.time > MAX_TIME - MAX_TIME / 4
@@ -194,12 +206,7 @@ impl Pool {
 
     /// How far its metadata were at the last commit.
     pub fn stamp(&self) -> Result<Stamp> {
-        let bm = DirectBm::open(&self.metadata)?;
-        let superblock = Superblock::read(&bm, SUPERBLOCK_LOCATION)?;
-        Ok(Stamp {
-            time: superblock.time.get(),
-            transaction: superblock.trans_id.get(),
-        })
+        Stamp::at(&DirectBm::open(&self.metadata)?, SUPERBLOCK_LOCATION)
     }
 
     /// Gives an error unless the pool can be changed.

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0
 """thinctl and the time of a pool's metadata: each snapshot takes one of 2^24."""
 
+import os
+import shutil
+
 import pytest
 
 from dmtest import disk, metadata
 from dmtest.content import Content
-from dmtest.disk import KIB
+from dmtest.disk import (
+    KIB,
+    MIB,
+)
 from dmtest.superblock import (
     BLOCK_SIZE,
     Superblock,
@@ -80,6 +86,51 @@ def test_what_is_not_written_yet_has_changed(pool, other, thinctl):
     thin = other.activate(8, SIZE)
     assert thin.read(0, 512)[:500] == b"later" * 100
     thin.remove()
+
+
+def made_anew(pool):
+    """Another pool under the same name: its metadata are empty."""
+    pool.stop()
+    disk.write(pool.metadata.path, 0, bytes(BLOCK_SIZE))
+    pool.start()
+
+
+def test_a_pool_that_was_made_anew_is_another_one(pool, other, thinctl):
+    """The new one has the same mappings, so that the stream seems to start from what there is."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.write(0, 4 * MIB)
+    thinctl.snapshot(pool, 0, 1)
+    content.write(MIB, MIB)
+    thinctl.snapshot(pool, 0, 2)
+    thinctl.receive(other, 7, thinctl.send(pool, 1))
+    for turn in range(3):
+        thinctl.snapshot(other, 7, 10 + turn)
+    change = thinctl.send(pool, 2, "--from", 1)
+    made_anew(other)
+    thin = other.new_thin(100, SIZE)
+    thin.write(0, bytes(4 * MIB))
+    thin.remove()
+    other.create_snap(7, 100)
+    folder = os.path.join(thinctl.environment["THINCTL_HOME"], other.name)
+    before = other.dump()
+    for words in ("receive", other.name, 7), ("status", other.name), ("snapshot", other.name, 7, 8):
+        assert folder in thinctl.refused(*words, input=change)
+    assert other.dump() == before
+    shutil.rmtree(folder)
+    # It is known now that this is another state.
+    assert "not in the state" in thinctl.refused("receive", other.name, 7, input=change)
+    thinctl.run("status", other.name)
+
+
+def test_a_transaction_id_that_went_back(pool, thinctl):
+    """As that of metadata that were put back from a copy."""
+    pool.create_thin(0)
+    pool.message("set_transaction_id 0 5")
+    thinctl.snapshot(pool, 0, 1)
+    set_superblock(pool, transaction_id=4)
+    assert "transaction id" in thinctl.refused("ls", pool.name)
+    set_superblock(pool, transaction_id=6)
+    thinctl.run("ls", pool.name)
 
 
 def test_tells_that_time_ends(pool, thinctl):
