@@ -16,7 +16,15 @@ use crate::{
         Error,
         Result, //
     },
-    home,
+    home::{
+        self,
+        Home,
+        Lock, //
+    },
+    kept::{
+        Kept,
+        Owner, //
+    },
     naming::{
         self,
         is_unchanged, //
@@ -34,11 +42,21 @@ use crate::{
     state::StateId,
 };
 
-/// The snapshots that were kept: that of the last generation, and one that was about to become it.
-#[derive(Default, Serialize, Deserialize)]
-struct Kept {
+/// What was kept of a volume for one name in one repository.
+#[derive(Serialize, Deserialize)]
+struct Anchor {
+    /// The volume.
+    volume: u32,
+    /// Its name in the repository.
+    name: String,
+    /// Where the repository was.
+    place: String,
+    /// The snapshot of the last generation, and one that was about to become it.
     snapshots: Vec<u32>,
 }
+
+/// What the names of anchors' files begin with.
+const ANCHOR: &str = "backup-";
 
 /// How to make a backup.
 pub struct Options<'a> {
@@ -68,9 +86,18 @@ pub fn backup(
         .repository
         .canonicalize()
         .map_err(Error::io(options.repository.display()))?;
-    let key = home::key(place.join(name).as_os_str().as_encoded_bytes());
-    let file = format!("backup-{id}-{key}.json");
-    let mut kept: Kept = session.home.load(&file)?.unwrap_or_default();
+    // A repository may be moved, but it keeps its id.
+    let key = home::key(format!("{}/{name}", repository.id()).as_bytes());
+    let key = format!("{id}-{key}");
+    let _lock = lock(&session.home, &key)?;
+    let file = anchor(&key);
+    let before = session.home.load::<Anchor>(&file)?;
+    let mut kept = Anchor {
+        volume: id,
+        name: name.to_owned(),
+        place: place.display().to_string(),
+        snapshots: before.map_or_else(Vec::new, |before| before.snapshots),
+    };
     let last = match repository.generations(name) {
         Ok(mut generations) => generations.pop(),
         Err(Error::NotFound(_)) => None,
@@ -123,7 +150,7 @@ pub fn backup(
 }
 
 /// The snapshot that was kept of a state.
-fn find(session: &Session, kept: &Kept, state: StateId) -> Result<Option<u32>> {
+fn find(session: &Session, kept: &Anchor, state: StateId) -> Result<Option<u32>> {
     let snap = session.metadata_snap()?;
     let view = snap.view()?;
     for &snapshot in &kept.snapshots {
@@ -134,4 +161,55 @@ fn find(session: &Session, kept: &Kept, state: StateId) -> Result<Option<u32>> {
         }
     }
     Ok(None)
+}
+
+fn anchor(key: &str) -> String {
+    format!("{ANCHOR}{key}.json")
+}
+
+fn lock(home: &Home, key: &str) -> Result<Lock> {
+    home.try_lock(&format!("{ANCHOR}{key}.lock"))?
+        .ok_or_else(|| Error::Busy("another thinctl is making this backup".to_owned()))
+}
+
+/// The snapshots that backups go on from.
+pub fn kept(home: &Home) -> Result<Vec<Kept>> {
+    let mut found = Vec::new();
+    for key in home.list(ANCHOR, ".json")? {
+        if let Some(kept) = home.load::<Anchor>(&anchor(&key))? {
+            found.extend(kept.snapshots.iter().map(|&id| Kept {
+                id,
+                volume: kept.volume,
+                owner: Owner::Backup,
+                place: format!("{} in {}", kept.name, kept.place),
+            }));
+        }
+    }
+    Ok(found)
+}
+
+/// Deletes one of them. The next backup is a full one then.
+pub fn forget(session: &Session, snapshot: u32) -> Result {
+    for key in session.home.list(ANCHOR, ".json")? {
+        let file = anchor(&key);
+        let load = || -> Result<Option<Anchor>> {
+            let kept = session.home.load::<Anchor>(&file)?;
+            Ok(kept.filter(|kept| kept.snapshots.contains(&snapshot)))
+        };
+        if load()?.is_none() {
+            continue;
+        }
+        let _lock = lock(&session.home, &key)?;
+        let Some(mut kept) = load()? else {
+            continue;
+        };
+        session.delete(snapshot)?;
+        kept.snapshots.retain(|&id| id != snapshot);
+        if kept.snapshots.is_empty() {
+            session.home.remove(&file)?;
+        } else {
+            session.home.store(&file, &kept)?;
+        }
+    }
+    Ok(())
 }

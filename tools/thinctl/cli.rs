@@ -277,6 +277,20 @@ pub enum Command {
         #[command(flatten)]
         sending: Sending,
     },
+    /// List the volumes that thinctl keeps for itself, and what for
+    Kept {
+        /// The pool
+        pool: String,
+    },
+    /// Delete a snapshot that a backup or a replication goes on from, as `kept` lists them
+    ///
+    /// The next backup is a full one then, and the next turn sends the whole volume.
+    Forget {
+        /// The pool
+        pool: String,
+        /// The id of the snapshot
+        id: u32,
+    },
     /// Write manual pages and shell completions into a folder
     Generate {
         /// The folder

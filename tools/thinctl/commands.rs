@@ -34,7 +34,7 @@ use crate::{
         Error,
         Result, //
     },
-    guard, merge, migrate,
+    guard, kept, merge, migrate,
     progress::Progress,
     rate::Limited,
     receive,
@@ -204,6 +204,8 @@ pub fn run(cli: &Cli) -> Result {
                 sending,
             )
         }
+        Command::Kept { pool } => look::kept(global, pool),
+        Command::Forget { pool, id } => kept::forget(&global.session(pool)?, *id),
         Command::Generate { folder, shell } => generate(folder, shell),
         Command::Init { repository } => Repository::create(repository).map(drop),
         Command::Guard { pool, run } => guard::watch(&global.home, pool, run),

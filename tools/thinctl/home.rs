@@ -6,9 +6,11 @@
 //! | --- | --- |
 //! | `pool.json` | a random name for the pool, and how far it was, see [`identity`](crate::identity) |
 //! | `states.json` | the states of volumes that were received |
-//! | `anchors.json` | the snapshots that backups and replications go on from |
-//! | `run-*.json` and `run-*.lock` | what a process has to undo when it ends, see [`journal`](crate::journal) |
+//! | `backup-*.json`, `replicate-*.json` | the snapshots that backups and replications go on from |
 //! | `partial-*.json` | volumes that are being received |
+//! | `migrate-*.json`, `merge-*.json` | migrations and merges that are not finished |
+//! | `run-*.json` | what a process has to undo when it ends, see [`journal`](crate::journal) |
+//! | the same with `.lock` | held by who works on that |
 //! | `slot.lock` | held by who has the pool's metadata snapshot |
 //! | `files.lock` | held while a file of several processes is changed |
 //!
@@ -55,7 +57,7 @@ use crate::{
 };
 
 /// The folder of one pool.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Home {
     folder: PathBuf,
 }
@@ -99,6 +101,21 @@ impl Home {
     /// The path of a file.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
+    }
+
+    /// The folders of all pools, also of those that are not active.
+    pub fn all(&self) -> Result<Vec<Self>> {
+        let Some(root) = self.folder.parent() else {
+            return Ok(Vec::new());
+        };
+        let mut all = Vec::new();
+        for entry in fs::read_dir(root).map_err(Error::io(root.display()))? {
+            let folder = entry.map_err(Error::io(root.display()))?.path();
+            if folder.is_dir() {
+                all.push(Self { folder });
+            }
+        }
+        Ok(all)
     }
 
     /// The names of the files that begin with `prefix` and end with `suffix`, and what is between.

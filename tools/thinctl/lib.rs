@@ -20,6 +20,7 @@
 //! - [`session`], [`naming`]: work with one pool, and which state a volume is in.
 //! - [`extents`], [`copy`]: lists of changes, and the data for them.
 //! - [`send`], [`receive`], [`backup`], [`merge`], [`migrate`], [`replicate`]: what it is all for.
+//! - [`kept`]: what these keep in a pool.
 //! - [`cli`], [`commands`]: the command line.
 
 pub mod backup;
@@ -38,6 +39,7 @@ pub mod guard;
 pub mod home;
 pub mod identity;
 pub mod journal;
+pub mod kept;
 pub mod map;
 pub mod merge;
 pub mod migrate;

@@ -25,7 +25,12 @@ use crate::{
     },
     home::{
         self,
+        Home,
         Lock, //
+    },
+    kept::{
+        Kept,
+        Owner, //
     },
     naming::is_unchanged,
     send::{
@@ -37,8 +42,12 @@ use crate::{
 };
 
 /// The snapshots that a replication goes on from.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Snapshots {
+    /// The volume.
+    volume: u32,
+    /// What it is sent to.
+    command: String,
     /// Both sides have it.
     common: Option<u32>,
     /// The other side may have it.
@@ -48,8 +57,6 @@ struct Snapshots {
 /// A volume that is replicated.
 pub struct Replication<'a> {
     session: &'a Session,
-    id: u32,
-    command: String,
     level: i32,
     file: String,
     snapshots: Snapshots,
@@ -71,18 +78,19 @@ pub type Wrap<'a> = &'a dyn Fn(Box<dyn Write>) -> Box<dyn Write>;
 impl<'a> Replication<'a> {
     /// Replicates volume `id` by the shell command `command`, which gets a stream as its input.
     pub fn new(session: &'a Session, id: u32, command: &str, level: i32) -> Result<Self> {
-        let name = format!("replicate-{id}-{}", home::key(command.as_bytes()));
-        let lock = session
-            .home
-            .try_lock(&format!("{name}.lock"))?
-            .ok_or_else(|| Error::Busy(format!("another thinctl is replicating volume {id}")))?;
-        let file = format!("{name}.json");
+        let key = format!("{id}-{}", home::key(command.as_bytes()));
+        let lock = lock(&session.home, &key)?;
+        let file = file(&key);
+        let snapshots = session.home.load(&file)?.unwrap_or_else(|| Snapshots {
+            volume: id,
+            command: command.to_owned(),
+            common: None,
+            pending: None,
+        });
         Ok(Self {
             session,
-            id,
-            command: command.to_owned(),
             level,
-            snapshots: session.home.load(&file)?.unwrap_or_default(),
+            snapshots,
             file,
             _lock: lock,
         })
@@ -106,11 +114,11 @@ impl<'a> Replication<'a> {
             None => None,
         };
         if let Some(common) = self.snapshots.common {
-            if is_unchanged(self.session, self.id, common)? {
+            if is_unchanged(self.session, self.snapshots.volume, common)? {
                 return Ok(late);
             }
         }
-        let snapshot = self.session.snapshot(self.id)?;
+        let snapshot = self.session.snapshot(self.snapshots.volume)?;
         self.snapshots.pending = Some(snapshot);
         self.session.keep(snapshot, || self.store())?;
         self.send_pending(wrap, progress).map(Some)
@@ -121,17 +129,22 @@ impl<'a> Replication<'a> {
         wrap: Wrap<'_>,
         progress: &mut dyn FnMut(Option<u64>, u64),
     ) -> Result<Turn> {
-        let Snapshots { common, pending } = self.snapshots;
+        let Snapshots {
+            volume,
+            ref command,
+            common,
+            pending,
+        } = self.snapshots;
         let Some(pending) = pending else {
             return Err(Error::NotFound("there is nothing to send".to_owned()));
         };
-        let volume = self.session.active_size(self.id)?;
+        let size = self.session.active_size(volume)?;
         let plan = plan(
             self.session,
             &Request {
                 id: pending,
                 from: common,
-                size: volume.unwrap_or(0),
+                size: size.unwrap_or(0),
                 resume: None,
             },
         )?;
@@ -139,21 +152,21 @@ impl<'a> Replication<'a> {
         progress(Some(data), 0);
         let mut child = Command::new("/bin/sh")
             .arg("-c")
-            .arg(&self.command)
+            .arg(command)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
-            .map_err(Error::io(&self.command))?;
+            .map_err(Error::io(command))?;
         let sent = match child.stdin.take() {
             Some(input) => send(self.session, plan, wrap(Box::new(input)), self.level, |n| {
                 progress(None, n);
             }),
-            None => Err(Error::Command(format!("\"{}\" has no input", self.command))),
+            None => Err(Error::Command(format!("\"{command}\" has no input"))),
         };
-        let status = child.wait().map_err(Error::io(&self.command))?;
+        let status = child.wait().map_err(Error::io(command))?;
         if !status.success() {
             // That the pipe broke is a consequence.
-            return Err(Error::Command(format!("\"{}\": {status}", self.command)));
+            return Err(Error::Command(format!("\"{command}\": {status}")));
         }
         sent?;
 
@@ -175,10 +188,67 @@ impl<'a> Replication<'a> {
 
     /// Deletes the snapshots that were kept. The next turn sends the whole volume.
     pub fn forget(self) -> Result {
-        let Snapshots { common, pending } = self.snapshots;
+        let Snapshots {
+            common, pending, ..
+        } = self.snapshots;
         for snapshot in common.into_iter().chain(pending) {
             self.session.delete(snapshot)?;
         }
         self.session.home.remove(&self.file)
     }
+}
+
+/// What the names of replications' files begin with.
+const REPLICATION: &str = "replicate-";
+
+fn file(key: &str) -> String {
+    format!("{REPLICATION}{key}.json")
+}
+
+fn lock(home: &Home, key: &str) -> Result<Lock> {
+    home.try_lock(&format!("{REPLICATION}{key}.lock"))?
+        .ok_or_else(|| Error::Busy("another thinctl is at this replication".to_owned()))
+}
+
+/// The snapshots that replications go on from.
+pub fn kept(home: &Home) -> Result<Vec<Kept>> {
+    let mut found = Vec::new();
+    for key in home.list(REPLICATION, ".json")? {
+        if let Some(kept) = home.load::<Snapshots>(&file(&key))? {
+            found.extend(kept.common.into_iter().chain(kept.pending).map(|id| Kept {
+                id,
+                volume: kept.volume,
+                owner: Owner::Replicate,
+                place: kept.command.clone(),
+            }));
+        }
+    }
+    Ok(found)
+}
+
+/// Deletes one of them. If both sides had it, the next turn sends the whole volume.
+pub fn forget(session: &Session, snapshot: u32) -> Result {
+    for key in session.home.list(REPLICATION, ".json")? {
+        let file = file(&key);
+        let load = || -> Result<Option<Snapshots>> {
+            let kept = session.home.load::<Snapshots>(&file)?;
+            Ok(kept.filter(|kept| [kept.common, kept.pending].contains(&Some(snapshot))))
+        };
+        if load()?.is_none() {
+            continue;
+        }
+        let _lock = lock(&session.home, &key)?;
+        let Some(mut kept) = load()? else {
+            continue;
+        };
+        session.delete(snapshot)?;
+        kept.common = kept.common.filter(|&id| id != snapshot);
+        kept.pending = kept.pending.filter(|&id| id != snapshot);
+        if kept.common.or(kept.pending).is_none() {
+            session.home.remove(&file)?;
+        } else {
+            session.home.store(&file, &kept)?;
+        }
+    }
+    Ok(())
 }

@@ -7,7 +7,7 @@
 //!
 //! | name | what it is |
 //! | --- | --- |
-//! | `.repository.json` | says that this is a repository, and of which version |
+//! | `.repository.json` | says that this is a repository, of which version, and has a random name for it |
 //! | `.lock` | whoever writes has it locked, with flock, and has written into it who that is |
 //! | `VOLUME/` | the backups of one volume |
 //! | `VOLUME/000001.full.thin` | generation 1: a [stream](crate::stream) that starts from nothing |
@@ -90,21 +90,33 @@ use crate::{
         Error,
         Result, //
     },
-    state::StateId,
+    state::{
+        self,
+        StateId, //
+    },
 };
 
 /// Backups in a folder.
 #[derive(Clone, Debug)]
 pub struct Repository {
     root: PathBuf,
+    id: String,
 }
 
 const MARKER: &str = ".repository.json";
 const LOCK: &str = ".lock";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Marker {
+    version: u32,
+    /// A random name, by which it is known wherever it is.
+    id: String,
+}
+
+/// What all versions have in their markers.
+#[derive(Deserialize)]
+struct Version {
     version: u32,
 }
 
@@ -128,8 +140,12 @@ impl Repository {
         for name in old.iter().filter(|name| name.starts_with(TEMPORARY)) {
             files::remove(&root.join(name))?;
         }
-        let json = serde_json::to_vec(&Marker { version: VERSION })
-            .map_err(|e| Error::Refused(format!("{MARKER}: {e}")))?;
+        let marker = Marker {
+            version: VERSION,
+            id: state::random_hex(16)?,
+        };
+        let json =
+            serde_json::to_vec(&marker).map_err(|e| Error::Refused(format!("{MARKER}: {e}")))?;
         let mut file = NewFile::new(root, MARKER)?;
         file.write_all(&json).map_err(Error::io(MARKER))?;
         file.commit(MARKER)?;
@@ -149,14 +165,22 @@ impl Repository {
             json => json.map_err(Error::io(marker.display()))?,
         };
         let damaged = |what: String| Error::Damaged(format!("{}: {what}", marker.display()));
-        let Marker { version } =
+        let Version { version } =
             serde_json::from_slice(&json).map_err(|e| damaged(e.to_string()))?;
         if version != VERSION {
             return Err(damaged(format!("version {version} is not known")));
         }
+        let Marker { id, .. } =
+            serde_json::from_slice(&json).map_err(|e| damaged(e.to_string()))?;
         Ok(Self {
             root: root.to_owned(),
+            id,
         })
+    }
+
+    /// Its name, which it keeps if the folder is moved.
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// Takes the lock that lets one write, and finishes or undoes what was cut off.

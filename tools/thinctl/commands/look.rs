@@ -8,6 +8,7 @@ use std::{
         self,
         BufWriter,
         IsTerminal,
+        Seek,
         Write, //
     },
     path::Path,
@@ -24,6 +25,7 @@ use crate::{
         Error,
         Result, //
     },
+    kept,
     map,
     naming::device_id,
     pool,
@@ -174,12 +176,55 @@ pub(super) fn diff(global: &Global, pool: &str, left: &str, right: &str, same: b
     let (left, right) = (id(left)?, id(right)?);
     let metadata = session.metadata()?;
     let view = metadata.view()?;
-    let output = BufWriter::new(io::stdout().lock());
+    // Whoever reads it may take their time, but others want the metadata snapshot.
+    let failed = || Error::io("list of ranges");
+    let mut list = tempfile::tempfile_in(session.home.path("")).map_err(failed())?;
+    let output = BufWriter::new(&list);
     let options = diff::Options { same };
     if global.json {
         diff::diff(&view, left, right, options, &mut diff::Json::new(output))?;
     } else {
         diff::diff(&view, left, right, options, &mut diff::Text(output))?;
     }
-    session.release(metadata)
+    session.release(metadata)?;
+    list.rewind().map_err(failed())?;
+    let mut output = io::stdout().lock();
+    io::copy(&mut list, &mut output)
+        .and_then(|_| output.flush())
+        .map_err(Error::io("standard output"))
+}
+
+/// What is shown of a volume that thinctl keeps.
+#[derive(Serialize)]
+struct Kept<'a> {
+    #[serde(flatten)]
+    kept: &'a kept::Kept,
+    /// Whether it is there.
+    exists: bool,
+}
+
+/// Lists the volumes that thinctl keeps for itself.
+pub(super) fn kept(global: &Global, pool: &str) -> Result {
+    let session = global.session(pool)?;
+    let found = kept::list(&session)?;
+    let shown: Vec<_> = found
+        .iter()
+        .map(|(kept, exists)| Kept {
+            kept,
+            exists: *exists,
+        })
+        .collect();
+    global.print(&shown, |f| {
+        writeln!(f, "{:>8} {:>8}  {:<9}  FOR", "KEPT", "VOLUME", "BY")?;
+        shown.iter().try_for_each(|Kept { kept, exists }| {
+            let gone = if *exists { "" } else { " (it is gone)" };
+            let kept::Kept {
+                id,
+                volume,
+                owner,
+                place,
+            } = kept;
+            writeln!(f, "{id:>8} {volume:>8}  {owner:<9}  {place}{gone}")
+        })
+    })
 }
