@@ -270,6 +270,9 @@ pub enum Command {
         /// End after so many turns
         #[arg(long, value_name = "N")]
         turns: Option<u64>,
+        /// Give up a turn if the command takes nothing, or does not end, for so many seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+        patience: u64,
         /// Delete the snapshots that are kept for the next turn, and end
         #[arg(long)]
         forget: bool,

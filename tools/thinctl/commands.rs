@@ -187,12 +187,19 @@ pub fn run(cli: &Cli) -> Result {
             to,
             every,
             turns,
+            patience,
             forget,
             sending,
         } => {
             let session = global.session(pool)?;
             let id = session.pool.volume_id(&session.dm, volume)?;
-            let replication = Replication::new(&session, id, to, sending.level)?;
+            let replication = Replication::new(
+                &session,
+                id,
+                to,
+                sending.level,
+                Duration::from_secs(*patience),
+            )?;
             if *forget {
                 return replication.forget();
             }

@@ -19,6 +19,7 @@
 //!   process ends.
 //! - [`session`], [`naming`]: work with one pool, and which state a volume is in.
 //! - [`extents`], [`copy`]: lists of changes, and the data for them.
+//! - [`program`]: commands that take a stream.
 //! - [`send`], [`receive`], [`backup`], [`merge`], [`migrate`], [`replicate`]: what it is all for.
 //! - [`kept`]: what these keep in a pool.
 //! - [`cli`], [`commands`]: the command line.
@@ -45,6 +46,7 @@ pub mod merge;
 pub mod migrate;
 pub mod naming;
 pub mod pool;
+pub mod program;
 pub mod progress;
 pub mod rate;
 pub mod receive;

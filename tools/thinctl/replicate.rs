@@ -7,10 +7,7 @@
 
 use std::{
     io::Write,
-    process::{
-        Command,
-        Stdio, //
-    },
+    time::Duration, //
 };
 
 use serde::{
@@ -33,6 +30,7 @@ use crate::{
         Owner, //
     },
     naming::is_unchanged,
+    program::Program,
     send::{
         plan,
         send,
@@ -58,6 +56,7 @@ struct Snapshots {
 pub struct Replication<'a> {
     session: &'a Session,
     level: i32,
+    patience: Duration,
     file: String,
     snapshots: Snapshots,
     _lock: Lock,
@@ -76,8 +75,15 @@ pub struct Turn {
 pub type Wrap<'a> = &'a dyn Fn(Box<dyn Write>) -> Box<dyn Write>;
 
 impl<'a> Replication<'a> {
-    /// Replicates volume `id` by the shell command `command`, which gets a stream as its input.
-    pub fn new(session: &'a Session, id: u32, command: &str, level: i32) -> Result<Self> {
+    /// Replicates volume `id` by the shell command `command`, which gets a stream as its input, and is given up when it
+    /// takes nothing for as long as `patience`.
+    pub fn new(
+        session: &'a Session,
+        id: u32,
+        command: &str,
+        level: i32,
+        patience: Duration,
+    ) -> Result<Self> {
         let key = format!("{id}-{}", home::key(command.as_bytes()));
         let lock = lock(&session.home, &key)?;
         let file = file(&key);
@@ -90,6 +96,7 @@ impl<'a> Replication<'a> {
         Ok(Self {
             session,
             level,
+            patience,
             snapshots,
             file,
             _lock: lock,
@@ -150,25 +157,11 @@ impl<'a> Replication<'a> {
         )?;
         let data = plan.header.data;
         progress(Some(data), 0);
-        let mut child = Command::new("/bin/sh")
-            .arg("-c")
-            .arg(command)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(Error::io(command))?;
-        let sent = match child.stdin.take() {
-            Some(input) => send(self.session, plan, wrap(Box::new(input)), self.level, |n| {
-                progress(None, n);
-            }),
-            None => Err(Error::Command(format!("\"{command}\" has no input"))),
-        };
-        let status = child.wait().map_err(Error::io(command))?;
-        if !status.success() {
-            // That the pipe broke is a consequence.
-            return Err(Error::Command(format!("\"{command}\": {status}")));
-        }
-        sent?;
+        let (program, input) = Program::start(command, self.patience)?;
+        let sent = send(self.session, plan, wrap(Box::new(input)), self.level, |n| {
+            progress(None, n);
+        });
+        program.end(sent)?;
 
         let before = self.snapshots.common.replace(pending);
         self.snapshots.pending = None;
