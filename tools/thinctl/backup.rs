@@ -27,7 +27,8 @@ use crate::{
     },
     naming::{
         self,
-        is_unchanged, //
+        is_unchanged,
+        Contents, //
     },
     repository::{
         Generation,
@@ -70,7 +71,13 @@ pub struct Options<'a> {
     pub level: i32,
 }
 
-/// Adds the next generation of volume `id` to a repository; `None` if nothing has changed. `progress` is told of how much
+/// Adds the next generation of volume `id` to a repository; `None` if nothing has changed.
+///
+/// The metadata do not tell the size of a volume. A full generation is as large as the volume if that is active, or else as
+/// the last one, but not smaller than what is mapped; another one is not smaller than the one before. So nothing is left
+/// out that would be seen in a volume that becomes larger again, and what is restored may be larger than the volume.
+///
+/// `progress` is told of how much
 /// there is to do, and of each piece of data.
 pub fn backup(
     session: &Session,
@@ -104,10 +111,11 @@ pub fn backup(
         Err(e) => return Err(e),
     };
     // Those of generations that did not come about are of no use.
-    let current = match &last {
+    let found = match &last {
         Some(last) => find(session, &kept, last.header.to)?,
         None => None,
     };
+    let current = found.map(|(id, _)| id);
     for &other in kept.snapshots.iter().filter(|&&id| Some(id) != current) {
         session.delete(other)?;
     }
@@ -125,16 +133,34 @@ pub fn backup(
     session.keep(snapshot, || session.home.store(&file, &kept))?;
 
     let volume = session.active_size(id)?;
-    let request = Request {
+    let last_size = last.map_or(0, |last| last.header.size);
+    let full = Request {
         id: snapshot,
-        from: base,
-        // Nothing can be made of a chain whose volume becomes smaller.
-        size: last
-            .map_or(0, |last| last.header.size)
-            .max(volume.unwrap_or(0)),
+        from: None,
+        size: volume.unwrap_or(last_size),
         resume: None,
     };
-    let plan = plan(session, &request)?;
+    let next = match (base, found) {
+        (Some(_), Some((_, contents))) => {
+            let next = plan(
+                session,
+                &Request {
+                    from: base,
+                    // What is based on a generation is not smaller.
+                    size: last_size.max(full.size),
+                    ..full
+                },
+            )?;
+            let mapped = contents.end.saturating_mul(session.pool.block_size);
+            // Where the last block of a volume was cut off that has become larger, there is something without a change.
+            Some(next).filter(|next| next.header.size <= last_size || mapped <= last_size)
+        }
+        _ => None,
+    };
+    let plan = match next {
+        Some(next) => next,
+        None => plan(session, &full)?,
+    };
     progress(Some(plan.header.data), 0);
     let generation = repository.add(name, |output| {
         send(session, plan, output, level, |n| progress(None, n))?;
@@ -150,14 +176,15 @@ pub fn backup(
 }
 
 /// The snapshot that was kept of a state.
-fn find(session: &Session, kept: &Anchor, state: StateId) -> Result<Option<u32>> {
+fn find(session: &Session, kept: &Anchor, state: StateId) -> Result<Option<(u32, Contents)>> {
     let snap = session.metadata_snap()?;
     let view = snap.view()?;
     for &snapshot in &kept.snapshots {
         // Somebody may have deleted it.
-        let found = naming::find(session, &view, snapshot)?;
-        if found.is_some_and(|found| found.is(state)) {
-            return Ok(Some(snapshot));
+        if let Some(found) = naming::find(session, &view, snapshot)? {
+            if found.is(state) {
+                return Ok(Some((snapshot, found)));
+            }
         }
     }
     Ok(None)

@@ -240,6 +240,15 @@ pub fn run(cli: &Cli) -> Result {
                 update(&progress, total, n);
             })?;
             drop(progress);
+            if let (Some(made), Some(size)) = (&made, session.active_size(id)?) {
+                let whole = made.header.size;
+                if whole > size {
+                    eprintln!(
+                        "thinctl: the volume has {size} bytes, and what is restored has {whole}: it was larger, or has \
+                         blocks mapped beyond its end"
+                    );
+                }
+            }
             global.print(&made, |f| match &made {
                 Some(generation) => print_generation(f, options.name, generation),
                 None => writeln!(f, "{}: nothing has changed", options.name),

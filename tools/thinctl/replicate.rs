@@ -145,7 +145,12 @@ impl<'a> Replication<'a> {
         let Some(pending) = pending else {
             return Err(Error::NotFound("there is nothing to send".to_owned()));
         };
-        let size = self.session.active_size(volume)?;
+        // Where its last block is cut off, a volume that becomes larger would have something without a change.
+        let block_size = self.session.pool.block_size;
+        let size = self
+            .session
+            .active_size(volume)?
+            .map(|size| size.div_ceil(block_size).saturating_mul(block_size));
         let plan = plan(
             self.session,
             &Request {

@@ -45,6 +45,10 @@ class Thinctl:
         """Runs it to its end, and gives what it printed."""
         return self._ends(*words, code=0, input=input)[0]
 
+    def messages(self, *words):
+        """Runs it to its end, and gives its messages."""
+        return self._ends(*words, code=0, input=None)[1]
+
     def json(self, *words):
         return json.loads(self.run("--json", *words))
 
