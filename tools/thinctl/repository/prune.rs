@@ -2,7 +2,10 @@
 
 //! Removes old generations.
 
-use std::io::Write;
+use std::io::{
+    ErrorKind,
+    Write, //
+};
 
 use serde::Serialize;
 
@@ -66,10 +69,19 @@ impl Locked {
         };
         let mut pruned = Pruned::default();
         if oldest.kind == Kind::Incremental {
+            let before = generations.get(..first).unwrap_or_default();
+            let base = before.iter().rposition(|one| one.kind == Kind::Full);
+            let base = base.filter(|older| *older > 0);
+            if let Some(base) = base.and_then(|older| before.get(older)) {
+                // What the copy does not need makes room for it.
+                pruned.removed = self.remove_before(volume, base.number)?;
+            }
             self.make_full(volume, oldest, progress)?;
             pruned.made_full = Some(oldest.number);
         }
-        pruned.removed = self.remove_before(volume, oldest.number)?;
+        pruned
+            .removed
+            .extend(self.remove_before(volume, oldest.number)?);
         Ok(pruned)
     }
 
@@ -82,6 +94,7 @@ impl Locked {
     ) -> Result {
         let mut fold = self.restore(volume, Some(generation.number))?;
         let right = fold.header().clone();
+        let data = right.data;
         let check = |header: &Header| {
             if *header == right {
                 Ok(())
@@ -102,7 +115,16 @@ impl Locked {
             writer.finish().map(drop)
         };
         let (number, created) = (generation.number, generation.created);
-        put(&folder, number, created, check, &may, write).map(drop)
+        match put(&folder, number, created, check, &may, write) {
+            Err(Error::Io(_, e)) if e.kind() == ErrorKind::StorageFull => {
+                let what = format!(
+                    "{volume}: there is no room for a full copy of generation {number}, which has {data} bytes before \
+                     compression, beside those that it is made of"
+                );
+                Err(Error::Io(what, e))
+            }
+            made => made.map(drop),
+        }
     }
 
     /// Goes on with what [`prune`](Self::prune) has left.
