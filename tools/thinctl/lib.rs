@@ -10,6 +10,7 @@
 //!
 //! - [`error`], [`size`], [`progress`], [`rate`]: what can go wrong, numbers of bytes, how far work is and how fast it
 //!   may be.
+//! - [`walk`]: going through metadata.
 //! - [`diff`], [`census`], [`usage`], [`relations`], [`map`]: what metadata say; [`svg`] and [`terminal`] draw it, with
 //!   [`colour`] and [`bits`] underneath.
 //! - [`state`], [`stream`]: the name of what a volume contains, and what leads from one state to another.
@@ -62,6 +63,7 @@ pub mod stream;
 pub mod svg;
 pub mod terminal;
 pub mod usage;
+pub mod walk;
 
 pub use error::{
     Error,

@@ -30,7 +30,8 @@ use crate::{
     identity::Identity,
     session::Session,
     signals,
-    state::StateId, //
+    state::StateId,
+    walk::try_walk, //
 };
 
 /// What the metadata say of a volume.
@@ -137,24 +138,20 @@ pub fn contents<B: BlockManager>(
     hasher.update(&session.pool.block_size.to_le_bytes());
     let mut frozen = true;
     let mut end = 0u64;
-    let mut stopped = Ok(());
     let mut entries = 0u32;
-    let walked = view.for_mappings(device, |block, mapping| {
-        hasher.update(&block.to_le_bytes());
-        hasher.update(&mapping.to_word().to_le_bytes());
-        frozen &= mapping.time() < snapshotted;
-        end = block.saturating_add(1);
-        entries = entries.wrapping_add(1);
-        if entries.is_multiple_of(1 << 16) {
-            stopped = signals::check();
-            if stopped.is_err() {
-                return Err(thin_metadata::Error::NoDevice(device));
-            }
-        }
-        Ok(())
-    });
-    stopped?;
-    walked?;
+    try_walk(|visit| {
+        view.for_mappings(device, |block, mapping| {
+            hasher.update(&block.to_le_bytes());
+            hasher.update(&mapping.to_word().to_le_bytes());
+            frozen &= mapping.time() < snapshotted;
+            end = block.saturating_add(1);
+            entries = entries.wrapping_add(1);
+            visit(match entries.is_multiple_of(1 << 16) {
+                true => signals::check(),
+                false => Ok(()),
+            })
+        })
+    })?;
 
     let digest = StateId::new(*hasher.finalize().as_bytes());
     let received: Received = session.home.load(FILE)?.unwrap_or_default();
