@@ -28,10 +28,10 @@
 //! had made the full one, and goes on when the repository is locked. Until then the full one counts.
 
 mod add;
-mod extents;
 mod files;
 mod fold;
 mod generation;
+mod layout;
 mod lock;
 mod name;
 mod prune;
