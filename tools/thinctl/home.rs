@@ -52,6 +52,11 @@ use crate::{
         Error,
         Result, //
     },
+    files::{
+        remove,
+        sync_folder,
+        NewFile, //
+    },
     pool::Pool,
     signals, //
 };
@@ -150,28 +155,17 @@ impl Home {
     /// Puts `content` in the place of a file; it is stable afterwards.
     pub fn store<T: Serialize>(&self, name: &str, content: &T) -> Result {
         let path = self.path(name);
-        let temporary = self.path(&format!(".{name}.{}", std::process::id()));
         let text = serde_json::to_vec_pretty(content)
             .map_err(|e| Error::Damaged(format!("{}: {e}", path.display())))?;
-        let mut file = File::create(&temporary).map_err(Error::io(temporary.display()))?;
-        file.write_all(&text)
-            .and_then(|()| file.sync_all())
-            .and_then(|()| fs::rename(&temporary, &path))
-            .and_then(|()| self.sync())
-            .map_err(Error::io(path.display()))
+        let mut file = NewFile::new(&self.folder, name)?;
+        file.write_all(&text).map_err(Error::io(path.display()))?;
+        file.replace(name)
     }
 
     /// Removes a file; that there is none is no error.
     pub fn remove(&self, name: &str) -> Result {
-        let path = self.path(name);
-        match fs::remove_file(&path).and_then(|()| self.sync()) {
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-            result => result.map_err(Error::io(path.display())),
-        }
-    }
-
-    fn sync(&self) -> std::io::Result<()> {
-        File::open(&self.folder)?.sync_all()
+        remove(&self.path(name))?;
+        sync_folder(&self.folder)
     }
 
     /// Changes a file that several processes share; a file that is not there is a default one.

@@ -8,6 +8,7 @@
 //!
 //! From the bottom up:
 //!
+//! - `files`: files that are there as a whole or not at all.
 //! - [`error`], [`size`], [`progress`], [`rate`]: what can go wrong, numbers of bytes, how far work is and how fast it
 //!   may be.
 //! - [`walk`]: going through metadata.
@@ -37,6 +38,7 @@ pub mod diff;
 pub mod dm;
 pub mod error;
 pub mod extents;
+mod files;
 pub mod guard;
 pub mod home;
 pub mod identity;

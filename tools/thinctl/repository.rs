@@ -28,7 +28,6 @@
 //! had made the full one, and goes on when the repository is locked. Until then the full one counts.
 
 mod add;
-mod files;
 mod fold;
 mod generation;
 mod layout;
@@ -58,20 +57,6 @@ use serde::{
     Serialize, //
 };
 
-use self::{
-    files::{
-        make_folder,
-        names,
-        NewFile, //
-    },
-    generation::check_chain,
-    name::{
-        folder,
-        Name,
-        Part,
-        TEMPORARY, //
-    },
-};
 pub use self::{
     fold::Fold,
     generation::{
@@ -85,10 +70,25 @@ pub use self::{
         Verification, //
     },
 };
+use self::{
+    generation::check_chain,
+    name::{
+        folder,
+        Name,
+        Part, //
+    },
+};
 use crate::{
     error::{
         Error,
         Result, //
+    },
+    files::{
+        self,
+        make_folder,
+        names,
+        NewFile,
+        TEMPORARY, //
     },
     state::{
         self,

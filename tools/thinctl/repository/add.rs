@@ -19,11 +19,6 @@ use std::{
 };
 
 use super::{
-    files::{
-        make_folder,
-        remove_empty,
-        NewFile, //
-    },
     generation::{
         Generation,
         Kind, //
@@ -34,6 +29,11 @@ use crate::{
     error::{
         Error,
         Result, //
+    },
+    files::{
+        make_folder,
+        remove_empty,
+        NewFile, //
     },
     stream::{
         self,

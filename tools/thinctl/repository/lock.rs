@@ -26,20 +26,19 @@ use rustix::{
 };
 
 use super::{
-    files::{
-        names,
-        remove, //
-    },
-    name::{
-        Part,
-        TEMPORARY, //
-    },
-    Repository, LOCK,
+    name::Part,
+    Repository,
+    LOCK, //
 };
 use crate::{
     error::{
         Error,
         Result, //
+    },
+    files::{
+        names,
+        remove,
+        TEMPORARY, //
     },
     state, //
 };

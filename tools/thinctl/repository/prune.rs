@@ -11,10 +11,6 @@ use serde::Serialize;
 
 use super::{
     add::put,
-    files::{
-        remove,
-        sync_folder, //
-    },
     generation::{
         Generation,
         Kind, //
@@ -29,6 +25,10 @@ use crate::{
     error::{
         Error,
         Result, //
+    },
+    files::{
+        remove,
+        sync_folder, //
     },
     stream::{
         Changes,

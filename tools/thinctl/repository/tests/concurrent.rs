@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{
     error::Error,
+    files::NewFile,
     repository::{
-        files::NewFile,
         Locked,
         Repository, //
     },

@@ -19,18 +19,18 @@ use super::{
     five,
     nothing,
     scratch,
-    steps::{
-        logged,
-        stopped, //
-    },
     Volume, //
 };
 use crate::{
     error::Result,
-    repository::{
-        files::Step,
-        Repository, //
+    files::{
+        steps::{
+            logged,
+            stopped, //
+        },
+        Step, //
     },
+    repository::Repository,
     stream::tests::Numbers,
 };
 

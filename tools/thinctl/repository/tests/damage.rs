@@ -12,11 +12,11 @@ use super::{
     five,
     nothing,
     scratch,
-    steps::stopped,
     Volume, //
 };
 use crate::{
     error::Error,
+    files::steps::stopped,
     repository::Repository,
     stream::{
         tests::Numbers,

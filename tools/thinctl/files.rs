@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files that are there as a whole or not at all, whatever happens, and that take nobody's place.
+//! Files that are there as a whole or not at all, whatever happens.
 
 use std::{
     fs::{
@@ -22,17 +22,25 @@ use std::{
 };
 
 use rustix::io::Errno;
-use tempfile::TempPath;
+use tempfile::{
+    PathPersistError,
+    TempPath, //
+};
 
-use super::name::TEMPORARY;
 use crate::error::{
     Error,
     Result, //
 };
 
+#[cfg(test)]
+pub(crate) mod steps;
+
+/// What the names of files begin with that are not finished.
+pub(crate) const TEMPORARY: &str = ".tmp-";
+
 /// What is done to the file system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Step {
+pub(crate) enum Step {
     MakeFolder,
     Create,
     Write,
@@ -45,7 +53,7 @@ pub(super) enum Step {
 
 /// Tests look at each step here, and let it fail.
 #[cfg(test)]
-use super::tests::steps::step;
+use steps::step;
 
 #[cfg(not(test))]
 fn step(_: Step, _: &Path) -> io::Result<()> {
@@ -53,7 +61,7 @@ fn step(_: Step, _: &Path) -> io::Result<()> {
 }
 
 /// A file under a temporary name, which goes away again unless it is put in place.
-pub(super) struct NewFile {
+pub(crate) struct NewFile {
     output: BufWriter<Output>,
     folder: PathBuf,
     /// Its temporary name, until it is put in place.
@@ -78,7 +86,7 @@ impl Write for Output {
 
 impl NewFile {
     /// A file with a temporary name that is made of this one.
-    pub(super) fn new(folder: &Path, name: &str) -> Result<Self> {
+    pub(crate) fn new(folder: &Path, name: &str) -> Result<Self> {
         let create = || {
             step(Step::Create, folder)?;
             tempfile::Builder::new()
@@ -99,7 +107,7 @@ impl NewFile {
     }
 
     /// Makes sure that what was written stays.
-    pub(super) fn sync(&mut self) -> Result {
+    pub(crate) fn sync(&mut self) -> Result {
         let mut sync = || {
             self.output.flush()?;
             let output = self.output.get_ref();
@@ -114,44 +122,49 @@ impl NewFile {
     }
 
     /// How long it is.
-    pub(super) fn len(&self) -> Result<u64> {
+    pub(crate) fn len(&self) -> Result<u64> {
         let metadata = self.output.get_ref().file.metadata();
         Ok(metadata.map_err(Error::io(self.path().display()))?.len())
     }
 
     /// Puts it in place, for good, unless there is something already.
-    pub(super) fn commit(mut self, name: &str) -> Result {
+    pub(crate) fn commit(self, name: &str) -> Result {
+        self.put_in_place(name, |temporary, path| {
+            match temporary.persist_noclobber(path) {
+                // What looks like a file system may know neither such renames nor links.
+                Err(e) if has_no_links(&e.error) && !path.exists() => e.path.persist(path),
+                result => result,
+            }
+        })
+    }
+
+    /// Puts it in place, for good, also of another one.
+    pub(crate) fn replace(self, name: &str) -> Result {
+        self.put_in_place(name, |temporary, path| temporary.persist(path))
+    }
+
+    fn put_in_place(
+        mut self,
+        name: &str,
+        put: impl FnOnce(TempPath, &Path) -> std::result::Result<(), PathPersistError>,
+    ) -> Result {
         self.sync()?;
         let path = self.folder.join(name);
         step(Step::Rename, &path).map_err(Error::io(path.display()))?;
-        if let Some(temporary) = self.temporary.take() {
-            if let Err((e, temporary)) = put_in_place(temporary, &path) {
-                self.temporary = Some(temporary);
-                return Err(match e.kind() {
-                    ErrorKind::AlreadyExists => Error::Busy(format!(
-                        "{}: another process has made it meanwhile",
-                        path.display()
-                    )),
-                    _ => Error::Io(path.display().to_string(), e),
-                });
-            }
+        let Some(temporary) = self.temporary.take() else {
+            return Ok(());
+        };
+        if let Err(e) = put(temporary, &path) {
+            self.temporary = Some(e.path);
+            return Err(match e.error.kind() {
+                ErrorKind::AlreadyExists => Error::Busy(format!(
+                    "{}: another process has made it meanwhile",
+                    path.display()
+                )),
+                _ => Error::Io(path.display().to_string(), e.error),
+            });
         }
         sync_folder(&self.folder)
-    }
-}
-
-/// Gives a file another name, which nothing may have.
-fn put_in_place(
-    temporary: TempPath,
-    path: &Path,
-) -> std::result::Result<(), (io::Error, TempPath)> {
-    match temporary.persist_noclobber(path) {
-        Ok(()) => Ok(()),
-        // What looks like a file system may know neither such renames nor links.
-        Err(e) if has_no_links(&e.error) && !path.exists() => {
-            e.path.persist(path).map_err(|e| (e.error, e.path))
-        }
-        Err(e) => Err((e.error, e.path)),
     }
 }
 
@@ -182,7 +195,7 @@ impl Drop for NewFile {
 }
 
 /// Makes sure that names stay as they are.
-pub(super) fn sync_folder(folder: &Path) -> Result {
+pub(crate) fn sync_folder(folder: &Path) -> Result {
     let sync = || {
         step(Step::SyncFolder, folder)?;
         match File::open(folder)?.sync_all() {
@@ -200,7 +213,7 @@ pub(super) fn sync_folder(folder: &Path) -> Result {
 }
 
 /// Makes a folder, for good; whether it was not there.
-pub(super) fn make_folder(folder: &Path) -> Result<bool> {
+pub(crate) fn make_folder(folder: &Path) -> Result<bool> {
     let make = || {
         step(Step::MakeFolder, folder)?;
         DirBuilder::new().mode(0o700).create(folder)
@@ -219,7 +232,7 @@ pub(super) fn make_folder(folder: &Path) -> Result<bool> {
 }
 
 /// Removes a file if it is there.
-pub(super) fn remove(path: &Path) -> Result {
+pub(crate) fn remove(path: &Path) -> Result {
     let remove = || {
         step(Step::Remove, path)?;
         fs::remove_file(path)
@@ -231,7 +244,7 @@ pub(super) fn remove(path: &Path) -> Result {
 }
 
 /// Removes a folder if nothing is in it.
-pub(super) fn remove_empty(folder: &Path) -> Result {
+pub(crate) fn remove_empty(folder: &Path) -> Result {
     let remove = || {
         step(Step::RemoveFolder, folder)?;
         fs::remove_dir(folder)
@@ -245,7 +258,7 @@ pub(super) fn remove_empty(folder: &Path) -> Result {
 }
 
 /// The names in a folder that are text; none if there is no folder.
-pub(super) fn names(folder: &Path) -> Result<Vec<String>> {
+pub(crate) fn names(folder: &Path) -> Result<Vec<String>> {
     let entries = match fs::read_dir(folder) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(Error::io(folder.display()))?,
