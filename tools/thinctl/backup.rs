@@ -16,10 +16,19 @@ use crate::{
         Error,
         Result, //
     },
-    home,
+    home::{
+        self,
+        Home,
+        Lock, //
+    },
+    kept::{
+        Kept,
+        Owner, //
+    },
     naming::{
         self,
-        alike, //
+        is_unchanged,
+        Contents, //
     },
     repository::{
         Generation,
@@ -34,11 +43,21 @@ use crate::{
     state::StateId,
 };
 
-/// The snapshots that were kept: that of the last generation, and one that was about to become it.
-#[derive(Default, Serialize, Deserialize)]
-struct Kept {
+/// What was kept of a volume for one name in one repository.
+#[derive(Serialize, Deserialize)]
+struct Anchor {
+    /// The volume.
+    volume: u32,
+    /// Its name in the repository.
+    name: String,
+    /// Where the repository was.
+    place: String,
+    /// The snapshot of the last generation, and one that was about to become it.
     snapshots: Vec<u32>,
 }
+
+/// What the names of anchors' files begin with.
+const ANCHOR: &str = "backup-";
 
 /// How to make a backup.
 pub struct Options<'a> {
@@ -52,7 +71,13 @@ pub struct Options<'a> {
     pub level: i32,
 }
 
-/// Adds the next generation of volume `id` to a repository; `None` if nothing has changed. `progress` is told of how much
+/// Adds the next generation of volume `id` to a repository; `None` if nothing has changed.
+///
+/// The metadata do not tell the size of a volume. A full generation is as large as the volume if that is active, or else as
+/// the last one, but not smaller than what is mapped; another one is not smaller than the one before. So nothing is left
+/// out that would be seen in a volume that becomes larger again, and what is restored may be larger than the volume.
+///
+/// `progress` is told of how much
 /// there is to do, and of each piece of data.
 pub fn backup(
     session: &Session,
@@ -68,47 +93,74 @@ pub fn backup(
         .repository
         .canonicalize()
         .map_err(Error::io(options.repository.display()))?;
-    let key = home::key(place.join(name).as_os_str().as_encoded_bytes());
-    let file = format!("backup-{id}-{key}.json");
-    let mut kept: Kept = session.home.load(&file)?.unwrap_or_default();
+    // A repository may be moved, but it keeps its id.
+    let key = home::key(format!("{}/{name}", repository.id()).as_bytes());
+    let key = format!("{id}-{key}");
+    let _lock = lock(&session.home, &key)?;
+    let file = anchor(&key);
+    let before = session.home.load::<Anchor>(&file)?;
+    let mut kept = Anchor {
+        volume: id,
+        name: name.to_owned(),
+        place: place.display().to_string(),
+        snapshots: before.map_or_else(Vec::new, |before| before.snapshots),
+    };
     let last = match repository.generations(name) {
         Ok(mut generations) => generations.pop(),
         Err(Error::NotFound(_)) => None,
         Err(e) => return Err(e),
     };
     // Those of generations that did not come about are of no use.
-    let current = match &last {
+    let found = match &last {
         Some(last) => find(session, &kept, last.header.to)?,
         None => None,
     };
+    let current = found.map(|(id, _)| id);
     for &other in kept.snapshots.iter().filter(|&&id| Some(id) != current) {
         session.delete(other)?;
     }
     kept.snapshots = current.into_iter().collect();
     let base = current.filter(|_| !full);
 
-    let snapshot = session.snapshot(id)?;
     if let Some(base) = base {
-        if alike(session, base, snapshot)? {
-            session.delete(snapshot)?;
+        if is_unchanged(session, id, base)? {
             return Ok(None);
         }
     }
+    let snapshot = session.snapshot(id)?;
     // Until the generation is there, the one before may be needed again.
     kept.snapshots.push(snapshot);
     session.keep(snapshot, || session.home.store(&file, &kept))?;
 
     let volume = session.active_size(id)?;
-    let request = Request {
+    let last_size = last.map_or(0, |last| last.header.size);
+    let full = Request {
         id: snapshot,
-        from: base,
-        // Nothing can be made of a chain whose volume becomes smaller.
-        size: last
-            .map_or(0, |last| last.header.size)
-            .max(volume.unwrap_or(0)),
+        from: None,
+        size: volume.unwrap_or(last_size),
         resume: None,
     };
-    let plan = plan(session, &request)?;
+    let next = match (base, found) {
+        (Some(_), Some((_, contents))) => {
+            let next = plan(
+                session,
+                &Request {
+                    from: base,
+                    // What is based on a generation is not smaller.
+                    size: last_size.max(full.size),
+                    ..full
+                },
+            )?;
+            let mapped = contents.end.saturating_mul(session.pool.block_size);
+            // Where the last block of a volume was cut off that has become larger, there is something without a change.
+            Some(next).filter(|next| next.header.size <= last_size || mapped <= last_size)
+        }
+        _ => None,
+    };
+    let plan = match next {
+        Some(next) => next,
+        None => plan(session, &full)?,
+    };
     progress(Some(plan.header.data), 0);
     let generation = repository.add(name, |output| {
         send(session, plan, output, level, |n| progress(None, n))?;
@@ -124,15 +176,67 @@ pub fn backup(
 }
 
 /// The snapshot that was kept of a state.
-fn find(session: &Session, kept: &Kept, state: StateId) -> Result<Option<u32>> {
+fn find(session: &Session, kept: &Anchor, state: StateId) -> Result<Option<(u32, Contents)>> {
     let snap = session.metadata_snap()?;
     let view = snap.view()?;
     for &snapshot in &kept.snapshots {
         // Somebody may have deleted it.
-        let found = naming::find(session, &view, snapshot)?;
-        if found.is_some_and(|found| found.is(state)) {
-            return Ok(Some(snapshot));
+        if let Some(found) = naming::find(session, &view, snapshot)? {
+            if found.is(state) {
+                return Ok(Some((snapshot, found)));
+            }
         }
     }
     Ok(None)
+}
+
+fn anchor(key: &str) -> String {
+    format!("{ANCHOR}{key}.json")
+}
+
+fn lock(home: &Home, key: &str) -> Result<Lock> {
+    home.try_lock(&format!("{ANCHOR}{key}.lock"))?
+        .ok_or_else(|| Error::Busy("another thinctl is making this backup".to_owned()))
+}
+
+/// The snapshots that backups go on from.
+pub fn kept(home: &Home) -> Result<Vec<Kept>> {
+    let mut found = Vec::new();
+    for key in home.list(ANCHOR, ".json")? {
+        if let Some(kept) = home.load::<Anchor>(&anchor(&key))? {
+            found.extend(kept.snapshots.iter().map(|&id| Kept {
+                id,
+                volume: kept.volume,
+                owner: Owner::Backup,
+                place: format!("{} in {}", kept.name, kept.place),
+            }));
+        }
+    }
+    Ok(found)
+}
+
+/// Deletes one of them. The next backup is a full one then.
+pub fn forget(session: &Session, snapshot: u32) -> Result {
+    for key in session.home.list(ANCHOR, ".json")? {
+        let file = anchor(&key);
+        let load = || -> Result<Option<Anchor>> {
+            let kept = session.home.load::<Anchor>(&file)?;
+            Ok(kept.filter(|kept| kept.snapshots.contains(&snapshot)))
+        };
+        if load()?.is_none() {
+            continue;
+        }
+        let _lock = lock(&session.home, &key)?;
+        let Some(mut kept) = load()? else {
+            continue;
+        };
+        session.delete(snapshot)?;
+        kept.snapshots.retain(|&id| id != snapshot);
+        if kept.snapshots.is_empty() {
+            session.home.remove(&file)?;
+        } else {
+            session.home.store(&file, &kept)?;
+        }
+    }
+    Ok(())
 }

@@ -11,7 +11,8 @@ use thin_metadata::{
 
 use crate::{
     bits::Bits,
-    error::Result, //
+    error::Result,
+    walk::try_walk, //
 };
 
 /// Which data blocks the volumes of a view use.
@@ -73,32 +74,30 @@ impl Census {
         } = self;
         let mut seen = Bits::new(view.bm().nr_blocks())?;
         for &device in devices.iter() {
-            let mut bad = None;
-            let walked = view.device_tree(device)?.visit(
-                view.bm(),
-                // Whoever reads what is beyond the device is told.
-                &mut |node, _| node >= seen.len() || seen.add(node),
-                &mut |leaf, virtual_block, value: BlockTime| {
-                    let data_block = value.block();
-                    if data_block >= used.len() {
-                        bad = Some(thin_metadata::Error::BadMapping {
-                            device,
-                            virtual_block,
-                            data_block,
-                        });
-                        // Stops the walk; nobody sees it.
-                        return Err(persistent_data::Error::Invalid);
-                    }
-                    if !used.add(data_block) || common.has(leaf) {
-                        shared.add(data_block);
-                    }
-                    Ok(())
-                },
-            );
-            if let Some(e) = bad {
-                return Err(e.into());
-            }
-            walked?;
+            let tree = view.device_tree(device)?;
+            let mut count = |leaf, virtual_block, value: BlockTime| -> Result {
+                let data_block = value.block();
+                if data_block >= used.len() {
+                    let bad = thin_metadata::Error::BadMapping {
+                        device,
+                        virtual_block,
+                        data_block,
+                    };
+                    return Err(bad.into());
+                }
+                if !used.add(data_block) || common.has(leaf) {
+                    shared.add(data_block);
+                }
+                Ok(())
+            };
+            try_walk(|visit| {
+                tree.visit(
+                    view.bm(),
+                    // Whoever reads what is beyond the device is told.
+                    &mut |node, _| node >= seen.len() || seen.add(node),
+                    &mut |leaf, virtual_block, value| visit(count(leaf, virtual_block, value)),
+                )
+            })?;
         }
         Ok(())
     }

@@ -171,6 +171,11 @@ pub enum Command {
         /// The id of the volume
         id: u32,
     },
+    /// Make a repository for backups of a folder that is empty or not there
+    Init {
+        /// The folder
+        repository: PathBuf,
+    },
     /// Make the next generation of a backup; the volume may be in use
     Backup {
         /// The pool
@@ -265,12 +270,29 @@ pub enum Command {
         /// End after so many turns
         #[arg(long, value_name = "N")]
         turns: Option<u64>,
+        /// Give up a turn if the command takes nothing, or does not end, for so many seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+        patience: u64,
         /// Delete the snapshots that are kept for the next turn, and end
         #[arg(long)]
         forget: bool,
         /// How
         #[command(flatten)]
         sending: Sending,
+    },
+    /// List the volumes that thinctl keeps for itself, and what for
+    Kept {
+        /// The pool
+        pool: String,
+    },
+    /// Delete a snapshot that a backup or a replication goes on from, as `kept` lists them
+    ///
+    /// The next backup is a full one then, and the next turn sends the whole volume.
+    Forget {
+        /// The pool
+        pool: String,
+        /// The id of the snapshot
+        id: u32,
     },
     /// Write manual pages and shell completions into a folder
     Generate {

@@ -34,7 +34,7 @@ use crate::{
         Error,
         Result, //
     },
-    guard, merge, migrate,
+    guard, kept, merge, migrate,
     progress::Progress,
     rate::Limited,
     receive,
@@ -187,12 +187,19 @@ pub fn run(cli: &Cli) -> Result {
             to,
             every,
             turns,
+            patience,
             forget,
             sending,
         } => {
             let session = global.session(pool)?;
             let id = session.pool.volume_id(&session.dm, volume)?;
-            let replication = Replication::new(&session, id, to, sending.level)?;
+            let replication = Replication::new(
+                &session,
+                id,
+                to,
+                sending.level,
+                Duration::from_secs(*patience),
+            )?;
             if *forget {
                 return replication.forget();
             }
@@ -204,7 +211,10 @@ pub fn run(cli: &Cli) -> Result {
                 sending,
             )
         }
+        Command::Kept { pool } => look::kept(global, pool),
+        Command::Forget { pool, id } => kept::forget(&global.session(pool)?, *id),
         Command::Generate { folder, shell } => generate(folder, shell),
+        Command::Init { repository } => Repository::create(repository).map(drop),
         Command::Guard { pool, run } => guard::watch(&global.home, pool, run),
         Command::Backup {
             pool,
@@ -214,6 +224,8 @@ pub fn run(cli: &Cli) -> Result {
             full,
             sending,
         } => {
+            // None is made here: its file system may not be mounted.
+            let locked = Repository::open(repository)?.lock()?;
             let session = global.session(pool)?;
             let id = session.pool.volume_id(&session.dm, volume)?;
             let usual = format!("{}-{id}", session.pool.name);
@@ -223,16 +235,20 @@ pub fn run(cli: &Cli) -> Result {
                 full: *full,
                 level: sending.level,
             };
-            let repository = match Repository::open(repository) {
-                Err(Error::NotFound(_)) => Repository::create(repository)?,
-                opened => opened?,
-            };
-            let repository = repository.lock()?;
             let progress = global.progress("backup");
-            let made = backup::backup(&session, id, &repository, &options, |total, n| {
+            let made = backup::backup(&session, id, &locked, &options, |total, n| {
                 update(&progress, total, n);
             })?;
             drop(progress);
+            if let (Some(made), Some(size)) = (&made, session.active_size(id)?) {
+                let whole = made.header.size;
+                if whole > size {
+                    eprintln!(
+                        "thinctl: the volume has {size} bytes, and what is restored has {whole}: it was larger, or has \
+                         blocks mapped beyond its end"
+                    );
+                }
+            }
             global.print(&made, |f| match &made {
                 Some(generation) => print_generation(f, options.name, generation),
                 None => writeln!(f, "{}: nothing has changed", options.name),

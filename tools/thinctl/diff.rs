@@ -15,9 +15,12 @@ use thin_metadata::{
     View, //
 };
 
-use crate::error::{
-    Error,
-    Result, //
+use crate::{
+    error::{
+        Error,
+        Result, //
+    },
+    walk::try_walk,
 };
 
 /// What a block is in two volumes.
@@ -130,26 +133,18 @@ pub fn diff<B: BlockManager>(
     })?;
 
     let mut ranges = Ranges::new(sink);
-    let mut failed = None;
-    let each = |block, l, r| {
-        let added = match Kind::of(l, r) {
-            Some(kind) => ranges.add(kind, block),
-            None => Ok(()),
+    try_walk(|visit| {
+        let each = |block, l, r| {
+            visit(match Kind::of(l, r) {
+                Some(kind) => ranges.add(kind, block),
+                None => Ok(()),
+            })
         };
-        added.map_err(|e| {
-            failed = Some(e);
-            // Stops the walk; nobody sees it.
-            thin_metadata::Error::Failed
-        })
-    };
-    let walked = match options.same {
-        true => view.merge(left, right, each),
-        false => view.diff(left, right, each),
-    };
-    if let Some(e) = failed {
-        return Err(e);
-    }
-    walked?;
+        match options.same {
+            true => view.merge(left, right, each),
+            false => view.diff(left, right, each),
+        }
+    })?;
     let mut totals = ranges.finish()?;
     if !options.same {
         let others = totals.differ.saturating_add(totals.left_only);

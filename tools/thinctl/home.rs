@@ -4,11 +4,13 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `pool.json` | [`Identity`]: a random name for the pool |
+//! | `pool.json` | a random name for the pool, and how far it was, see [`identity`](crate::identity) |
 //! | `states.json` | the states of volumes that were received |
-//! | `anchors.json` | the snapshots that backups and replications go on from |
-//! | `run-*.json` and `run-*.lock` | what a process has to undo when it ends, see [`journal`](crate::journal) |
+//! | `backup-*.json`, `replicate-*.json` | the snapshots that backups and replications go on from |
 //! | `partial-*.json` | volumes that are being received |
+//! | `migrate-*.json`, `merge-*.json` | migrations and merges that are not finished |
+//! | `run-*.json` | what a process has to undo when it ends, see [`journal`](crate::journal) |
+//! | the same with `.lock` | held by who works on that |
 //! | `slot.lock` | held by who has the pool's metadata snapshot |
 //! | `files.lock` | held while a file of several processes is changed |
 //!
@@ -42,7 +44,6 @@ use rustix::fs::{
 };
 use serde::{
     de::DeserializeOwned,
-    Deserialize,
     Serialize, //
 };
 
@@ -51,21 +52,19 @@ use crate::{
         Error,
         Result, //
     },
+    files::{
+        remove,
+        sync_folder,
+        NewFile, //
+    },
     pool::Pool,
-    signals,
-    state, //
+    signals, //
 };
 
 /// The folder of one pool.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Home {
     folder: PathBuf,
-}
-
-/// A name for a pool that no other pool has.
-#[derive(Serialize, Deserialize)]
-struct Identity {
-    pool: String,
 }
 
 /// A lock, until it is dropped.
@@ -109,6 +108,21 @@ impl Home {
         self.folder.join(name)
     }
 
+    /// The folders of all pools, also of those that are not active.
+    pub fn all(&self) -> Result<Vec<Self>> {
+        let Some(root) = self.folder.parent() else {
+            return Ok(Vec::new());
+        };
+        let mut all = Vec::new();
+        for entry in fs::read_dir(root).map_err(Error::io(root.display()))? {
+            let folder = entry.map_err(Error::io(root.display()))?.path();
+            if folder.is_dir() {
+                all.push(Self { folder });
+            }
+        }
+        Ok(all)
+    }
+
     /// The names of the files that begin with `prefix` and end with `suffix`, and what is between.
     pub fn list(&self, prefix: &str, suffix: &str) -> Result<Vec<String>> {
         let mut found = Vec::new();
@@ -141,28 +155,17 @@ impl Home {
     /// Puts `content` in the place of a file; it is stable afterwards.
     pub fn store<T: Serialize>(&self, name: &str, content: &T) -> Result {
         let path = self.path(name);
-        let temporary = self.path(&format!(".{name}.{}", std::process::id()));
         let text = serde_json::to_vec_pretty(content)
             .map_err(|e| Error::Damaged(format!("{}: {e}", path.display())))?;
-        let mut file = File::create(&temporary).map_err(Error::io(temporary.display()))?;
-        file.write_all(&text)
-            .and_then(|()| file.sync_all())
-            .and_then(|()| fs::rename(&temporary, &path))
-            .and_then(|()| self.sync())
-            .map_err(Error::io(path.display()))
+        let mut file = NewFile::new(&self.folder, name)?;
+        file.write_all(&text).map_err(Error::io(path.display()))?;
+        file.replace(name)
     }
 
     /// Removes a file; that there is none is no error.
     pub fn remove(&self, name: &str) -> Result {
-        let path = self.path(name);
-        match fs::remove_file(&path).and_then(|()| self.sync()) {
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-            result => result.map_err(Error::io(path.display())),
-        }
-    }
-
-    fn sync(&self) -> std::io::Result<()> {
-        File::open(&self.folder)?.sync_all()
+        remove(&self.path(name))?;
+        sync_folder(&self.folder)
     }
 
     /// Changes a file that several processes share; a file that is not there is a default one.
@@ -220,20 +223,6 @@ impl Home {
             signals::check()?;
             thread::sleep(Duration::from_millis(50));
         }
-    }
-
-    /// A name for the pool that no other pool has, and that stays.
-    pub fn pool_identity(&self) -> Result<String> {
-        if let Some(Identity { pool }) = self.load("pool.json")? {
-            return Ok(pool);
-        }
-        let _lock = self.lock("files.lock", Duration::from_secs(60))?;
-        if let Some(Identity { pool }) = self.load("pool.json")? {
-            return Ok(pool);
-        }
-        let pool = state::random_hex(16)?;
-        self.store("pool.json", &Identity { pool: pool.clone() })?;
-        Ok(pool)
     }
 }
 

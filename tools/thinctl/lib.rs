@@ -8,17 +8,22 @@
 //!
 //! From the bottom up:
 //!
+//! - `files`: files that are there as a whole or not at all.
 //! - [`error`], [`size`], [`progress`], [`rate`]: what can go wrong, numbers of bytes, how far work is and how fast it
 //!   may be.
+//! - [`walk`]: going through metadata.
 //! - [`diff`], [`census`], [`usage`], [`relations`], [`map`]: what metadata say; [`svg`] and [`terminal`] draw it, with
 //!   [`colour`] and [`bits`] underneath.
 //! - [`state`], [`stream`]: the name of what a volume contains, and what leads from one state to another.
 //! - [`repository`]: backups in a folder.
 //! - [`dm`], [`pool`], [`device`]: device-mapper, pools, and the data of volumes.
-//! - [`home`], [`journal`], [`signals`], [`guard`]: what is remembered, and what is undone however a process ends.
+//! - [`home`], [`identity`], [`journal`], [`signals`], [`guard`]: what is remembered, and what is undone however a
+//!   process ends.
 //! - [`session`], [`naming`]: work with one pool, and which state a volume is in.
 //! - [`extents`], [`copy`]: lists of changes, and the data for them.
+//! - [`program`]: commands that take a stream.
 //! - [`send`], [`receive`], [`backup`], [`merge`], [`migrate`], [`replicate`]: what it is all for.
+//! - [`kept`]: what these keep in a pool.
 //! - [`cli`], [`commands`]: the command line.
 
 pub mod backup;
@@ -33,14 +38,18 @@ pub mod diff;
 pub mod dm;
 pub mod error;
 pub mod extents;
+mod files;
 pub mod guard;
 pub mod home;
+pub mod identity;
 pub mod journal;
+pub mod kept;
 pub mod map;
 pub mod merge;
 pub mod migrate;
 pub mod naming;
 pub mod pool;
+pub mod program;
 pub mod progress;
 pub mod rate;
 pub mod receive;
@@ -56,6 +65,7 @@ pub mod stream;
 pub mod svg;
 pub mod terminal;
 pub mod usage;
+pub mod walk;
 
 pub use error::{
     Error,

@@ -24,6 +24,11 @@ use crate::{
         Error,
         Result, //
     },
+    home::Home,
+    kept::{
+        Kept,
+        Owner, //
+    },
     naming::contents,
     send::{
         differences,
@@ -148,4 +153,21 @@ pub fn merge(
 fn abandon(session: &Session, file: &str, merge: &Merge) -> Result {
     session.delete(merge.snapshot)?;
     session.home.remove(file)
+}
+
+/// The snapshots that merges read which are not finished.
+pub fn kept(home: &Home) -> Result<Vec<Kept>> {
+    let mut found = Vec::new();
+    for id in home.list("merge-", ".json")? {
+        let merge = home.load::<Merge>(&format!("merge-{id}.json"))?;
+        if let (Some(merge), Ok(volume)) = (merge, id.parse()) {
+            found.push(Kept {
+                id: merge.snapshot,
+                volume,
+                owner: Owner::Merge,
+                place: merge.into,
+            });
+        }
+    }
+    Ok(found)
 }

@@ -22,6 +22,10 @@ use crate::{
         Result, //
     },
     extents::Kind,
+    kept::{
+        Kept,
+        Owner, //
+    },
     naming::contents,
     pool::ActiveVolume,
     send::{
@@ -315,4 +319,36 @@ impl Run<'_> {
     fn store(&self) -> Result {
         self.from.home.store(&self.file, &self.migration)
     }
+}
+
+/// What migrations keep in a pool that are not finished: snapshots of what goes to another one, and what has come so far
+/// from another one.
+pub fn kept(session: &Session) -> Result<Vec<Kept>> {
+    let mut found = Vec::new();
+    for home in session.home.all()? {
+        for id in home.list("migrate-", ".json")? {
+            let migration = home.load::<Migration>(&format!("migrate-{id}.json"))?;
+            let (Some(migration), Ok(volume)) = (migration, id.parse()) else {
+                continue;
+            };
+            let to = format!("{}:{}", migration.to_pool, migration.to_id);
+            let mut add = |id, volume, place: &str| {
+                found.push(Kept {
+                    id,
+                    volume,
+                    owner: Owner::Migrate,
+                    place: place.to_owned(),
+                });
+            };
+            if home == session.home {
+                for id in migration.copied.into_iter().chain(migration.copying) {
+                    add(id, volume, &to);
+                }
+            }
+            if migration.to_pool == session.pool.name {
+                add(migration.temporary, migration.to_id, "another pool");
+            }
+        }
+    }
+    Ok(found)
 }

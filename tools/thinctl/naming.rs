@@ -27,9 +27,11 @@ use crate::{
         Result, //
     },
     home::Home,
+    identity::Identity,
     session::Session,
     signals,
-    state::StateId, //
+    state::StateId,
+    walk::try_walk, //
 };
 
 /// What the metadata say of a volume.
@@ -89,11 +91,23 @@ pub fn device_id(id: u32) -> Result<DeviceId> {
     Ok(DeviceId::try_from(u64::from(id))?)
 }
 
-/// Whether two volumes have the same mappings.
-pub fn alike(session: &Session, a: u32, b: u32) -> Result<bool> {
-    let snap = session.metadata_snap()?;
-    let view = snap.view()?;
-    Ok(contents(session, &view, a)?.digest == contents(session, &view, b)?.digest)
+/// Whether volume `id`, which may be in use, contains what `snapshot` does. No snapshot is taken for that, as there is an
+/// end to the number of those.
+pub fn is_unchanged(session: &Session, id: u32, snapshot: u32) -> Result<bool> {
+    let in_use = !session.active(id)?.is_empty();
+    let are_alike = || -> Result<bool> {
+        let snap = session.metadata_snap()?;
+        let view = snap.view()?;
+        let now = contents(session, &view, id)?;
+        Ok(now.frozen && now.digest == contents(session, &view, snapshot)?.digest)
+    };
+    let alike = are_alike()?;
+    if !alike || !in_use {
+        return Ok(alike);
+    }
+    // What its users have written may not have reached it yet.
+    session.settle(id)?;
+    are_alike()
 }
 
 /// What the metadata say of volume `id`, if there is one.
@@ -120,28 +134,24 @@ pub fn contents<B: BlockManager>(
     let snapshotted = details.snapshotted_time.get();
 
     let mut hasher = blake3::Hasher::new_derive_key("thinctl 1: state of a thin volume");
-    hasher.update(session.home.pool_identity()?.as_bytes());
+    hasher.update(Identity::name(&session.home)?.as_bytes());
     hasher.update(&session.pool.block_size.to_le_bytes());
     let mut frozen = true;
     let mut end = 0u64;
-    let mut stopped = Ok(());
     let mut entries = 0u32;
-    let walked = view.for_mappings(device, |block, mapping| {
-        hasher.update(&block.to_le_bytes());
-        hasher.update(&mapping.to_word().to_le_bytes());
-        frozen &= mapping.time() < snapshotted;
-        end = block.saturating_add(1);
-        entries = entries.wrapping_add(1);
-        if entries.is_multiple_of(1 << 16) {
-            stopped = signals::check();
-            if stopped.is_err() {
-                return Err(thin_metadata::Error::NoDevice(device));
-            }
-        }
-        Ok(())
-    });
-    stopped?;
-    walked?;
+    try_walk(|visit| {
+        view.for_mappings(device, |block, mapping| {
+            hasher.update(&block.to_le_bytes());
+            hasher.update(&mapping.to_word().to_le_bytes());
+            frozen &= mapping.time() < snapshotted;
+            end = block.saturating_add(1);
+            entries = entries.wrapping_add(1);
+            visit(match entries.is_multiple_of(1 << 16) {
+                true => signals::check(),
+                false => Ok(()),
+            })
+        })
+    })?;
 
     let digest = StateId::new(*hasher.finalize().as_bytes());
     let received: Received = session.home.load(FILE)?.unwrap_or_default();

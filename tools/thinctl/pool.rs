@@ -18,7 +18,16 @@ use devicemapper::{
 use rustix::io::Errno;
 use serde::Serialize;
 
-use thin_metadata::format::SECTOR_SIZE;
+use persistent_data::{
+    block::BlockNr,
+    direct::DirectBm, //
+};
+use thin_metadata::format::{
+    Superblock,
+    MAX_TIME,
+    SECTOR_SIZE,
+    SUPERBLOCK_LOCATION, //
+};
 
 use crate::{
     dm::{
@@ -106,6 +115,31 @@ impl Status {
     }
 }
 
+/// How far a pool's metadata are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stamp {
+    /// How many snapshots were taken so far; mappings are told apart by it. It ends at [`MAX_TIME`].
+    pub time: u32,
+    /// A number for programs that manage pools.
+    pub transaction: u64,
+}
+
+impl Stamp {
+    /// That of the metadata whose superblock is at `root`.
+    pub fn at(bm: &DirectBm, root: BlockNr) -> Result<Self> {
+        let superblock = Superblock::read(bm, root)?;
+        Ok(Self {
+            time: superblock.time.get(),
+            transaction: superblock.trans_id.get(),
+        })
+    }
+
+    /// Whether it is time to think of another pool, as no snapshot can be taken when the time has come to its end.
+    pub fn is_late(&self) -> bool {
+        self.time > MAX_TIME - MAX_TIME / 4
+    }
+}
+
 /// A thin volume that is active.
 #[derive(Clone, Debug)]
 pub struct ActiveVolume {
@@ -168,6 +202,11 @@ impl Pool {
             let words = &line.words;
             bad_line(&self.name, format!("the status is \"{words}\""))
         })
+    }
+
+    /// How far its metadata were at the last commit.
+    pub fn stamp(&self) -> Result<Stamp> {
+        Stamp::at(&DirectBm::open(&self.metadata)?, SUPERBLOCK_LOCATION)
     }
 
     /// Gives an error unless the pool can be changed.
@@ -301,6 +340,15 @@ mod tests {
         let held = Status::parse(held).map(|s| (s.metadata_blocks, s.metadata_snap, s.needs_check));
         assert_eq!(held, Some((2, Some(77), true)));
         assert_eq!(Status::parse("0 1/2 3/4 - rw"), None);
+    }
+
+    #[test]
+    fn three_quarters_of_the_time_are_late() {
+        let is_late = |time| {
+            let transaction = 0;
+            Stamp { time, transaction }.is_late()
+        };
+        assert!(!is_late(0) && !is_late(12 << 20) && is_late((12 << 20) + 1) && is_late(MAX_TIME));
     }
 
     #[test]

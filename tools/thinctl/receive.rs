@@ -20,7 +20,14 @@ use crate::{
         Error,
         Result, //
     },
-    home::Lock,
+    home::{
+        Home,
+        Lock, //
+    },
+    kept::{
+        Kept,
+        Owner, //
+    },
     naming::{
         contents,
         find,
@@ -317,4 +324,20 @@ pub fn recover(session: &Session) -> Result {
         }
     }
     Ok(())
+}
+
+/// What has come so far of streams that were cut off.
+pub fn kept(home: &Home) -> Result<Vec<Kept>> {
+    let mut found = Vec::new();
+    for id in home.list("partial-", ".json")? {
+        if let Some(partial) = home.load::<Partial>(&format!("partial-{id}.json"))? {
+            found.push(Kept {
+                id: partial.temporary,
+                volume: partial.id,
+                owner: Owner::Receive,
+                place: format!("a stream, up to byte {}", partial.offset),
+            });
+        }
+    }
+    Ok(found)
 }

@@ -12,6 +12,7 @@ use std::{
         BTreeSet, //
     },
     fmt,
+    ops::ControlFlow,
 };
 
 use persistent_data::block_manager::BlockManager;
@@ -22,7 +23,10 @@ use thin_metadata::{
     View, //
 };
 
-use crate::error::Result;
+use crate::{
+    error::Result,
+    walk::walk, //
+};
 
 /// What a volume is a snapshot of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -101,17 +105,13 @@ fn maps_what_is_older<B: BlockManager>(
     id: DeviceId,
     time: u32,
 ) -> Result<bool> {
-    let mut found = false;
-    let walked = view.for_mappings(id, |_, value| match value.time() < time {
-        true => {
-            found = true;
-            // Stops the walk; nobody sees it.
-            Err(thin_metadata::Error::Failed)
-        }
-        false => Ok(()),
-    });
-    match found {
-        true => Ok(true),
-        false => Ok(walked.map(|()| false)?),
-    }
+    let flow = walk(|visit| {
+        view.for_mappings(id, |_, value| {
+            visit(match value.time() < time {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            })
+        })
+    })?;
+    Ok(flow.is_break())
 }

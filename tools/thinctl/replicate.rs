@@ -7,10 +7,7 @@
 
 use std::{
     io::Write,
-    process::{
-        Command,
-        Stdio, //
-    },
+    time::Duration, //
 };
 
 use serde::{
@@ -25,9 +22,15 @@ use crate::{
     },
     home::{
         self,
+        Home,
         Lock, //
     },
-    naming::alike,
+    kept::{
+        Kept,
+        Owner, //
+    },
+    naming::is_unchanged,
+    program::Program,
     send::{
         plan,
         send,
@@ -37,8 +40,12 @@ use crate::{
 };
 
 /// The snapshots that a replication goes on from.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Snapshots {
+    /// The volume.
+    volume: u32,
+    /// What it is sent to.
+    command: String,
     /// Both sides have it.
     common: Option<u32>,
     /// The other side may have it.
@@ -48,9 +55,8 @@ struct Snapshots {
 /// A volume that is replicated.
 pub struct Replication<'a> {
     session: &'a Session,
-    id: u32,
-    command: String,
     level: i32,
+    patience: Duration,
     file: String,
     snapshots: Snapshots,
     _lock: Lock,
@@ -69,20 +75,29 @@ pub struct Turn {
 pub type Wrap<'a> = &'a dyn Fn(Box<dyn Write>) -> Box<dyn Write>;
 
 impl<'a> Replication<'a> {
-    /// Replicates volume `id` by the shell command `command`, which gets a stream as its input.
-    pub fn new(session: &'a Session, id: u32, command: &str, level: i32) -> Result<Self> {
-        let name = format!("replicate-{id}-{}", home::key(command.as_bytes()));
-        let lock = session
-            .home
-            .try_lock(&format!("{name}.lock"))?
-            .ok_or_else(|| Error::Busy(format!("another thinctl is replicating volume {id}")))?;
-        let file = format!("{name}.json");
+    /// Replicates volume `id` by the shell command `command`, which gets a stream as its input, and is given up when it
+    /// takes nothing for as long as `patience`.
+    pub fn new(
+        session: &'a Session,
+        id: u32,
+        command: &str,
+        level: i32,
+        patience: Duration,
+    ) -> Result<Self> {
+        let key = format!("{id}-{}", home::key(command.as_bytes()));
+        let lock = lock(&session.home, &key)?;
+        let file = file(&key);
+        let snapshots = session.home.load(&file)?.unwrap_or_else(|| Snapshots {
+            volume: id,
+            command: command.to_owned(),
+            common: None,
+            pending: None,
+        });
         Ok(Self {
             session,
-            id,
-            command: command.to_owned(),
             level,
-            snapshots: session.home.load(&file)?.unwrap_or_default(),
+            patience,
+            snapshots,
             file,
             _lock: lock,
         })
@@ -105,13 +120,12 @@ impl<'a> Replication<'a> {
             Some(_) => Some(self.send_pending(wrap, progress)?),
             None => None,
         };
-        let snapshot = self.session.snapshot(self.id)?;
         if let Some(common) = self.snapshots.common {
-            if alike(self.session, common, snapshot)? {
-                self.session.delete(snapshot)?;
+            if is_unchanged(self.session, self.snapshots.volume, common)? {
                 return Ok(late);
             }
         }
+        let snapshot = self.session.snapshot(self.snapshots.volume)?;
         self.snapshots.pending = Some(snapshot);
         self.session.keep(snapshot, || self.store())?;
         self.send_pending(wrap, progress).map(Some)
@@ -122,41 +136,37 @@ impl<'a> Replication<'a> {
         wrap: Wrap<'_>,
         progress: &mut dyn FnMut(Option<u64>, u64),
     ) -> Result<Turn> {
-        let Snapshots { common, pending } = self.snapshots;
+        let Snapshots {
+            volume,
+            ref command,
+            common,
+            pending,
+        } = self.snapshots;
         let Some(pending) = pending else {
             return Err(Error::NotFound("there is nothing to send".to_owned()));
         };
-        let volume = self.session.active_size(self.id)?;
+        // Where its last block is cut off, a volume that becomes larger would have something without a change.
+        let block_size = self.session.pool.block_size;
+        let size = self
+            .session
+            .active_size(volume)?
+            .map(|size| size.div_ceil(block_size).saturating_mul(block_size));
         let plan = plan(
             self.session,
             &Request {
                 id: pending,
                 from: common,
-                size: volume.unwrap_or(0),
+                size: size.unwrap_or(0),
                 resume: None,
             },
         )?;
         let data = plan.header.data;
         progress(Some(data), 0);
-        let mut child = Command::new("/bin/sh")
-            .arg("-c")
-            .arg(&self.command)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(Error::io(&self.command))?;
-        let sent = match child.stdin.take() {
-            Some(input) => send(self.session, plan, wrap(Box::new(input)), self.level, |n| {
-                progress(None, n);
-            }),
-            None => Err(Error::Command(format!("\"{}\" has no input", self.command))),
-        };
-        let status = child.wait().map_err(Error::io(&self.command))?;
-        if !status.success() {
-            // That the pipe broke is a consequence.
-            return Err(Error::Command(format!("\"{}\": {status}", self.command)));
-        }
-        sent?;
+        let (program, input) = Program::start(command, self.patience)?;
+        let sent = send(self.session, plan, wrap(Box::new(input)), self.level, |n| {
+            progress(None, n);
+        });
+        program.end(sent)?;
 
         let before = self.snapshots.common.replace(pending);
         self.snapshots.pending = None;
@@ -176,10 +186,67 @@ impl<'a> Replication<'a> {
 
     /// Deletes the snapshots that were kept. The next turn sends the whole volume.
     pub fn forget(self) -> Result {
-        let Snapshots { common, pending } = self.snapshots;
+        let Snapshots {
+            common, pending, ..
+        } = self.snapshots;
         for snapshot in common.into_iter().chain(pending) {
             self.session.delete(snapshot)?;
         }
         self.session.home.remove(&self.file)
     }
+}
+
+/// What the names of replications' files begin with.
+const REPLICATION: &str = "replicate-";
+
+fn file(key: &str) -> String {
+    format!("{REPLICATION}{key}.json")
+}
+
+fn lock(home: &Home, key: &str) -> Result<Lock> {
+    home.try_lock(&format!("{REPLICATION}{key}.lock"))?
+        .ok_or_else(|| Error::Busy("another thinctl is at this replication".to_owned()))
+}
+
+/// The snapshots that replications go on from.
+pub fn kept(home: &Home) -> Result<Vec<Kept>> {
+    let mut found = Vec::new();
+    for key in home.list(REPLICATION, ".json")? {
+        if let Some(kept) = home.load::<Snapshots>(&file(&key))? {
+            found.extend(kept.common.into_iter().chain(kept.pending).map(|id| Kept {
+                id,
+                volume: kept.volume,
+                owner: Owner::Replicate,
+                place: kept.command.clone(),
+            }));
+        }
+    }
+    Ok(found)
+}
+
+/// Deletes one of them. If both sides had it, the next turn sends the whole volume.
+pub fn forget(session: &Session, snapshot: u32) -> Result {
+    for key in session.home.list(REPLICATION, ".json")? {
+        let file = file(&key);
+        let load = || -> Result<Option<Snapshots>> {
+            let kept = session.home.load::<Snapshots>(&file)?;
+            Ok(kept.filter(|kept| [kept.common, kept.pending].contains(&Some(snapshot))))
+        };
+        if load()?.is_none() {
+            continue;
+        }
+        let _lock = lock(&session.home, &key)?;
+        let Some(mut kept) = load()? else {
+            continue;
+        };
+        session.delete(snapshot)?;
+        kept.common = kept.common.filter(|&id| id != snapshot);
+        kept.pending = kept.pending.filter(|&id| id != snapshot);
+        if kept.common.or(kept.pending).is_none() {
+            session.home.remove(&file)?;
+        } else {
+            session.home.store(&file, &kept)?;
+        }
+    }
+    Ok(())
 }

@@ -7,8 +7,8 @@
 //!
 //! | name | what it is |
 //! | --- | --- |
-//! | `.repository.json` | says that this is a repository, and of which version |
-//! | `.lock` | whoever writes has it locked, with flock |
+//! | `.repository.json` | says that this is a repository, of which version, and has a random name for it |
+//! | `.lock` | whoever writes has it locked, with flock, and has written into it who that is |
 //! | `VOLUME/` | the backups of one volume |
 //! | `VOLUME/000001.full.thin` | generation 1: a [stream](crate::stream) that starts from nothing |
 //! | `VOLUME/000001.full.json` | its manifest: [`Generation`] |
@@ -20,14 +20,17 @@
 //! it. A manifest without a stream is nothing; the next one who [locks](Repository::lock) the repository removes it. A
 //! stream without a manifest is never removed by itself, as nothing leaves one behind.
 //!
+//! One process writes at a time. flock sees to that, also between hosts, on NFS for instance. Where it reaches but one
+//! host, the second process takes the lock from the first by writing into it, and the first one fails before it puts
+//! the next file in place or removes one. In no case does a file take the place of another one.
+//!
 //! If a number is there as full and as incremental, both lead to the same: [pruning](Locked::prune) was cut off after it
 //! had made the full one, and goes on when the repository is locked. Until then the full one counts.
 
 mod add;
-mod extents;
-mod files;
 mod fold;
 mod generation;
+mod layout;
 mod lock;
 mod name;
 mod prune;
@@ -54,20 +57,6 @@ use serde::{
     Serialize, //
 };
 
-use self::{
-    files::{
-        make_folder,
-        names,
-        NewFile, //
-    },
-    generation::check_chain,
-    name::{
-        folder,
-        Name,
-        Part,
-        TEMPORARY, //
-    },
-};
 pub use self::{
     fold::Fold,
     generation::{
@@ -81,26 +70,53 @@ pub use self::{
         Verification, //
     },
 };
+use self::{
+    generation::check_chain,
+    name::{
+        folder,
+        Name,
+        Part, //
+    },
+};
 use crate::{
     error::{
         Error,
         Result, //
     },
-    state::StateId,
+    files::{
+        self,
+        make_folder,
+        names,
+        NewFile,
+        TEMPORARY, //
+    },
+    state::{
+        self,
+        StateId, //
+    },
 };
 
 /// Backups in a folder.
 #[derive(Clone, Debug)]
 pub struct Repository {
     root: PathBuf,
+    id: String,
 }
 
 const MARKER: &str = ".repository.json";
 const LOCK: &str = ".lock";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Marker {
+    version: u32,
+    /// A random name, by which it is known wherever it is.
+    id: String,
+}
+
+/// What all versions have in their markers.
+#[derive(Deserialize)]
+struct Version {
     version: u32,
 }
 
@@ -124,8 +140,12 @@ impl Repository {
         for name in old.iter().filter(|name| name.starts_with(TEMPORARY)) {
             files::remove(&root.join(name))?;
         }
-        let json = serde_json::to_vec(&Marker { version: VERSION })
-            .map_err(|e| Error::Refused(format!("{MARKER}: {e}")))?;
+        let marker = Marker {
+            version: VERSION,
+            id: state::random_hex(16)?,
+        };
+        let json =
+            serde_json::to_vec(&marker).map_err(|e| Error::Refused(format!("{MARKER}: {e}")))?;
         let mut file = NewFile::new(root, MARKER)?;
         file.write_all(&json).map_err(Error::io(MARKER))?;
         file.commit(MARKER)?;
@@ -138,21 +158,29 @@ impl Repository {
         let json = match fs::read(&marker) {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 return Err(Error::NotFound(format!(
-                    "{} is no repository",
+                    "{} is no repository; `thinctl init` makes one",
                     root.display()
                 )));
             }
             json => json.map_err(Error::io(marker.display()))?,
         };
         let damaged = |what: String| Error::Damaged(format!("{}: {what}", marker.display()));
-        let Marker { version } =
+        let Version { version } =
             serde_json::from_slice(&json).map_err(|e| damaged(e.to_string()))?;
         if version != VERSION {
             return Err(damaged(format!("version {version} is not known")));
         }
+        let Marker { id, .. } =
+            serde_json::from_slice(&json).map_err(|e| damaged(e.to_string()))?;
         Ok(Self {
             root: root.to_owned(),
+            id,
         })
+    }
+
+    /// Its name, which it keeps if the folder is moved.
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// Takes the lock that lets one write, and finishes or undoes what was cut off.

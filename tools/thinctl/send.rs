@@ -36,6 +36,7 @@ use crate::{
         Totals,
         Writer, //
     },
+    walk::try_walk,
 };
 
 /// What is wanted.
@@ -67,27 +68,23 @@ pub fn differences<B: BlockManager>(
     to: u32,
 ) -> Result<Extents> {
     let mut extents = Extents::new(&session.home)?;
-    let mut failed = Ok(());
-    let mut push = |kind, block| {
-        extents.push(kind, block).map_err(|e| {
-            failed = Err(e);
-            thin_metadata::Error::NoSnap
-        })
-    };
-    let walked = match from {
-        None => view.for_mappings(device_id(to)?, |block, _| push(Kind::Mapped, block)),
-        Some(from) => view.diff(device_id(from)?, device_id(to)?, |block, _, now| {
-            push(
-                match now {
-                    Some(_) => Kind::Mapped,
-                    None => Kind::Unmapped,
-                },
-                block,
-            )
-        }),
-    };
-    failed?;
-    walked?;
+    let from = from.map(device_id).transpose()?;
+    let to = device_id(to)?;
+    try_walk(|visit| {
+        let mut push = |kind, block| visit(extents.push(kind, block));
+        match from {
+            None => view.for_mappings(to, |block, _| push(Kind::Mapped, block)),
+            Some(from) => view.diff(from, to, |block, _, now| {
+                push(
+                    match now {
+                        Some(_) => Kind::Mapped,
+                        None => Kind::Unmapped,
+                    },
+                    block,
+                )
+            }),
+        }
+    })?;
     Ok(extents)
 }
 

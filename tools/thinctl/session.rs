@@ -40,6 +40,7 @@ use crate::{
         Home,
         Lock, //
     },
+    identity::Identity,
     journal::{
         self,
         Entry,
@@ -49,6 +50,7 @@ use crate::{
     pool::{
         ActiveVolume,
         Pool,
+        Stamp,
         READ_ONLY, //
     },
     signals,
@@ -84,6 +86,7 @@ impl Session {
         let dm = Arc::new(Dm::new()?);
         let pool = Pool::find(&dm, name)?;
         let home = Home::open(root, &pool)?;
+        Identity::check(&home, &pool)?;
         Journal::recover(&dm, &pool, &home)?;
         let journal = Journal::begin(&dm, &pool, &home)?;
         signals::undo_on_signal(journal.clone());
@@ -114,6 +117,7 @@ impl Session {
         let lock = self.home.lock("slot.lock", SLOT_PATIENCE)?;
         // Who held the lock before may have been killed meanwhile.
         Journal::recover(&self.dm, &self.pool, &self.home)?;
+        Identity::check(&self.home, &self.pool)?;
         let entry = journal::metadata_snap_entry(&self.pool.metadata)?;
         let reserve = || {
             self.journal
@@ -159,7 +163,9 @@ impl Session {
             self.journal.amend(&snap.entry, known.clone())?;
             snap.entry = known;
         }
-        snap.bm = Some(DirectBm::open(&self.pool.metadata)?);
+        let bm = DirectBm::open(&self.pool.metadata)?;
+        Identity::note(&self.home, Stamp::at(&bm, root)?)?;
+        snap.bm = Some(bm);
         Ok(snap)
     }
 
@@ -242,9 +248,11 @@ impl Session {
 
     /// Takes a snapshot of a volume, which goes when this process ends unless it is [kept](Self::keep).
     pub fn snapshot(&self, origin: u32) -> Result<u32> {
-        self.quiesced(origin, || {
+        let id = self.quiesced(origin, || {
             self.new_id(|id| self.message(&format!("create_snap {id} {origin}")))
-        })
+        })?;
+        self.note_stamp();
+        Ok(id)
     }
 
     /// Takes a snapshot with an id of somebody's choice.
@@ -253,8 +261,22 @@ impl Session {
             self.message(&format!("create_snap {id} {origin}"))
         }) {
             Err(e) if e.errno() == Some(Errno::EXIST) => Err(self.exists_already(id)),
-            result => result,
+            result => result.inspect(|()| self.note_stamp()),
         }
+    }
+
+    /// Remembers how far the pool is.
+    fn note_stamp(&self) {
+        // What cannot be noted now is with the next metadata snapshot.
+        let _ = self
+            .pool
+            .stamp()
+            .and_then(|now| Identity::note(&self.home, now));
+    }
+
+    /// Lets all that users of a volume have written reach it: its devices are suspended for a moment.
+    pub fn settle(&self, id: u32) -> Result {
+        self.quiesced(id, || Ok(()))
     }
 
     /// Runs `action` while all devices of a volume are suspended.

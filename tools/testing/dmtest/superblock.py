@@ -12,6 +12,7 @@ FIELDS = {
     "blocknr": (8, "<Q"),
     "magic": (32, "<Q"),
     "version": (40, "<I"),
+    "time": (44, "<I"),
     "transaction_id": (48, "<Q"),
     "held_root": (56, "<Q"),
     "data_space_map_root": (64, "<Q"),

@@ -45,6 +45,10 @@ class Thinctl:
         """Runs it to its end, and gives what it printed."""
         return self._ends(*words, code=0, input=input)[0]
 
+    def messages(self, *words):
+        """Runs it to its end, and gives its messages."""
+        return self._ends(*words, code=0, input=None)[1]
+
     def json(self, *words):
         return json.loads(self.run("--json", *words))
 
@@ -72,6 +76,12 @@ class Thinctl:
     def receive(self, pool, volume, stream, *words):
         """Makes a volume of a stream."""
         self.run("receive", pool.name, volume, *words, input=stream)
+
+    def repository(self, name):
+        """Makes a repository for backups, and gives its path."""
+        path = os.path.join(self.folder, name)
+        self.run("init", path)
+        return path
 
     def snapshot(self, pool, origin, volume):
         self.run("snapshot", pool.name, origin, volume)

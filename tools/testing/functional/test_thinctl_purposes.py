@@ -32,7 +32,7 @@ from dmtest.thinctl import (
 
 @pytest.fixture
 def repository(thinctl):
-    return os.path.join(thinctl.folder, "backups")
+    return thinctl.repository("backups")
 
 
 @pytest.fixture
@@ -369,3 +369,20 @@ def test_replicates_at_a_rate_under_load(pool, other, thinctl, busy):
     writer.kill()
     thinctl.run("replicate", pool.name, 0, "--to", f"{thinctl.program} receive {other.name} 7", "--turns", 1)
     received(other, 7, Content(thin, thin.read()))
+
+
+def test_replicates_to_what_hangs(pool, other, thinctl):
+    """The turn is given up, and the next one makes up for it."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.write(0, SIZE)
+    words = "replicate", pool.name, 0, "--turns", 1, "--patience", 1, "--to"
+    hanging = f"test -e {thinctl.folder}/healed || exec sleep 1000; exec {thinctl.program} receive {other.name} 7"
+    begun = time.monotonic()
+    assert "took nothing" in thinctl.refused(*words, hanging, code=COMMAND)
+    assert time.monotonic() - begun < 30
+    assert not thinctl.leftovers(pool)
+    with open(f"{thinctl.folder}/healed", "w"):
+        pass
+    thinctl.run("replicate", pool.name, 0, "--turns", 1, "--to", hanging)
+    received(other, 7, content)
+    assert len(volumes(pool)) == 2

@@ -8,12 +8,15 @@ use std::{
         self,
         BufWriter,
         IsTerminal,
+        Seek,
         Write, //
     },
     path::Path,
 };
 
 use persistent_data::block::BLOCK_SIZE;
+use serde::Serialize;
+use thin_metadata::format::MAX_TIME;
 
 use crate::{
     cli::Global,
@@ -22,8 +25,10 @@ use crate::{
         Error,
         Result, //
     },
+    kept,
     map,
     naming::device_id,
+    pool,
     svg::Svg,
     terminal::Terminal,
     usage, //
@@ -33,12 +38,29 @@ use crate::{
 const COLUMNS: u32 = 80;
 const LINES: u32 = 16;
 
+/// What is shown of a pool.
+#[derive(Serialize)]
+struct Status {
+    #[serde(flatten)]
+    status: pool::Status,
+    /// How many snapshots were taken so far.
+    snapshot_time: u32,
+    /// How many can be.
+    max_snapshot_time: u32,
+}
+
 /// Shows what a pool has and how much of it is used.
 pub(super) fn status(global: &Global, pool: &str) -> Result {
     let session = global.session(pool)?;
-    let status = session.pool.status(&session.dm)?;
+    let stamp = session.pool.stamp()?;
+    let shown = Status {
+        status: session.pool.status(&session.dm)?,
+        snapshot_time: stamp.time,
+        max_snapshot_time: MAX_TIME,
+    };
+    let status = &shown.status;
     let block_size = session.pool.block_size;
-    global.print(&status, |f| {
+    global.print(&shown, |f| {
         let part = |used: u64, all: u64, size: u64| {
             let percent = used as f64 / all.max(1) as f64 * 100.0;
             let bytes = |blocks: u64| usage::bytes(blocks.saturating_mul(size));
@@ -56,10 +78,23 @@ pub(super) fn status(global: &Global, pool: &str) -> Result {
             Some(root) => writeln!(f, "metadata snapshot   at block {root}")?,
             None => writeln!(f, "metadata snapshot   none")?,
         }
+        let percent = f64::from(stamp.time) / f64::from(MAX_TIME) * 100.0;
+        let time = stamp.time;
+        writeln!(
+            f,
+            "snapshot time       {time} of {MAX_TIME} ({percent:.1} %)"
+        )?;
         writeln!(f, "discards            {}", status.discard)?;
         writeln!(f, "without space       {}", status.no_space)?;
         if status.needs_check {
             writeln!(f, "the metadata must be checked")?;
+        }
+        if stamp.is_late() {
+            writeln!(
+                f,
+                "each snapshot takes one of the snapshot time, and none can be taken when it is used up: migrate the \
+                 volumes to a new pool before"
+            )?;
         }
         Ok(())
     })
@@ -141,12 +176,55 @@ pub(super) fn diff(global: &Global, pool: &str, left: &str, right: &str, same: b
     let (left, right) = (id(left)?, id(right)?);
     let metadata = session.metadata()?;
     let view = metadata.view()?;
-    let output = BufWriter::new(io::stdout().lock());
+    // Whoever reads it may take their time, but others want the metadata snapshot.
+    let failed = || Error::io("list of ranges");
+    let mut list = tempfile::tempfile_in(session.home.path("")).map_err(failed())?;
+    let output = BufWriter::new(&list);
     let options = diff::Options { same };
     if global.json {
         diff::diff(&view, left, right, options, &mut diff::Json::new(output))?;
     } else {
         diff::diff(&view, left, right, options, &mut diff::Text(output))?;
     }
-    session.release(metadata)
+    session.release(metadata)?;
+    list.rewind().map_err(failed())?;
+    let mut output = io::stdout().lock();
+    io::copy(&mut list, &mut output)
+        .and_then(|_| output.flush())
+        .map_err(Error::io("standard output"))
+}
+
+/// What is shown of a volume that thinctl keeps.
+#[derive(Serialize)]
+struct Kept<'a> {
+    #[serde(flatten)]
+    kept: &'a kept::Kept,
+    /// Whether it is there.
+    exists: bool,
+}
+
+/// Lists the volumes that thinctl keeps for itself.
+pub(super) fn kept(global: &Global, pool: &str) -> Result {
+    let session = global.session(pool)?;
+    let found = kept::list(&session)?;
+    let shown: Vec<_> = found
+        .iter()
+        .map(|(kept, exists)| Kept {
+            kept,
+            exists: *exists,
+        })
+        .collect();
+    global.print(&shown, |f| {
+        writeln!(f, "{:>8} {:>8}  {:<9}  FOR", "KEPT", "VOLUME", "BY")?;
+        shown.iter().try_for_each(|Kept { kept, exists }| {
+            let gone = if *exists { "" } else { " (it is gone)" };
+            let kept::Kept {
+                id,
+                volume,
+                owner,
+                place,
+            } = kept;
+            writeln!(f, "{id:>8} {volume:>8}  {owner:<9}  {place}{gone}")
+        })
+    })
 }

@@ -19,11 +19,6 @@ use std::{
 };
 
 use super::{
-    files::{
-        make_folder,
-        remove_empty,
-        NewFile, //
-    },
     generation::{
         Generation,
         Kind, //
@@ -34,6 +29,11 @@ use crate::{
     error::{
         Error,
         Result, //
+    },
+    files::{
+        make_folder,
+        remove_empty,
+        NewFile, //
     },
     stream::{
         self,
@@ -89,8 +89,14 @@ impl Locked {
                 ))),
             }
         };
+        let is_free = || match self.numbers(volume)?.contains_key(&number) {
+            false => self.check(),
+            true => Err(Error::Busy(format!(
+                "{volume}: another process has made generation {number} meanwhile"
+            ))),
+        };
         let new = make_folder(&folder)?;
-        let result = put(&folder, number, created, check, write);
+        let result = put(&folder, number, created, check, &is_free, write);
         if result.is_err() && new {
             // If this fails, an empty folder is left, which says nothing.
             let _ = remove_empty(&folder);
@@ -99,12 +105,13 @@ impl Locked {
     }
 }
 
-/// Writes the files of a generation.
+/// Writes the files of a generation. `may` says right before each is put in place whether it still may be.
 pub(super) fn put(
     folder: &Path,
     number: u64,
     created: u64,
     check: impl FnOnce(&Header) -> Result + Send,
+    may: &dyn Fn() -> Result,
     write: impl FnOnce(&mut dyn Write) -> Result,
 ) -> Result<Generation> {
     // What kind it is, its header tells.
@@ -126,7 +133,9 @@ pub(super) fn put(
             "the stream was not written as it was read".into(),
         ));
     }
+    may()?;
     generation.store(folder)?;
+    may()?;
     file.commit(&generation.name().stream())?;
     Ok(generation)
 }

@@ -23,11 +23,11 @@ use rustix::process::{
 };
 
 use super::{
-    extents::{
-        Extent,
-        Extents, //
-    },
     generation::Generation,
+    layout::{
+        Layout, //
+        Piece,
+    },
 };
 use crate::{
     error::{
@@ -51,7 +51,7 @@ use crate::{
 pub struct Fold {
     header: Header,
     files: Vec<Stored>,
-    extents: Peekable<btree_map::IntoIter<u64, Extent>>,
+    pieces: Peekable<btree_map::IntoIter<u64, Piece>>,
     frames: Frames,
     /// Whether there was an error.
     broken: bool,
@@ -61,7 +61,7 @@ impl Fold {
     /// Finds out where the data are; the chain is one that is all right.
     pub(super) fn new(folder: &Path, chain: &[Generation]) -> Result<Self> {
         allow_open(chain.len());
-        let mut extents = Extents::default();
+        let mut pieces = Layout::default();
         let mut files: Vec<Stored> = Vec::new();
         for generation in chain {
             let path = folder.join(generation.name().stream());
@@ -71,9 +71,9 @@ impl Fold {
             let totals = stored.places(|place| match place {
                 Place::Data { offset, len, at } => {
                     let skip = 0;
-                    extents.put(
+                    pieces.put(
                         offset,
-                        Extent {
+                        Piece {
                             len,
                             file,
                             at,
@@ -81,7 +81,7 @@ impl Fold {
                         },
                     );
                 }
-                Place::Discard { offset, len } => extents.remove(offset, len),
+                Place::Discard { offset, len } => pieces.remove(offset, len),
             })?;
             if *stored.header() != generation.header || totals != generation.totals {
                 return Err(Error::Damaged(format!(
@@ -97,25 +97,25 @@ impl Fold {
         Ok(Self {
             header: Header {
                 from: None,
-                data: extents.total(),
+                data: pieces.total(),
                 ..last.header.clone()
             },
             files,
-            extents: extents.into_iter().peekable(),
+            pieces: pieces.into_iter().peekable(),
             frames: Frames::default(),
             broken: false,
         })
     }
 
     fn record(&mut self) -> Result<Option<Record>> {
-        let Some((offset, first)) = self.extents.next() else {
+        let Some((offset, first)) = self.pieces.next() else {
             return Ok(None);
         };
         let mut data = Vec::new();
         self.frames.append(&mut data, &self.files, offset, first)?;
         // What follows goes along, as far as a frame reaches.
         let mut end = offset.saturating_add(first.len);
-        while let Some((at, next)) = self.extents.next_if(|(at, next)| {
+        while let Some((at, next)) = self.pieces.next_if(|(at, next)| {
             let len = end.saturating_sub(offset).saturating_add(next.len);
             *at == end && len <= MAX_DATA as u64
         }) {
@@ -176,22 +176,16 @@ struct Frame {
 const KEPT: usize = 32;
 
 impl Frames {
-    /// Adds what an extent has.
-    fn append(
-        &mut self,
-        to: &mut Vec<u8>,
-        files: &[Stored],
-        offset: u64,
-        extent: Extent,
-    ) -> Result {
+    /// Adds what a piece has.
+    fn append(&mut self, to: &mut Vec<u8>, files: &[Stored], offset: u64, piece: Piece) -> Result {
         let damaged =
             || Error::Damaged(format!("the data for byte {offset} are not there any more"));
-        let Extent {
+        let Piece {
             len,
             file,
             at,
             skip,
-        } = extent;
+        } = piece;
         let known = self
             .frames
             .iter()

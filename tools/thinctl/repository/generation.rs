@@ -17,15 +17,13 @@ use serde::{
     Serialize, //
 };
 
-use super::{
-    files::NewFile,
-    name::Name, //
-};
+use super::name::Name;
 use crate::{
     error::{
         Error,
         Result, //
     },
+    files::NewFile,
     stream::{
         Header,
         Totals,

@@ -4,11 +4,17 @@
 
 use std::{
     fs::{
+        self,
         File,
         OpenOptions, //
     },
+    io::ErrorKind,
     ops::Deref,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{
+        FileExt,
+        OpenOptionsExt, //
+    },
+    path::Path,
 };
 
 use rustix::{
@@ -20,19 +26,21 @@ use rustix::{
 };
 
 use super::{
+    name::Part,
+    Repository,
+    LOCK, //
+};
+use crate::{
+    error::{
+        Error,
+        Result, //
+    },
     files::{
         names,
-        remove, //
-    },
-    name::{
-        Part,
+        remove,
         TEMPORARY, //
     },
-    Repository, LOCK,
-};
-use crate::error::{
-    Error,
-    Result, //
+    state, //
 };
 
 /// The right to write into a repository, until it is dropped.
@@ -41,6 +49,8 @@ pub struct Locked {
     pub(super) repository: Repository,
     /// It is unlocked when it is closed, by the kernel if by nobody else.
     _lock: File,
+    /// What this process has written into it.
+    token: Vec<u8>,
 }
 
 impl Deref for Locked {
@@ -62,14 +72,12 @@ impl Locked {
             .open(&path)
             .map_err(Error::io(path.display()))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
-            Errno::WOULDBLOCK => Error::Busy(format!(
-                "{}: another process is writing into it",
-                repository.root.display()
-            )),
+            Errno::WOULDBLOCK => taken(repository),
             e => Error::Io(path.display().to_string(), e.into()),
         })?;
         let locked = Self {
             repository: repository.clone(),
+            token: sign(&lock, &path)?,
             _lock: lock,
         };
         for volume in locked.folders()? {
@@ -78,17 +86,32 @@ impl Locked {
         Ok(locked)
     }
 
+    /// Gives an error if another process has taken the lock as well, as one of another host can if the file system knows
+    /// locks of one host only. To be called right before what must not be done by two.
+    pub(super) fn check(&self) -> Result {
+        let path = self.root.join(LOCK);
+        match fs::read(&path) {
+            Ok(token) if token == self.token => Ok(()),
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                Err(Error::Io(path.display().to_string(), e))
+            }
+            _ => Err(taken(self)),
+        }
+    }
+
     /// Finishes or undoes what was cut off.
     fn recover(&self, volume: &str) -> Result {
         let folder = self.folder(volume)?;
         for name in names(&folder)? {
             if name.starts_with(TEMPORARY) {
+                self.check()?;
                 remove(&folder.join(name))?;
             }
         }
         let parts = self.parts(volume)?;
         for (name, part) in &parts {
             if *part == Part::Manifest && !parts.contains(&(*name, Part::Stream)) {
+                self.check()?;
                 remove(&folder.join(name.manifest()))?;
             }
         }
@@ -98,4 +121,21 @@ impl Locked {
             result => result,
         }
     }
+}
+
+/// Writes into the lock file who has it; gives what is in there then.
+fn sign(lock: &File, path: &Path) -> Result<Vec<u8>> {
+    match lock.write_all_at(state::random_hex(16)?.as_bytes(), 0) {
+        // Pruning makes room, and must not need any.
+        Err(e) if e.kind() == ErrorKind::StorageFull => {}
+        written => written.map_err(Error::io(path.display()))?,
+    }
+    fs::read(path).map_err(Error::io(path.display()))
+}
+
+fn taken(repository: &Repository) -> Error {
+    Error::Busy(format!(
+        "{}: another process is writing into it",
+        repository.root.display()
+    ))
 }

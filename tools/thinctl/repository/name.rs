@@ -15,9 +15,6 @@ use crate::{
     repository::Kind, //
 };
 
-/// What files have that are not finished.
-pub(super) const TEMPORARY: &str = ".tmp-";
-
 /// The name of a generation's files, without what tells one from the other.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Name {

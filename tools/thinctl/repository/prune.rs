@@ -2,14 +2,15 @@
 
 //! Removes old generations.
 
+use std::io::{
+    ErrorKind,
+    Write, //
+};
+
 use serde::Serialize;
 
 use super::{
     add::put,
-    files::{
-        remove,
-        sync_folder, //
-    },
     generation::{
         Generation,
         Kind, //
@@ -24,6 +25,10 @@ use crate::{
     error::{
         Error,
         Result, //
+    },
+    files::{
+        remove,
+        sync_folder, //
     },
     stream::{
         Changes,
@@ -64,10 +69,19 @@ impl Locked {
         };
         let mut pruned = Pruned::default();
         if oldest.kind == Kind::Incremental {
+            let before = generations.get(..first).unwrap_or_default();
+            let base = before.iter().rposition(|one| one.kind == Kind::Full);
+            let base = base.filter(|older| *older > 0);
+            if let Some(base) = base.and_then(|older| before.get(older)) {
+                // What the copy does not need makes room for it.
+                pruned.removed = self.remove_before(volume, base.number)?;
+            }
             self.make_full(volume, oldest, progress)?;
             pruned.made_full = Some(oldest.number);
         }
-        pruned.removed = self.remove_before(volume, oldest.number)?;
+        pruned
+            .removed
+            .extend(self.remove_before(volume, oldest.number)?);
         Ok(pruned)
     }
 
@@ -80,6 +94,7 @@ impl Locked {
     ) -> Result {
         let mut fold = self.restore(volume, Some(generation.number))?;
         let right = fold.header().clone();
+        let data = right.data;
         let check = |header: &Header| {
             if *header == right {
                 Ok(())
@@ -90,15 +105,26 @@ impl Locked {
             }
         };
         let folder = self.folder(volume)?;
-        put(&folder, generation.number, generation.created, check, |w| {
+        let may = || self.check();
+        let write = |w: &mut dyn Write| {
             let mut writer = Writer::new(w, fold.header())?;
             while let Some(record) = fold.next()? {
                 writer.record(&record)?;
                 progress(record.len())?;
             }
             writer.finish().map(drop)
-        })
-        .map(drop)
+        };
+        let (number, created) = (generation.number, generation.created);
+        match put(&folder, number, created, check, &may, write) {
+            Err(Error::Io(_, e)) if e.kind() == ErrorKind::StorageFull => {
+                let what = format!(
+                    "{volume}: there is no room for a full copy of generation {number}, which has {data} bytes before \
+                     compression, beside those that it is made of"
+                );
+                Err(Error::Io(what, e))
+            }
+            made => made.map(drop),
+        }
     }
 
     /// Goes on with what [`prune`](Self::prune) has left.
@@ -155,6 +181,7 @@ impl Locked {
 
     fn remove_generation(&self, volume: &str, name: Name) -> Result {
         let folder = self.folder(volume)?;
+        self.check()?;
         remove(&folder.join(name.stream()))?;
         sync_folder(&folder)?;
         remove(&folder.join(name.manifest()))

@@ -7,7 +7,6 @@ mod concurrent;
 mod crash;
 mod damage;
 mod refusal;
-pub(super) mod steps;
 
 use std::{
     collections::BTreeMap,

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Reading while another adds and removes backups.
+//! Reading while another adds and removes backups, and two that write.
 
 use std::{
+    fs,
+    path::Path,
     sync::atomic::{
         AtomicBool,
         Ordering, //
@@ -12,13 +14,19 @@ use std::{
 
 use super::{
     add,
+    check,
+    five,
     nothing,
     scratch,
     Volume, //
 };
 use crate::{
     error::Error,
-    repository::Repository,
+    files::NewFile,
+    repository::{
+        Locked,
+        Repository, //
+    },
     stream::{
         tests::Numbers,
         Changes, //
@@ -79,4 +87,71 @@ fn reading_needs_no_lock() {
         over.store(true, Ordering::Relaxed);
         assert!(reading.join().unwrap() > 5);
     });
+}
+
+/// A writer on another host, which does not see the lock.
+fn lock_elsewhere(root: &Path) -> Locked {
+    fs::remove_file(root.join(".lock")).unwrap();
+    Repository::open(root).unwrap().lock().unwrap()
+}
+
+/// Generation 6 of two writers, of which the second begins and ends while the first one is at work.
+#[test]
+fn one_of_two_writers_fails() {
+    for full in [false, true] {
+        let folder = scratch();
+        let mut all = five(folder.path(), false);
+        let (mut ours, mut theirs) = (all[&5].clone(), all[&5].clone());
+        ours.0[3] = Some(601);
+        theirs.0[3] = Some(602);
+        let last = Some(&all[&5]).filter(|_| !full);
+        let stream = ours.stream(last, &mut Numbers(1));
+        let other = theirs.stream(Some(&all[&5]), &mut Numbers(1));
+        let locked = Repository::open(folder.path()).unwrap().lock().unwrap();
+        let added = locked.add("vol", |w| {
+            add(&lock_elsewhere(folder.path()), &other)?;
+            w.write_all(&stream).map_err(Error::io("writing"))
+        });
+        assert!(matches!(added, Err(Error::Busy(_))), "{added:?}");
+        all.insert(6, theirs);
+        assert_eq!(check(&locked, &all), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(locked.verify(None, &mut nothing).unwrap().problems, []);
+        assert_eq!(fs::read_dir(folder.path().join("vol")).unwrap().count(), 12);
+        // Nor does it remove what the other one may build on.
+        assert!(matches!(
+            locked.prune("vol", 1, &mut nothing),
+            Err(Error::Busy(_))
+        ));
+        assert_eq!(check(&locked, &all), [1, 2, 3, 4, 5, 6]);
+    }
+}
+
+/// The second writer has cleaned up and is at work when the first one ends.
+#[test]
+fn the_first_of_two_writers_fails() {
+    let folder = scratch();
+    let all = five(folder.path(), false);
+    let stream = all[&1].stream(None, &mut Numbers(1));
+    let locked = Repository::open(folder.path()).unwrap().lock().unwrap();
+    let mut other = None;
+    let added = locked.add("vol", |w| {
+        w.write_all(&stream).map_err(Error::io("writing"))?;
+        other = Some(lock_elsewhere(folder.path()));
+        Ok(())
+    });
+    assert!(matches!(added, Err(Error::Busy(_))), "{added:?}");
+    assert_eq!(check(&locked, &all), [1, 2, 3, 4, 5]);
+    add(&other.unwrap(), &stream).unwrap();
+    assert_eq!(locked.verify(None, &mut nothing).unwrap().problems, []);
+}
+
+#[test]
+fn no_file_takes_the_place_of_another() {
+    let folder = scratch();
+    let file = NewFile::new(folder.path(), "new").unwrap();
+    let path = folder.path().join("name");
+    fs::write(&path, "there").unwrap();
+    assert!(matches!(file.commit("name"), Err(Error::Busy(_))));
+    assert_eq!(fs::read_to_string(&path).unwrap(), "there");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }

@@ -19,18 +19,18 @@ use super::{
     five,
     nothing,
     scratch,
-    steps::{
-        logged,
-        stopped, //
-    },
     Volume, //
 };
 use crate::{
     error::Result,
-    repository::{
-        files::Step,
-        Repository, //
+    files::{
+        steps::{
+            logged,
+            stopped, //
+        },
+        Step, //
     },
+    repository::Repository,
     stream::tests::Numbers,
 };
 
@@ -198,6 +198,35 @@ fn create_stops_anywhere() {
         drop(Repository::open(&root).unwrap().lock().unwrap());
         assert_eq!(fs::read_dir(&root).unwrap().count(), 2);
     }
+}
+
+/// What the full copy does not need goes first, so that it has room.
+#[test]
+fn prune_makes_room_first() {
+    let base = scratch();
+    five(base.path(), true);
+    let locked = Repository::open(base.path()).unwrap().lock().unwrap();
+    let (result, log) = logged(|| locked.prune("vol", 1, &mut nothing));
+    let pruned = result.unwrap();
+    assert_eq!(
+        (pruned.made_full, pruned.removed),
+        (Some(5), vec![1, 2, 3, 4])
+    );
+    let position = |wanted: Step, name: &str| {
+        log.iter()
+            .position(|(step, path)| *step == wanted && path.ends_with(name))
+    };
+    let copied = position(Step::Create, "vol");
+    assert!(copied.is_some());
+    for name in [
+        "000001.full.thin",
+        "000002.incremental.thin",
+        "000003.incremental.thin",
+    ] {
+        assert!(position(Step::Remove, name) < copied, "{log:?}");
+    }
+    assert!(position(Step::Remove, "000004.full.thin") > copied);
+    in_order(&log);
 }
 
 /// Nothing relies on what may still be in memory only.

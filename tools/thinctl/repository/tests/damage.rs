@@ -12,11 +12,11 @@ use super::{
     five,
     nothing,
     scratch,
-    steps::stopped,
     Volume, //
 };
 use crate::{
     error::Error,
+    files::steps::stopped,
     repository::Repository,
     stream::{
         tests::Numbers,
@@ -174,15 +174,14 @@ fn damage_does_not_lock_out() {
     let all = five(folder.path(), false);
     let repository = Repository::open(folder.path()).unwrap();
     // Pruning stops after it has made generation 4 full.
-    let locked = repository.lock().unwrap();
     let full = folder.path().join("vol/000004.full.json");
     for left in 0..50 {
+        let locked = repository.lock().unwrap();
         let _ = stopped(left, || locked.prune("vol", 2, &mut nothing));
         if folder.path().join("vol/000004.full.thin").exists() {
             break;
         }
     }
-    drop(locked);
     let good = fs::read(&full).unwrap();
     fs::write(&full, b"{}").unwrap();
     let before = fs::read_dir(folder.path().join("vol")).unwrap().count();

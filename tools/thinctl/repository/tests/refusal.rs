@@ -183,10 +183,21 @@ fn what_is_not_there_is_not_found() {
         repository.restore("vol", Some(2)),
         Err(Error::NotFound(_))
     ));
-    fs::write(path.join(".repository.json"), "{\"version\":2}").unwrap();
-    damaged(Repository::open(&path), "version 2");
+    fs::write(path.join(".repository.json"), "{\"version\":1}").unwrap();
+    damaged(Repository::open(&path), "version 1");
     fs::write(path.join(".repository.json"), "").unwrap();
     damaged(Repository::open(&path), "repository.json");
+}
+
+/// It is known by a name of its own, wherever it is.
+#[test]
+fn a_moved_repository_is_the_same() {
+    let folder = scratch();
+    let [one, two, moved] = ["one", "two", "moved"].map(|name| folder.path().join(name));
+    let first = Repository::create(&one).unwrap().id().to_owned();
+    assert_ne!(Repository::create(&two).unwrap().id(), first);
+    fs::rename(&one, &moved).unwrap();
+    assert_eq!(Repository::open(&moved).unwrap().id(), first);
 }
 
 /// Files of other programs stay what they are.

@@ -6,8 +6,7 @@ use std::{
     fs::{
         self,
         DirBuilder,
-        File,
-        OpenOptions, //
+        File, //
     },
     io::{
         self,
@@ -15,10 +14,7 @@ use std::{
         ErrorKind,
         Write, //
     },
-    os::unix::fs::{
-        DirBuilderExt,
-        OpenOptionsExt, //
-    },
+    os::unix::fs::DirBuilderExt,
     path::{
         Path,
         PathBuf, //
@@ -26,16 +22,25 @@ use std::{
 };
 
 use rustix::io::Errno;
+use tempfile::{
+    PathPersistError,
+    TempPath, //
+};
 
-use super::name::TEMPORARY;
 use crate::error::{
     Error,
     Result, //
 };
 
+#[cfg(test)]
+pub(crate) mod steps;
+
+/// What the names of files begin with that are not finished.
+pub(crate) const TEMPORARY: &str = ".tmp-";
+
 /// What is done to the file system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Step {
+pub(crate) enum Step {
     MakeFolder,
     Create,
     Write,
@@ -48,7 +53,7 @@ pub(super) enum Step {
 
 /// Tests look at each step here, and let it fail.
 #[cfg(test)]
-use super::tests::steps::step;
+use steps::step;
 
 #[cfg(not(test))]
 fn step(_: Step, _: &Path) -> io::Result<()> {
@@ -56,12 +61,11 @@ fn step(_: Step, _: &Path) -> io::Result<()> {
 }
 
 /// A file under a temporary name, which goes away again unless it is put in place.
-pub(super) struct NewFile {
+pub(crate) struct NewFile {
     output: BufWriter<Output>,
     folder: PathBuf,
-    temporary: PathBuf,
-    /// Whether the temporary name is in use.
-    pending: bool,
+    /// Its temporary name, until it is put in place.
+    temporary: Option<TempPath>,
 }
 
 struct Output {
@@ -82,59 +86,93 @@ impl Write for Output {
 
 impl NewFile {
     /// A file with a temporary name that is made of this one.
-    pub(super) fn new(folder: &Path, name: &str) -> Result<Self> {
-        let temporary = folder.join(format!("{TEMPORARY}{name}"));
+    pub(crate) fn new(folder: &Path, name: &str) -> Result<Self> {
         let create = || {
-            step(Step::Create, &temporary)?;
-            OpenOptions::new()
-                .write(true)
-                // Nobody else is writing: it is a left-over if it is there.
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)
+            step(Step::Create, folder)?;
+            tempfile::Builder::new()
+                .prefix(&format!("{TEMPORARY}{name}-"))
+                .disable_cleanup(true)
+                .tempfile_in(folder)
         };
-        let file = create().map_err(Error::io(temporary.display()))?;
+        let (file, temporary) = create().map_err(Error::io(folder.display()))?.into_parts();
         let output = Output {
             file,
-            path: temporary.clone(),
+            path: temporary.to_path_buf(),
         };
         Ok(Self {
             output: BufWriter::with_capacity(1 << 18, output),
             folder: folder.to_owned(),
-            temporary,
-            pending: true,
+            temporary: Some(temporary),
         })
     }
 
     /// Makes sure that what was written stays.
-    pub(super) fn sync(&mut self) -> Result {
+    pub(crate) fn sync(&mut self) -> Result {
         let mut sync = || {
             self.output.flush()?;
-            step(Step::Sync, &self.temporary)?;
-            self.output.get_ref().file.sync_all()
+            let output = self.output.get_ref();
+            step(Step::Sync, &output.path)?;
+            output.file.sync_all()
         };
-        sync().map_err(Error::io(self.temporary.display()))
+        sync().map_err(Error::io(self.path().display()))
+    }
+
+    fn path(&self) -> &Path {
+        &self.output.get_ref().path
     }
 
     /// How long it is.
-    pub(super) fn len(&self) -> Result<u64> {
+    pub(crate) fn len(&self) -> Result<u64> {
         let metadata = self.output.get_ref().file.metadata();
-        Ok(metadata.map_err(Error::io(self.temporary.display()))?.len())
+        Ok(metadata.map_err(Error::io(self.path().display()))?.len())
     }
 
-    /// Puts it in place, for good.
-    pub(super) fn commit(mut self, name: &str) -> Result {
+    /// Puts it in place, for good, unless there is something already.
+    pub(crate) fn commit(self, name: &str) -> Result {
+        self.put_in_place(name, |temporary, path| {
+            match temporary.persist_noclobber(path) {
+                // What looks like a file system may know neither such renames nor links.
+                Err(e) if has_no_links(&e.error) && !path.exists() => e.path.persist(path),
+                result => result,
+            }
+        })
+    }
+
+    /// Puts it in place, for good, also of another one.
+    pub(crate) fn replace(self, name: &str) -> Result {
+        self.put_in_place(name, |temporary, path| temporary.persist(path))
+    }
+
+    fn put_in_place(
+        mut self,
+        name: &str,
+        put: impl FnOnce(TempPath, &Path) -> std::result::Result<(), PathPersistError>,
+    ) -> Result {
         self.sync()?;
         let path = self.folder.join(name);
-        let rename = || {
-            step(Step::Rename, &path)?;
-            fs::rename(&self.temporary, &path)
+        step(Step::Rename, &path).map_err(Error::io(path.display()))?;
+        let Some(temporary) = self.temporary.take() else {
+            return Ok(());
         };
-        rename().map_err(Error::io(path.display()))?;
-        self.pending = false;
+        if let Err(e) = put(temporary, &path) {
+            self.temporary = Some(e.path);
+            return Err(match e.error.kind() {
+                ErrorKind::AlreadyExists => Error::Busy(format!(
+                    "{}: another process has made it meanwhile",
+                    path.display()
+                )),
+                _ => Error::Io(path.display().to_string(), e.error),
+            });
+        }
         sync_folder(&self.folder)
     }
+}
+
+fn has_no_links(e: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(e),
+        Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL)
+    )
 }
 
 impl Write for NewFile {
@@ -149,15 +187,15 @@ impl Write for NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        if self.pending {
+        if let Some(temporary) = &self.temporary {
             // What cannot be removed now is removed by the next one who takes the lock.
-            let _ = remove(&self.temporary);
+            let _ = remove(temporary);
         }
     }
 }
 
 /// Makes sure that names stay as they are.
-pub(super) fn sync_folder(folder: &Path) -> Result {
+pub(crate) fn sync_folder(folder: &Path) -> Result {
     let sync = || {
         step(Step::SyncFolder, folder)?;
         match File::open(folder)?.sync_all() {
@@ -175,7 +213,7 @@ pub(super) fn sync_folder(folder: &Path) -> Result {
 }
 
 /// Makes a folder, for good; whether it was not there.
-pub(super) fn make_folder(folder: &Path) -> Result<bool> {
+pub(crate) fn make_folder(folder: &Path) -> Result<bool> {
     let make = || {
         step(Step::MakeFolder, folder)?;
         DirBuilder::new().mode(0o700).create(folder)
@@ -194,7 +232,7 @@ pub(super) fn make_folder(folder: &Path) -> Result<bool> {
 }
 
 /// Removes a file if it is there.
-pub(super) fn remove(path: &Path) -> Result {
+pub(crate) fn remove(path: &Path) -> Result {
     let remove = || {
         step(Step::Remove, path)?;
         fs::remove_file(path)
@@ -206,7 +244,7 @@ pub(super) fn remove(path: &Path) -> Result {
 }
 
 /// Removes a folder if nothing is in it.
-pub(super) fn remove_empty(folder: &Path) -> Result {
+pub(crate) fn remove_empty(folder: &Path) -> Result {
     let remove = || {
         step(Step::RemoveFolder, folder)?;
         fs::remove_dir(folder)
@@ -220,7 +258,7 @@ pub(super) fn remove_empty(folder: &Path) -> Result {
 }
 
 /// The names in a folder that are text; none if there is no folder.
-pub(super) fn names(folder: &Path) -> Result<Vec<String>> {
+pub(crate) fn names(folder: &Path) -> Result<Vec<String>> {
     let entries = match fs::read_dir(folder) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(Error::io(folder.display()))?,

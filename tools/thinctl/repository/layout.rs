@@ -9,7 +9,7 @@ use std::collections::{
 
 /// Data of a volume in a frame of a stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Extent {
+pub(super) struct Piece {
     /// How many bytes.
     pub(super) len: u64,
     /// Which file.
@@ -20,7 +20,7 @@ pub(super) struct Extent {
     pub(super) skip: u64,
 }
 
-impl Extent {
+impl Piece {
     /// What is left without the first bytes.
     fn without(self, bytes: u64) -> Self {
         Self {
@@ -31,40 +31,40 @@ impl Extent {
     }
 }
 
-/// Where the data of a volume are: extents by offset, which do not overlap.
+/// Where the data of a volume are: pieces by offset, which do not overlap.
 #[derive(Default, Debug)]
-pub(super) struct Extents {
-    map: BTreeMap<u64, Extent>,
+pub(super) struct Layout {
+    map: BTreeMap<u64, Piece>,
 }
 
-impl Extents {
-    /// Puts an extent in place of what was there.
-    pub(super) fn put(&mut self, offset: u64, extent: Extent) {
-        self.remove(offset, extent.len);
-        self.map.insert(offset, extent);
+impl Layout {
+    /// Puts a piece in place of what was there.
+    pub(super) fn put(&mut self, offset: u64, piece: Piece) {
+        self.remove(offset, piece.len);
+        self.map.insert(offset, piece);
     }
 
     /// Makes a hole.
     pub(super) fn remove(&mut self, begin: u64, len: u64) {
         let end = begin.saturating_add(len);
-        if let Some((at, extent)) = self.map.range_mut(..begin).next_back() {
-            let (at, whole) = (*at, *extent);
+        if let Some((at, piece)) = self.map.range_mut(..begin).next_back() {
+            let (at, whole) = (*at, *piece);
             let reaches = at.saturating_add(whole.len);
             if reaches > begin {
-                extent.len = begin.saturating_sub(at);
+                piece.len = begin.saturating_sub(at);
                 self.put_back(at, whole, end);
             }
         }
-        while let Some((&at, &extent)) = self.map.range(begin..end).next() {
+        while let Some((&at, &piece)) = self.map.range(begin..end).next() {
             self.map.remove(&at);
-            self.put_back(at, extent, end);
+            self.put_back(at, piece, end);
         }
     }
 
-    /// Puts back what an extent has from here on.
-    fn put_back(&mut self, at: u64, extent: Extent, end: u64) {
-        if at.saturating_add(extent.len) > end {
-            self.map.insert(end, extent.without(end.saturating_sub(at)));
+    /// Puts back what a piece has from here on.
+    fn put_back(&mut self, at: u64, piece: Piece, end: u64) {
+        if at.saturating_add(piece.len) > end {
+            self.map.insert(end, piece.without(end.saturating_sub(at)));
         }
     }
 
@@ -72,13 +72,13 @@ impl Extents {
     pub(super) fn total(&self) -> u64 {
         self.map
             .values()
-            .fold(0, |sum, extent| sum.saturating_add(extent.len))
+            .fold(0, |sum, piece| sum.saturating_add(piece.len))
     }
 }
 
-impl IntoIterator for Extents {
-    type Item = (u64, Extent);
-    type IntoIter = btree_map::IntoIter<u64, Extent>;
+impl IntoIterator for Layout {
+    type Item = (u64, Piece);
+    type IntoIter = btree_map::IntoIter<u64, Piece>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.map.into_iter()

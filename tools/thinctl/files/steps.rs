@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use crate::repository::files::Step;
+use super::Step;
 
 #[derive(Default)]
 struct Steps {
@@ -25,7 +25,7 @@ thread_local! {
 }
 
 /// Goes before each step.
-pub(in crate::repository) fn step(step: Step, path: &Path) -> io::Result<()> {
+pub(crate) fn step(step: Step, path: &Path) -> io::Result<()> {
     STEPS.with_borrow_mut(|steps| {
         if let Some(left) = &mut steps.left {
             *left = left
@@ -38,14 +38,14 @@ pub(in crate::repository) fn step(step: Step, path: &Path) -> io::Result<()> {
 }
 
 /// What `f` does, with all steps it takes.
-pub(super) fn logged<T>(f: impl FnOnce() -> T) -> (T, Vec<(Step, PathBuf)>) {
+pub(crate) fn logged<T>(f: impl FnOnce() -> T) -> (T, Vec<(Step, PathBuf)>) {
     STEPS.take();
     let result = f();
     (result, STEPS.take().log)
 }
 
 /// What `f` does if the machine stops after this number of steps; whether it has stopped.
-pub(super) fn stopped<T>(left: usize, f: impl FnOnce() -> T) -> (T, bool) {
+pub(crate) fn stopped<T>(left: usize, f: impl FnOnce() -> T) -> (T, bool) {
     STEPS.set(Steps {
         left: Some(left),
         ..Steps::default()

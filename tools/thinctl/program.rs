@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A command that gets a stream as its input, and is given up if it hangs.
+
+use std::{
+    io::{
+        self,
+        ErrorKind,
+        Write, //
+    },
+    process::{
+        Child,
+        ChildStdin,
+        Command,
+        ExitStatus,
+        Stdio, //
+    },
+    time::{
+        Duration,
+        Instant, //
+    },
+};
+
+use rustix::{
+    event::{
+        poll,
+        PollFd,
+        PollFlags,
+        Timespec, //
+    },
+    io::ioctl_fionbio,
+};
+
+use crate::{
+    error::{
+        Error,
+        Result, //
+    },
+    signals,
+};
+
+/// How often it is looked whether it is time to give up.
+const PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+
+/// A shell command that runs.
+pub struct Program {
+    command: String,
+    child: Child,
+    patience: Duration,
+}
+
+/// The input of a [`Program`]. Writing fails if nothing was taken for as long as its patience.
+pub struct Input {
+    pipe: ChildStdin,
+    patience: Duration,
+}
+
+impl Program {
+    /// Starts `command`, for which `patience` is how long it may take nothing, and how long it may run on after that.
+    pub fn start(command: &str, patience: Duration) -> Result<(Self, Input)> {
+        let mut child = Command::new("/bin/sh")
+            .arg("-c")
+            .arg(command)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(Error::io(command))?;
+        let pipe = child
+            .stdin
+            .take()
+            .ok_or_else(|| Error::Command(format!("\"{command}\" has no input")))?;
+        ioctl_fionbio(&pipe, true).map_err(|e| Error::Io(command.to_owned(), e.into()))?;
+        let program = Self {
+            command: command.to_owned(),
+            child,
+            patience,
+        };
+        Ok((program, Input { pipe, patience }))
+    }
+
+    /// Waits for its end, after its input was closed. `sent` is what came of writing to it.
+    pub fn end<T>(mut self, sent: Result<T>) -> Result<T> {
+        signals::check()?;
+        let kind = match &sent {
+            Err(Error::Io(_, e)) => Some(e.kind()),
+            _ => None,
+        };
+        if kind == Some(ErrorKind::TimedOut) {
+            self.kill();
+            return Err(self.failed(format!("took nothing for {:?}", self.patience)));
+        }
+        let status = self.wait()?;
+        match sent {
+            // That the pipe broke is a consequence.
+            sent if status.success() || (sent.is_err() && kind != Some(ErrorKind::BrokenPipe)) => {
+                sent
+            }
+            _ => Err(self.failed(status.to_string())),
+        }
+    }
+
+    fn wait(&mut self) -> Result<ExitStatus> {
+        let begun = Instant::now();
+        loop {
+            let status = self.child.try_wait().map_err(Error::io(&self.command))?;
+            if let Some(status) = status {
+                return Ok(status);
+            }
+            if begun.elapsed() >= self.patience {
+                self.kill();
+                return Err(self.failed(format!("did not end within {:?}", self.patience)));
+            }
+            signals::sleep(Duration::from_millis(10))?;
+        }
+    }
+
+    fn kill(&mut self) {
+        // If it has ended by now, that is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn failed(&self, how: String) -> Error {
+        Error::Command(format!("\"{}\": {how}", self.command))
+    }
+}
+
+impl Write for Input {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let begun = Instant::now();
+        loop {
+            match self.pipe.write(bytes) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+            if begun.elapsed() >= self.patience {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            signals::check().map_err(|e| io::Error::other(e.to_string()))?;
+            match poll(&mut [PollFd::new(&self.pipe, PollFlags::OUT)], Some(&PAUSE)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.pipe.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(400);
+
+    /// What comes of sending 1 MiB to a command.
+    fn sent(command: &str) -> Result {
+        let (program, mut input) = Program::start(command, PATIENCE)?;
+        let sent = input.write_all(&[7; 1 << 20]).map_err(Error::io("sending"));
+        drop(input);
+        program.end(sent)
+    }
+
+    #[track_caller]
+    fn fails(command: &str, how: &str) {
+        let begun = Instant::now();
+        match sent(command) {
+            Err(Error::Command(why)) => assert!(why.contains(how), "{why}"),
+            result => panic!("{command}: {result:?}"),
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn all_of_it_is_taken() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        sent(&format!("cat >{}", file.path().display())).unwrap();
+        assert_eq!(std::fs::read(file.path()).unwrap(), [7; 1 << 20]);
+    }
+
+    #[test]
+    fn who_is_slow_is_not_given_up() {
+        // It takes longer than the patience, but never pauses for so long.
+        let begun = Instant::now();
+        sent("for i in 1 2 3 4 5 6 7 8; do head -c 131072 >/dev/null; sleep 0.1; done").unwrap();
+        assert!(begun.elapsed() > PATIENCE);
+    }
+
+    #[test]
+    fn who_hangs_is_given_up() {
+        fails("exec sleep 1000", "took nothing");
+        fails("head -c 300000 >/dev/null; exec sleep 1000", "took nothing");
+        fails("cat >/dev/null; exec sleep 1000", "did not end");
+    }
+
+    #[test]
+    fn who_fails_has_failed() {
+        fails("exit 3", "3");
+        fails("cat >/dev/null; exit 3", "3");
+        // If it does not want all of it, it has not got all of it.
+        assert!(sent("head -c 1000 >/dev/null").is_err());
+    }
+}
