@@ -411,12 +411,7 @@ fn bad_number(text: &str, e: std::num::ParseIntError) -> Error {
 impl Global {
     /// Begins work with a pool.
     fn session(&self, pool: &str) -> Result<Session> {
-        let session = Session::open(&self.home, pool, self.force)?;
-        if let Err(e) = receive::recover(&session) {
-            // It is in nobody's way but that volume's.
-            eprintln!("thinctl: what was received cannot be put in place: {e}");
-        }
-        Ok(session)
+        Session::open(&self.home, pool, self.force)
     }
 
     fn volume(&self, session: &Session, name: Option<&str>) -> Result<Option<u32>> {

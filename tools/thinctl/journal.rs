@@ -143,13 +143,17 @@ impl Journal {
         result
     }
 
-    /// Notes something in other words.
-    pub fn amend(&self, old: &Entry, new: Entry) -> Result {
+    /// Notes something in other words, which are in the file after the next change of it or [`save`](Self::save).
+    pub fn amend(&self, old: &Entry, new: Entry) {
         let mut entries = self.entries();
         if let Some(entry) = entries.iter_mut().find(|entry| *entry == old) {
             *entry = new;
         }
-        self.store(&entries)
+    }
+
+    /// Writes the file.
+    pub fn save(&self) -> Result {
+        self.store(&self.entries())
     }
 
     /// Undoes something now; does nothing if it is not noted any more.

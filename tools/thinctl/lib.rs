@@ -16,7 +16,7 @@
 //! - [`repository`]: backups in a folder.
 //! - [`dm`], [`pool`], [`device`]: device-mapper, pools, and the data of volumes.
 //! - [`home`], [`journal`], [`signals`], [`guard`]: what is remembered, and what is undone however a process ends.
-//! - [`session`], [`naming`]: work with one pool, and which state a volume is in.
+//! - [`session`], [`naming`], [`unchanged`]: work with one pool, which state a volume is in, and whether it still is.
 //! - [`extents`], [`copy`]: lists of changes, and the data for them.
 //! - [`send`], [`receive`], [`backup`], [`merge`], [`migrate`], [`replicate`]: what it is all for.
 //! - [`cli`], [`commands`]: the command line.
@@ -55,6 +55,7 @@ pub mod state;
 pub mod stream;
 pub mod svg;
 pub mod terminal;
+pub mod unchanged;
 pub mod usage;
 
 pub use error::{

@@ -18,7 +18,6 @@ use persistent_data::direct::DirectBm;
 use thin_metadata::{
     format::{
         Superblock,
-        MAX_DEVICE_ID,
         SECTOR_SIZE,
         SUPERBLOCK_LOCATION, //
     },
@@ -109,8 +108,24 @@ impl Session {
         self.take_metadata_snap()
     }
 
+    /// Calls `f` with the metadata of this moment. For what is done at once: nothing else happens in between.
+    pub fn glance<X>(&self, f: impl FnOnce(&View<'_, DirectBm>) -> Result<X>) -> Result<X> {
+        self.pool.check_writable(&self.dm)?;
+        let snap = self.reserve_metadata_snap()?;
+        let result = f(&snap.view()?)?;
+        snap.release()?;
+        Ok(result)
+    }
+
     /// As [`metadata_snap`](Self::metadata_snap), of a pool that is not read-only.
     fn take_metadata_snap(&self) -> Result<MetadataSnap> {
+        let snap = self.reserve_metadata_snap()?;
+        self.journal.save()?;
+        Ok(snap)
+    }
+
+    /// Takes the metadata snapshot, and does not save where it is.
+    fn reserve_metadata_snap(&self) -> Result<MetadataSnap> {
         let lock = self.home.lock("slot.lock", SLOT_PATIENCE)?;
         // Who held the lock before may have been killed meanwhile.
         Journal::recover(&self.dm, &self.pool, &self.home)?;
@@ -156,7 +171,7 @@ impl Session {
                 time,
                 transaction,
             };
-            self.journal.amend(&snap.entry, known.clone())?;
+            self.journal.amend(&snap.entry, known.clone());
             snap.entry = known;
         }
         snap.bm = Some(DirectBm::open(&self.pool.metadata)?);
@@ -202,6 +217,17 @@ impl Session {
     /// The size of a volume in bytes, if it is active: the metadata do not tell.
     pub fn active_size(&self, id: u32) -> Result<Option<u64>> {
         Ok(self.active(id)?.iter().map(|volume| volume.size).max())
+    }
+
+    /// Gives an error if volume `id` is active.
+    pub fn check_inactive(&self, id: u32) -> Result {
+        match self.active(id)?.first() {
+            Some(volume) => Err(Error::Busy(format!(
+                "volume {id} of pool {} is active as {}",
+                self.pool.name, volume.info.name
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Gives an error if volume `id` can be written to by others.
@@ -291,13 +317,19 @@ impl Session {
         self.journal.undo(entry)
     }
 
+    /// An id for a volume of thinctl's own, which there is none of.
+    pub fn free_id(&self) -> Result<u32> {
+        loop {
+            let id = random_id()?;
+            if !self.exists(id)? {
+                return Ok(id);
+            }
+        }
+    }
+
     fn new_id(&self, create: impl Fn(u32) -> Result) -> Result<u32> {
         loop {
-            let digits = state::random_hex(3)?;
-            let id = u32::from_str_radix(&digits, 16).unwrap_or(0) | FIRST_OWN_ID;
-            if u64::from(id) > MAX_DEVICE_ID {
-                continue;
-            }
+            let id = random_id()?;
             match self.journal.enter(Entry::Volume { id }, || create(id)) {
                 Err(e) if e.errno() == Some(Errno::EXIST) => continue,
                 result => return result.map(|()| id),
@@ -339,6 +371,13 @@ impl Session {
         self.journal
             .keep(&Entry::Volume { id }, || self.pool.delete(&self.dm, id))
     }
+}
+
+/// An id in the upper half.
+fn random_id() -> Result<u32> {
+    let digits = state::random_hex(3)?;
+    // Six digits are 24 bits, as many as an id has.
+    Ok(u32::from_str_radix(&digits, 16).unwrap_or(0) | FIRST_OWN_ID)
 }
 
 impl Drop for Session {
