@@ -147,13 +147,14 @@ pub fn run(cli: &Cli) -> Result {
             };
             let to = global.session(to)?;
             let progress = global.progress("migrate");
-            let migrated = migrate::migrate(&from, id, &to, to_id, |total, n| {
+            let options = migrate::Options {
+                to_id,
+                delete: *delete,
+            };
+            let migrated = migrate::migrate(&from, id, &to, &options, |total, n| {
                 update(&progress, total, n)
             })?;
             drop(progress);
-            if *delete {
-                from.delete(id)?;
-            }
             global.print(&migrated, |f| {
                 writeln!(
                     f,

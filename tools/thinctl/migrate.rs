@@ -3,7 +3,12 @@
 //! Moving a volume to another pool, while it is in use.
 //!
 //! Each pass takes a snapshot of the volume and copies what has changed since the one before. When little is left, the
-//! volume is suspended for the last pass, and its device gets a table of the other pool.
+//! volume is suspended for the last pass, and its device gets a table of the other pool. A volume that is not active is
+//! copied until nobody has used it during a pass.
+//!
+//! It may be cut off anywhere, and it may be long until it goes on. So nothing is taken for granted of what was seen
+//! before: the copy counts only if nobody has used the volume in its old pool since it was copied, and it is given up
+//! only if nobody has used it. The snapshot that was copied is what tells, so it stays until all else is done.
 
 use serde::{
     Deserialize,
@@ -22,13 +27,20 @@ use crate::{
         Result, //
     },
     extents::Kind,
-    naming::contents,
+    naming::{
+        contents,
+        device_id, //
+    },
     pool::ActiveVolume,
     send::{
         differences,
         Source, //
     },
     session::Session,
+    unchanged::{
+        delete_unchanged,
+        is_unchanged, //
+    },
 };
 
 /// With so many bytes left, the volume is suspended for the last pass.
@@ -36,6 +48,18 @@ const SMALL: u64 = 16 << 20;
 
 /// After so many passes it is, whatever is left.
 const MAX_PASSES: u32 = 12;
+
+/// How far a migration is.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Stage {
+    /// The volume is being copied.
+    Copying,
+    /// The copy may have got its id, and the volume's device may have its new table.
+    Switching,
+    /// The volume is in its new pool, and what is of no use any more may be deleted in part.
+    Done,
+}
 
 /// A migration that is going on.
 #[derive(Clone, Serialize, Deserialize)]
@@ -48,10 +72,20 @@ struct Migration {
     temporary: u32,
     /// The snapshot whose content was copied.
     copied: Option<u32>,
-    /// The snapshot whose content is being copied.
+    /// The snapshot whose content is being copied. There may be none of this id yet.
     copying: Option<u32>,
-    /// Whether volume `to_id` was about to be made.
-    switching: bool,
+    /// A snapshot that was copied before, and is of no use any more.
+    before: Option<u32>,
+    /// How far it is.
+    stage: Stage,
+}
+
+impl Migration {
+    /// The snapshot whose content the copy has, if it has its id.
+    fn last(&self) -> Option<u32> {
+        // It gets it when all of the last pass is there.
+        self.copying.or(self.copied)
+    }
 }
 
 /// What a migration has done.
@@ -69,13 +103,21 @@ pub struct Migrated {
     pub switched: Vec<String>,
 }
 
-/// Moves volume `id` of one pool to another one, where it gets the id `to_id`. `progress` is told of how much a pass has
-/// to copy, and of each piece of data.
+/// How a volume is to be moved.
+pub struct Options {
+    /// The id that it gets in the other pool.
+    pub to_id: u32,
+    /// Whether to delete it in its old pool.
+    pub delete: bool,
+}
+
+/// Moves volume `id` of one pool to another one. `progress` is told of how much a pass has to copy, and of each piece of
+/// data.
 pub fn migrate(
     from: &Session,
     id: u32,
     to: &Session,
-    to_id: u32,
+    options: &Options,
     mut progress: impl FnMut(Option<u64>, u64),
 ) -> Result<Migrated> {
     let file = format!("migrate-{id}.json");
@@ -88,7 +130,7 @@ pub fn migrate(
         from,
         id,
         to,
-        migration: begin(from, id, to, to_id, &file)?,
+        migration: begin(from, id, to, options.to_id, &file)?,
         file,
         progress: &mut progress,
         result: Migrated {
@@ -99,7 +141,7 @@ pub fn migrate(
             switched: Vec::new(),
         },
     };
-    run.run()?;
+    run.run(options.delete)?;
     Ok(run.result)
 }
 
@@ -112,7 +154,7 @@ fn begin(from: &Session, id: u32, to: &Session, to_id: u32, file: &str) -> Resul
                 migration.to_id, migration.to_pool
             )));
         }
-        return Ok(migration);
+        return resume(from, to, migration, file);
     }
     if !from.exists(id)? {
         return Err(from.no_volume(id));
@@ -120,35 +162,65 @@ fn begin(from: &Session, id: u32, to: &Session, to_id: u32, file: &str) -> Resul
     if to.exists(to_id)? {
         return Err(to.exists_already(to_id));
     }
-    let active = from.active(id)?;
-    if active.len() > 1 {
-        // They could not be given their new tables at the same time.
-        return Err(Error::Refused(format!(
-            "volume {id} is active as several devices"
-        )));
-    }
-    for volume in active {
-        if volume
-            .info
-            .uuid
-            .is_some_and(|uuid| uuid.starts_with("LVM-"))
-        {
-            return Err(Error::Refused(format!(
-                "{} belongs to lvm2, which would not know of a new table; deactivate it first",
-                volume.info.name
-            )));
-        }
-    }
+    device(from, id)?;
     let migration = Migration {
         to_pool: to.pool.name.clone(),
         to_id,
         temporary: to.new_volume()?,
         copied: None,
         copying: None,
-        switching: false,
+        before: None,
+        stage: Stage::Copying,
     };
     to.keep(migration.temporary, || from.home.store(file, &migration))?;
     Ok(migration)
+}
+
+/// Makes up for what may have happened between a migration's steps.
+fn resume(from: &Session, to: &Session, mut migration: Migration, file: &str) -> Result<Migration> {
+    if let Some(before) = migration.before.take() {
+        from.delete(before)?;
+    }
+    if migration.stage == Stage::Copying && !to.exists(migration.temporary)? {
+        // What was copied is gone.
+        migration.temporary = to.new_volume()?;
+        migration.before = migration.copied.take();
+        to.keep(migration.temporary, || from.home.store(file, &migration))?;
+        if let Some(before) = migration.before.take() {
+            from.delete(before)?;
+        }
+    }
+    Ok(migration)
+}
+
+/// The device of a volume, if it is active; an error if it cannot be given a table of another pool.
+fn device(from: &Session, id: u32) -> Result<Option<ActiveVolume>> {
+    let mut active = from.active(id)?;
+    if active.len() > 1 {
+        // They could not be given their new tables at the same time.
+        return Err(Error::Refused(format!(
+            "volume {id} is active as several devices"
+        )));
+    }
+    let device = active.pop();
+    match &device {
+        Some(volume) if volume.is_of_lvm2() => Err(Error::Refused(format!(
+            "{} belongs to lvm2, which would not know of a new table; deactivate it first",
+            volume.info.name
+        ))),
+        _ => Ok(device),
+    }
+}
+
+/// What has become of the volume in its new pool.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Copy {
+    /// There is none yet.
+    Missing,
+    /// It is another volume than the one that was copied.
+    Foreign,
+    /// It was copied.
+    There,
 }
 
 struct Run<'a> {
@@ -162,69 +234,185 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn run(&mut self) -> Result {
-        if self.migration.switching {
-            if self.to.exists(self.migration.to_id)? && self.is_unchanged()? {
-                return self.finish();
-            }
-            // The volume was written to in its old pool since.
-            self.to.delete(self.migration.to_id)?;
-            self.migration.switching = false;
-            self.store()?;
-        }
-        let mut last = u64::MAX;
-        let live = loop {
-            let copied = self.pass()?;
-            let live = self.from.active(self.id)?;
-            if live.is_empty() {
-                self.switch(&live)?;
-                return self.finish();
-            }
-            if copied <= SMALL || copied >= last || self.result.passes >= MAX_PASSES {
-                break live;
-            }
-            last = copied;
-        };
-
-        let mut suspended = Vec::new();
-        let begun = std::time::Instant::now();
-        for volume in &live {
-            suspended.push(self.from.suspend(&volume.info.name)?);
-        }
-        let copied = self.pass().and_then(|copied| {
-            self.result.copied_suspended = copied;
-            self.switch(&live)
-        });
-        if copied.is_err() {
-            for volume in &live {
-                self.from.dm.clear(&volume.info.name)?;
+    fn run(&mut self, delete: bool) -> Result {
+        loop {
+            match self.migration.stage {
+                Stage::Copying => self.copy_and_switch()?,
+                Stage::Switching => self.look_at_copy(delete)?,
+                Stage::Done => return self.finish(delete),
             }
         }
-        for entry in suspended.iter().rev() {
-            self.from.resume(entry)?;
-        }
-        self.result.suspended = begun.elapsed().as_secs_f64();
-        copied?;
-        self.finish()
     }
 
-    /// Whether nobody has used the volume in its old pool since all of it was copied.
+    /// Copies the volume until a pass has all of it, and switches to the copy.
+    fn copy_and_switch(&mut self) -> Result {
+        let mut last = u64::MAX;
+        loop {
+            if !self.from.exists(self.id)? {
+                return Err(self.from.no_volume(self.id));
+            }
+            device(self.from, self.id)?;
+            let copied = self.pass()?;
+            match device(self.from, self.id)? {
+                Some(device)
+                    if copied <= SMALL || copied >= last || self.result.passes >= MAX_PASSES =>
+                {
+                    return self.switch_active(&device);
+                }
+                Some(_) => {}
+                None if self.is_unchanged()? => {
+                    self.enter(Stage::Switching)?;
+                    return self.name_copy();
+                }
+                // It was used during the pass.
+                None => {}
+            }
+            last = copied;
+        }
+    }
+
+    /// Suspends the volume's device, copies what is left, and gives the device its new table.
+    fn switch_active(&mut self, device: &ActiveVolume) -> Result {
+        // What must be known if it is cut off is written down before anything is suspended.
+        self.migration.copying = Some(self.from.free_id()?);
+        self.enter(Stage::Switching)?;
+        let begun = std::time::Instant::now();
+        let entry = self.from.suspend(&device.info.name)?;
+        let switched = self.last_pass(device);
+        let cleared = match switched {
+            Ok(()) => Ok(()),
+            Err(_) => self.from.dm.clear(&device.info.name),
+        };
+        self.from.resume(&entry)?;
+        self.result.suspended += begun.elapsed().as_secs_f64();
+        if switched.is_err() {
+            self.store()?;
+        }
+        switched?;
+        cleared?;
+        self.result.switched.push(device.info.name.clone());
+        Ok(())
+    }
+
+    /// What is done while the volume is suspended.
+    fn last_pass(&mut self, device: &ActiveVolume) -> Result {
+        let Some(snapshot) = self.migration.copying else {
+            return Ok(());
+        };
+        self.check_suspended(device)?;
+        match self
+            .from
+            .message(&format!("create_snap {snapshot} {}", self.id))
+        {
+            Err(e) => {
+                // If there is one of this id, it is another one.
+                self.migration.copying = None;
+                self.store()?;
+                return Err(e);
+            }
+            result => result?,
+        }
+        self.result.copied_suspended = self.copy(snapshot)?;
+        self.name_copy()?;
+        let mut words = self.to.pool.thin_words(self.migration.to_id);
+        if let Some(origin) = device.origin {
+            words = format!("{words} {origin}");
+        }
+        let line = Line {
+            start: 0,
+            sectors: device.size / thin_metadata::format::SECTOR_SIZE,
+            target: "thin".to_owned(),
+            words,
+        };
+        self.check_suspended(device)?;
+        self.from
+            .dm
+            .load(&device.info.name, &line, device.info.read_only)
+    }
+
+    /// Gives an error unless this device is the volume's only one, and is suspended.
+    fn check_suspended(&self, expected: &ActiveVolume) -> Result {
+        match device(self.from, self.id)? {
+            Some(found) if found.info.name == expected.info.name && found.info.suspended => Ok(()),
+            _ => Err(Error::Busy(format!(
+                "somebody else has changed or resumed {}",
+                expected.info.name
+            ))),
+        }
+    }
+
+    /// Finds out what a switch has led to, whether this run or another one has begun it.
+    fn look_at_copy(&mut self, delete: bool) -> Result {
+        let Migration { to_id, .. } = self.migration;
+        match self.copy_there()? {
+            Copy::Missing => return self.enter(Stage::Copying),
+            Copy::Foreign => {
+                return Err(Error::Refused(format!(
+                    "volume {to_id} of pool {} is another one than the copy of volume {}; nothing was deleted",
+                    self.to.pool.name, self.id
+                )))
+            }
+            Copy::There => {}
+        }
+        let Some(last) = self.migration.last() else {
+            return self.enter(Stage::Copying);
+        };
+        let gone = !self.from.exists(self.id)?;
+        if gone || self.is_unchanged()? {
+            if gone || !delete || delete_unchanged(self.from, last, self.id)? {
+                return self.enter(Stage::Done);
+            }
+            // It was used just now.
+            return Ok(());
+        }
+        let unused = self.to.active(to_id)?.is_empty()
+            && delete_unchanged(self.to, self.migration.temporary, to_id)?;
+        if !unused {
+            return Err(Error::Refused(format!(
+                "both were used since volume {} was copied: this one in pool {}, and its copy, volume {to_id} of pool {}; \
+                 nothing was deleted",
+                self.id, self.from.pool.name, self.to.pool.name
+            )));
+        }
+        self.enter(Stage::Copying)
+    }
+
+    /// What volume `to_id` of the other pool is.
+    fn copy_there(&self) -> Result<Copy> {
+        let Migration {
+            to_id, temporary, ..
+        } = self.migration;
+        self.to.glance(|view| {
+            let Some(there) = view.device(device_id(to_id)?)? else {
+                return Ok(Copy::Missing);
+            };
+            let Some(source) = view.device(device_id(temporary)?)? else {
+                return Ok(Copy::Foreign);
+            };
+            // That it was made by the last snapshot of what was copied shows also after it was written to.
+            let (made, made_of) = (there.creation_time.get(), source.snapshotted_time.get());
+            if made == made_of && made > source.creation_time.get() {
+                Ok(Copy::There)
+            } else {
+                Ok(Copy::Foreign)
+            }
+        })
+    }
+
+    /// Whether nobody has used the volume in its old pool since all of it was copied, nor does now.
     fn is_unchanged(&self) -> Result<bool> {
-        let (Some(copied), None) = (self.migration.copied, self.migration.copying) else {
+        let Some(last) = self.migration.last() else {
             return Ok(false);
         };
         if !self.from.active(self.id)?.is_empty() {
             return Ok(false);
         }
-        let snap = self.from.metadata_snap()?;
-        let view = snap.view()?;
-        let now = contents(self.from, &view, self.id)?;
-        Ok(now.frozen && now.digest == contents(self.from, &view, copied)?.digest)
+        self.from.glance(|view| is_unchanged(view, last, self.id))
     }
 
     /// Copies what has changed since the last pass; says how much that was.
     fn pass(&mut self) -> Result<u64> {
-        let (from, to) = (self.from, self.to);
+        let from = self.from;
         let snapshot = match self.migration.copying {
             Some(snapshot) if from.exists(snapshot)? => snapshot,
             _ => {
@@ -234,6 +422,19 @@ impl Run<'_> {
                 snapshot
             }
         };
+        let copied = self.copy(snapshot)?;
+        self.migration.before = self.migration.copied.replace(snapshot);
+        self.migration.copying = None;
+        self.store()?;
+        if let Some(before) = self.migration.before.take() {
+            from.delete(before)?;
+        }
+        Ok(copied)
+    }
+
+    /// Copies what has changed between the snapshot that was copied last and `snapshot`; says how much that was.
+    fn copy(&mut self, snapshot: u32) -> Result<u64> {
+        let (from, to) = (self.from, self.to);
         let active = from.active_size(self.id)?;
         let snap = from.metadata_snap()?;
         let view = snap.view()?;
@@ -264,52 +465,47 @@ impl Run<'_> {
         drop(target);
         activation.remove()?;
         drop(source);
-
-        let before = self.migration.copied.replace(snapshot);
-        self.migration.copying = None;
-        self.store()?;
-        if let Some(before) = before {
-            from.delete(before)?;
-        }
         self.result.passes = self.result.passes.saturating_add(1);
         self.result.copied = self.result.copied.saturating_add(total);
         Ok(total)
     }
 
-    /// Gives the copy its id, and the volume's devices, which are suspended, tables of the new pool.
-    fn switch(&mut self, live: &[ActiveVolume]) -> Result {
-        self.migration.switching = true;
-        self.store()?;
+    /// Gives the copy its id.
+    fn name_copy(&self) -> Result {
         self.to
-            .snapshot_as(self.migration.to_id, self.migration.temporary)?;
-        for volume in live {
-            let mut words = self.to.pool.thin_words(self.migration.to_id);
-            if let Some(origin) = volume.origin {
-                words = format!("{words} {origin}");
-            }
-            let line = Line {
-                start: 0,
-                sectors: volume.size / thin_metadata::format::SECTOR_SIZE,
-                target: "thin".to_owned(),
-                words,
-            };
-            let name = &volume.info.name;
-            self.from.dm.load(name, &line, volume.info.read_only)?;
-            self.result.switched.push(name.clone());
-        }
-        Ok(())
+            .snapshot_as(self.migration.to_id, self.migration.temporary)
     }
 
     /// Deletes what is of no use any more.
-    fn finish(&mut self) -> Result {
+    fn finish(&mut self, delete: bool) -> Result {
         let Migration {
             copied, copying, ..
         } = self.migration;
+        // If another run was cut off here, it may have been told to keep the volume.
+        let stays = delete
+            && self.from.exists(self.id)?
+            && match self.migration.last() {
+                Some(last) => !delete_unchanged(self.from, last, self.id)?,
+                None => true,
+            };
         for snapshot in copied.into_iter().chain(copying) {
             self.from.delete(snapshot)?;
         }
         self.to.delete(self.migration.temporary)?;
-        self.from.home.remove(&self.file)
+        self.from.home.remove(&self.file)?;
+        if stays {
+            return Err(Error::Refused(format!(
+                "volume {} was migrated before, and it is not known any more whether it was used since; it was not \
+                 deleted",
+                self.id
+            )));
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, stage: Stage) -> Result {
+        self.migration.stage = stage;
+        self.store()
     }
 
     fn store(&self) -> Result {

@@ -119,6 +119,14 @@ pub struct ActiveVolume {
     pub origin: Option<Device>,
 }
 
+impl ActiveVolume {
+    /// Whether lvm2 has made the device.
+    pub fn is_of_lvm2(&self) -> bool {
+        let uuid = self.info.uuid.as_deref();
+        uuid.is_some_and(|uuid| uuid.starts_with("LVM-"))
+    }
+}
+
 impl Pool {
     /// Finds a pool by the name or node of its device, or as lvm2's `vg/lv`.
     pub fn find(dm: &Dm, name: &str) -> Result<Self> {

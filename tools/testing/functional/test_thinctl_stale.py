@@ -8,6 +8,7 @@ import pytest
 
 from dmtest.background import wait_until
 from dmtest.content import Content
+from dmtest.disk import MIB
 from dmtest.thinctl import (
     BUSY,
     DAMAGED,
@@ -19,12 +20,63 @@ from dmtest.thinctl import (
 )
 
 
+@pytest.fixture
+def slow(make_faulty):
+    """A disk that takes its time."""
+    made = make_faulty(512 * MIB)
+    made.delay(20)
+    return made
+
+
+@pytest.fixture
+def slow_pool(make_pool, pool, slow):
+    return make_pool(data=slow)
+
+
 def use(pool, volume, content, seed):
     """Somebody activates the volume, writes here and there, and deactivates it."""
     thin = pool.activate(volume, SIZE, content.thin.origin)
     content.on(thin).scatter(seed, 4, most=16)
     thin.flush()
     thin.remove()
+
+
+def moments(most):
+    """Later and later, until the run has come to its end."""
+    return [0.15 * number for number in range(1, most)]
+
+
+def test_migrates_what_was_used_after_it_was_cut_off(pool, slow_pool, thinctl):
+    cuts = 0
+    for number, moment in enumerate(moments(16)):
+        content = Content(pool.new_thin(number, SIZE))
+        content.scatter(f"first {number}", 60)
+        content.thin.remove()
+        words = "migrate", f"{pool.name}:{number}", f"{slow_pool.name}:{100 + number}"
+        if not thinctl.cut(*words, after=moment):
+            break
+        cuts += 1
+        use(pool, number, content, f"used {number}")
+        thinctl.run(*words, "--delete")
+        received(slow_pool, 100 + number, content)
+        assert number not in volumes(pool)
+    assert cuts >= 3, "it was hardly ever cut off"
+    assert all(volume < 100 for volume in volumes(pool)) and len(volumes(slow_pool)) >= cuts
+    assert not thinctl.leftovers(pool) and not thinctl.leftovers(slow_pool)
+
+
+def test_migrates_what_becomes_inactive_during_a_pass(pool, slow_pool, thinctl):
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 60)
+    process = thinctl.start("migrate", f"{pool.name}:0", f"{slow_pool.name}:5", "--delete", stdout=subprocess.DEVNULL)
+    wait_until(lambda: len(volumes(pool)) == 2, "the first pass")
+    content.scatter("used", 4)
+    content.thin.flush()
+    content.thin.remove()
+    assert process.wait() == 0
+    received(slow_pool, 5, content)
+    assert volumes(pool) == set() and volumes(slow_pool) == {5}
+    assert not thinctl.leftovers(pool) and not thinctl.leftovers(slow_pool)
 
 
 @pytest.fixture
