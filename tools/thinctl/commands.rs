@@ -175,11 +175,10 @@ pub fn run(cli: &Cli) -> Result {
             let session = global.session(pool)?;
             let id = session.pool.volume_id(&session.dm, volume)?;
             let progress = global.progress("merge");
-            let merged = merge::merge(&session, id, into, |total, n| update(&progress, total, n))?;
+            let merged = merge::merge(&session, id, into, *delete, |total, n| {
+                update(&progress, total, n)
+            })?;
             drop(progress);
-            if *delete {
-                session.delete(id)?;
-            }
             global.print(&merged, |f| writeln!(f, "{} bytes written", merged.written))
         }
         Command::Replicate {

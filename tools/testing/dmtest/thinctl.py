@@ -76,6 +76,14 @@ class Thinctl:
     def snapshot(self, pool, origin, volume):
         self.run("snapshot", pool.name, origin, volume)
 
+    def notes(self, pool, name):
+        """What it remembers in a file; None if there is none. It is not asked for, as it may be at work."""
+        try:
+            with open(os.path.join(self.environment["THINCTL_HOME"], pool.name, name)) as file:
+                return json.load(file)
+        except FileNotFoundError:
+            return None
+
     def settle(self, pool):
         """What it does first: undoes what was cut off."""
         self.run("status", pool.name)

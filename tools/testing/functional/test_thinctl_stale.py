@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from dmtest import disk
 from dmtest.background import wait_until
 from dmtest.content import Content
 from dmtest.disk import MIB
@@ -69,7 +70,7 @@ def test_migrates_what_becomes_inactive_during_a_pass(pool, slow_pool, thinctl):
     content = Content(pool.new_thin(0, SIZE))
     content.scatter("first", 60)
     process = thinctl.start("migrate", f"{pool.name}:0", f"{slow_pool.name}:5", "--delete", stdout=subprocess.DEVNULL)
-    wait_until(lambda: len(volumes(pool)) == 2, "the first pass")
+    wait_until(lambda: (thinctl.notes(pool, "migrate-0.json") or {}).get("copying"), "the first pass")
     content.scatter("used", 4)
     content.thin.flush()
     content.thin.remove()
@@ -77,6 +78,43 @@ def test_migrates_what_becomes_inactive_during_a_pass(pool, slow_pool, thinctl):
     received(slow_pool, 5, content)
     assert volumes(pool) == set() and volumes(slow_pool) == {5}
     assert not thinctl.leftovers(pool) and not thinctl.leftovers(slow_pool)
+
+
+def test_merges_what_was_used_after_it_was_cut_off(make_pool, slow, thinctl):
+    pool = make_pool()
+    cuts = 0
+    for number, moment in enumerate(moments(16)):
+        expected = bytearray(disk.read(slow.path, 0, SIZE))
+        content = Content(pool.new_thin(number, SIZE, origin=slow.path), expected)
+        content.scatter(f"first {number}", 40)
+        content.thin.remove()
+        words = "merge", pool.name, number, "--into", slow.path
+        if not thinctl.cut(*words, after=moment):
+            break
+        cuts += 1
+        use(pool, number, content, f"used {number}")
+        thinctl.run(*words, "--delete")
+        assert disk.read(slow.path, 0, SIZE) == bytes(content.data)
+        assert volumes(pool) == set()
+    assert cuts >= 3, "it was hardly ever cut off"
+    assert not thinctl.leftovers(pool)
+
+
+def test_merging_does_not_delete_what_is_used_meanwhile(make_pool, slow, thinctl):
+    pool = make_pool()
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 40)
+    content.thin.remove()
+    words = "merge", pool.name, 0, "--into", slow.path, "--delete"
+    process = thinctl.start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_until(lambda: thinctl.notes(pool, "merge-0.json"), "its snapshot")
+    use(pool, 0, content, "used")
+    errors = process.communicate()[1].decode()
+    assert process.returncode == 5 and "was not deleted" in errors, errors
+    received(pool, 0, content)
+    thinctl.run(*words)
+    assert volumes(pool) == set()
+    assert not thinctl.leftovers(pool)
 
 
 @pytest.fixture
@@ -145,7 +183,7 @@ def test_puts_nothing_in_the_place_of_what_became_active(other, thinctl, streams
     process = thinctl.start("receive", other.name, 7, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdin.write(stream[:len(stream) // 2])
     process.stdin.flush()
-    wait_until(lambda: len(volumes(other)) == 2, "the stream has begun")
+    wait_until(lambda: thinctl.notes(other, "partial-7.json"), "the stream has begun")
     thin = other.activate(7, SIZE)
     errors = process.communicate(stream[len(stream) // 2:])[1].decode()
     assert process.returncode == BUSY, errors
