@@ -68,6 +68,15 @@ pub struct Global {
         default_value = "/var/lib/thinctl"
     )]
     pub home: PathBuf,
+    /// Where to note what is of no use after the machine has stopped; in memory, not on a volume
+    #[arg(
+        long,
+        global = true,
+        value_name = "FOLDER",
+        env = "THINCTL_RUN",
+        default_value = "/run/thinctl"
+    )]
+    pub run: PathBuf,
 }
 
 /// How a stream is made.
@@ -285,7 +294,7 @@ pub enum Command {
     Guard {
         /// The pool
         pool: String,
-        /// The name of the run's journal
-        run: String,
+        /// The name of the journals
+        journal: String,
     },
 }

@@ -205,7 +205,7 @@ pub fn run(cli: &Cli) -> Result {
             )
         }
         Command::Generate { folder, shell } => generate(folder, shell),
-        Command::Guard { pool, run } => guard::watch(&global.home, pool, run),
+        Command::Guard { pool, journal } => guard::watch(&global.home, &global.run, pool, journal),
         Command::Backup {
             pool,
             volume,
@@ -411,7 +411,7 @@ fn bad_number(text: &str, e: std::num::ParseIntError) -> Error {
 impl Global {
     /// Begins work with a pool.
     fn session(&self, pool: &str) -> Result<Session> {
-        Session::open(&self.home, pool, self.force)
+        Session::open(&self.home, &self.run, pool, self.force)
     }
 
     fn volume(&self, session: &Session, name: Option<&str>) -> Result<Option<u32>> {

@@ -178,7 +178,7 @@ mod tests {
         size: u64,
     ) -> Vec<Option<Kind>> {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut extents = Extents::new(&Home::at(folder.path())).expect("a list");
+        let mut extents = Extents::new(&Home::at(folder.path()).expect("a home")).expect("a list");
         for (block, kind) in blocks.iter().enumerate() {
             if let Some(kind) = kind {
                 extents.push(*kind, block as u64).expect("room");

@@ -12,6 +12,14 @@
 //! | `slot.lock` | held by who has the pool's metadata snapshot |
 //! | `files.lock` | held while a file of several processes is changed |
 //!
+//! A second folder, in `/run`, has what is of no use after the machine has stopped, and what is written while a volume is
+//! suspended, which may be the one that the first folder lies on:
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `run-*.json` and `run-*.lock` | devices that a process has to resume when it ends |
+//! | `volume-*.lock` | held while a volume is suspended or replaced, see [`turn`](crate::turn) |
+//!
 //! Files are replaced whole, so that a crash leaves the old or the new one. Locks are `flock`s: they end with the
 //! process that holds them.
 
@@ -91,17 +99,15 @@ impl Home {
                 _ => '_',
             })
             .collect();
-        let folder = root.join(name);
-        fs::create_dir_all(&folder).map_err(Error::io(folder.display()))?;
-        Ok(Self { folder })
+        Self::at(&root.join(name))
     }
 
-    /// Any folder.
-    #[cfg(test)]
-    pub fn at(folder: &Path) -> Self {
-        Self {
+    /// Any folder; it is made if need be.
+    pub fn at(folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder).map_err(Error::io(folder.display()))?;
+        Ok(Self {
             folder: folder.to_owned(),
-        }
+        })
     }
 
     /// The path of a file.
@@ -252,7 +258,7 @@ mod tests {
     #[test]
     fn files_are_replaced_whole() -> Result {
         let folder = tempfile::tempdir().map_err(Error::io("folder"))?;
-        let home = Home::at(folder.path());
+        let home = Home::at(folder.path())?;
         assert_eq!(home.load::<Vec<u32>>("list.json")?, None);
         home.store("list.json", &[1, 2])?;
         home.update("list.json", |list: &mut Vec<u32>| {
@@ -282,7 +288,7 @@ mod tests {
     #[test]
     fn a_lock_is_for_one() -> Result {
         let folder = tempfile::tempdir().map_err(Error::io("folder"))?;
-        let home = Home::at(folder.path());
+        let home = Home::at(folder.path())?;
         let lock = home.try_lock("a.lock")?;
         assert!(lock.is_some());
         assert!(home.try_lock("a.lock")?.is_none());

@@ -16,11 +16,13 @@
 //! - [`repository`]: backups in a folder.
 //! - [`dm`], [`pool`], [`device`]: device-mapper, pools, and the data of volumes.
 //! - [`home`], [`journal`], [`signals`], [`guard`]: what is remembered, and what is undone however a process ends.
+//! - [`turn`], [`memory`], [`backing`]: who may suspend a volume, and what must not lie on it.
 //! - [`session`], [`naming`], [`unchanged`]: work with one pool, which state a volume is in, and whether it still is.
 //! - [`extents`], [`copy`]: lists of changes, and the data for them.
 //! - [`send`], [`receive`], [`backup`], [`merge`], [`migrate`], [`replicate`]: what it is all for.
 //! - [`cli`], [`commands`]: the command line.
 
+pub mod backing;
 pub mod backup;
 pub mod bits;
 pub mod census;
@@ -37,6 +39,7 @@ pub mod guard;
 pub mod home;
 pub mod journal;
 pub mod map;
+pub mod memory;
 pub mod merge;
 pub mod migrate;
 pub mod naming;
@@ -55,6 +58,7 @@ pub mod state;
 pub mod stream;
 pub mod svg;
 pub mod terminal;
+pub mod turn;
 pub mod unchanged;
 pub mod usage;
 

@@ -16,6 +16,7 @@ use serde::{
 };
 
 use crate::{
+    backing,
     copy::{
         data_bytes,
         for_chunks,
@@ -203,13 +204,22 @@ fn device(from: &Session, id: u32) -> Result<Option<ActiveVolume>> {
         )));
     }
     let device = active.pop();
-    match &device {
-        Some(volume) if volume.is_of_lvm2() => Err(Error::Refused(format!(
-            "{} belongs to lvm2, which would not know of a new table; deactivate it first",
-            volume.info.name
-        ))),
-        _ => Ok(device),
+    if let Some(volume) = &device {
+        let name = &volume.info.name;
+        if volume.is_of_lvm2() {
+            return Err(Error::Refused(format!(
+                "{name} belongs to lvm2, which would not know of a new table; deactivate it first"
+            )));
+        }
+        let home = from.home.path("");
+        if backing::lies_on(&home, volume.info.device)? {
+            return Err(Error::Refused(format!(
+                "{} lies on {name}, and must be written to while that is suspended: see --home",
+                home.display()
+            )));
+        }
     }
+    Ok(device)
 }
 
 /// What has become of the volume in its new pool.
@@ -273,11 +283,14 @@ impl Run<'_> {
 
     /// Suspends the volume's device, copies what is left, and gives the device its new table.
     fn switch_active(&mut self, device: &ActiveVolume) -> Result {
-        // What must be known if it is cut off is written down before anything is suspended.
+        // What could have to be waited for is taken before anything is suspended,
+        let _turn = self.from.turn(self.id)?;
+        let _slot = self.from.keep_slot()?;
+        // and what must be known if it is cut off is written down.
         self.migration.copying = Some(self.from.free_id()?);
         self.enter(Stage::Switching)?;
         let begun = std::time::Instant::now();
-        let entry = self.from.suspend(&device.info.name)?;
+        let entry = self.from.suspend(device)?;
         let switched = self.last_pass(device);
         let cleared = match switched {
             Ok(()) => Ok(()),
@@ -312,7 +325,7 @@ impl Run<'_> {
             }
             result => result?,
         }
-        self.result.copied_suspended = self.copy(snapshot)?;
+        self.result.copied_suspended = self.copy(snapshot, false)?;
         self.name_copy()?;
         let mut words = self.to.pool.thin_words(self.migration.to_id);
         if let Some(origin) = device.origin {
@@ -422,7 +435,7 @@ impl Run<'_> {
                 snapshot
             }
         };
-        let copied = self.copy(snapshot)?;
+        let copied = self.copy(snapshot, true)?;
         self.migration.before = self.migration.copied.replace(snapshot);
         self.migration.copying = None;
         self.store()?;
@@ -432,8 +445,9 @@ impl Run<'_> {
         Ok(copied)
     }
 
-    /// Copies what has changed between the snapshot that was copied last and `snapshot`; says how much that was.
-    fn copy(&mut self, snapshot: u32) -> Result<u64> {
+    /// Copies what has changed between the snapshot that was copied last and `snapshot`; says how much that was. Whether to
+    /// tell of it meanwhile: what is told may go to a file on the volume.
+    fn copy(&mut self, snapshot: u32, tell: bool) -> Result<u64> {
         let (from, to) = (self.from, self.to);
         let active = from.active_size(self.id)?;
         let snap = from.metadata_snap()?;
@@ -446,7 +460,12 @@ impl Run<'_> {
         let mapped = end.max(extents.end).saturating_mul(block_size);
         let size = active.unwrap_or(0).max(mapped);
         let total = data_bytes(&mut extents, block_size, 0, size)?;
-        (self.progress)(Some(total), 0);
+        let mut progress = |total, bytes| {
+            if tell {
+                (self.progress)(total, bytes);
+            }
+        };
+        progress(Some(total), 0);
 
         let source = Source::open(from, snapshot, size)?;
         let activation = to.activate(self.migration.temporary, size.max(1), false)?;
@@ -455,7 +474,7 @@ impl Run<'_> {
             match chunk.kind {
                 Kind::Mapped => {
                     target.copy(source.device(), chunk.offset, chunk.len as usize)?;
-                    (self.progress)(None, chunk.len);
+                    progress(None, chunk.len);
                     Ok(())
                 }
                 Kind::Unmapped => target.discard(chunk.offset, chunk.len),

@@ -122,9 +122,13 @@ pub struct ActiveVolume {
 impl ActiveVolume {
     /// Whether lvm2 has made the device.
     pub fn is_of_lvm2(&self) -> bool {
-        let uuid = self.info.uuid.as_deref();
-        uuid.is_some_and(|uuid| uuid.starts_with("LVM-"))
+        is_of_lvm2(self.info.uuid.as_deref())
     }
+}
+
+/// Whether lvm2 has made a device with this UUID.
+fn is_of_lvm2(uuid: Option<&str>) -> bool {
+    uuid.is_some_and(|uuid| uuid.starts_with("LVM-"))
 }
 
 impl Pool {
@@ -247,6 +251,11 @@ impl Pool {
             ))),
             result => result,
         }
+    }
+
+    /// Whether lvm2 manages it.
+    pub fn is_of_lvm2(&self) -> bool {
+        is_of_lvm2(self.uuid.as_deref())
     }
 
     /// The words of a table for volume `id`.

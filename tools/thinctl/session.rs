@@ -3,13 +3,20 @@
 //! Work with one pool: its metadata snapshot, snapshots of volumes, and devices for them.
 
 use std::{
-    cell::OnceCell,
+    cell::{
+        Cell,
+        OnceCell, //
+    },
     path::{
         Path,
         PathBuf, //
     },
     sync::Arc,
-    time::Duration, //
+    thread,
+    time::{
+        Duration,
+        Instant, //
+    },
 };
 
 use rustix::io::Errno;
@@ -25,6 +32,7 @@ use thin_metadata::{
 };
 
 use crate::{
+    backing,
     dm::{
         Dm,
         Info,
@@ -44,6 +52,7 @@ use crate::{
         Entry,
         Journal, //
     },
+    memory,
     naming::device_id,
     pool::{
         ActiveVolume,
@@ -51,11 +60,21 @@ use crate::{
         READ_ONLY, //
     },
     signals,
-    state, //
+    state,
+    turn::Turn, //
 };
+
+/// The lock of who has the metadata snapshot.
+const SLOT: &str = "slot.lock";
 
 /// How long to wait for another process to be done with the metadata snapshot.
 const SLOT_PATIENCE: Duration = Duration::from_secs(600);
+
+/// How long to wait until a guard has resumed what was suspended by who was killed.
+const GUARD_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often to look for devices of a volume that are not suspended yet.
+const SUSPEND_TRIES: u32 = 4;
 
 /// Volumes that thinctl makes for itself have ids in the upper half, where pools that others manage are empty.
 const FIRST_OWN_ID: u32 = 1 << 23;
@@ -68,9 +87,15 @@ pub struct Session {
     pub pool: Pool,
     /// What is remembered of it.
     pub home: Home,
-    /// Where all homes are.
-    root: PathBuf,
+    /// What is remembered of it until the machine stops.
+    run: Home,
+    /// Where all homes are, and all folders of the other kind.
+    roots: [PathBuf; 2],
     journal: Arc<Journal>,
+    /// Devices that are suspended.
+    suspended: Arc<Journal>,
+    /// Whether this process keeps the metadata snapshot for itself also while it does not have it.
+    keeps_slot: Cell<bool>,
     /// Started with the first device that is suspended.
     guard: OnceCell<Guard>,
     /// Whether a metadata snapshot that somebody else has taken may be released.
@@ -78,20 +103,29 @@ pub struct Session {
 }
 
 impl Session {
-    /// Begins work with the pool `name`, with files below `root`. What earlier processes have left is undone.
-    pub fn open(root: &Path, name: &str, force: bool) -> Result<Self> {
+    /// Begins work with the pool `name`, with files below `home` and, for what is of no use after the machine has stopped,
+    /// below `run`. What earlier processes have left is undone.
+    pub fn open(home: &Path, run: &Path, name: &str, force: bool) -> Result<Self> {
+        let roots = [home.to_owned(), run.to_owned()];
         let dm = Arc::new(Dm::new()?);
         let pool = Pool::find(&dm, name)?;
-        let home = Home::open(root, &pool)?;
+        let (home, run) = (Home::open(home, &pool)?, Home::open(run, &pool)?);
+        Journal::recover(&dm, &pool, &run)?;
         Journal::recover(&dm, &pool, &home)?;
-        let journal = Journal::begin(&dm, &pool, &home)?;
+        let name = Journal::new_name()?;
+        let journal = Journal::begin(&dm, &pool, &home, name.clone())?;
+        let suspended = Journal::begin(&dm, &pool, &run, name)?;
         signals::undo_on_signal(journal.clone());
+        signals::undo_on_signal(suspended.clone());
         Ok(Self {
             dm,
             pool,
             home,
-            root: root.to_owned(),
+            run,
+            roots,
             journal,
+            suspended,
+            keeps_slot: Cell::new(false),
             guard: OnceCell::new(),
             force,
         })
@@ -126,7 +160,10 @@ impl Session {
 
     /// Takes the metadata snapshot, and does not save where it is.
     fn reserve_metadata_snap(&self) -> Result<MetadataSnap> {
-        let lock = self.home.lock("slot.lock", SLOT_PATIENCE)?;
+        let lock = match self.keeps_slot.get() {
+            true => None,
+            false => Some(self.home.lock(SLOT, SLOT_PATIENCE)?),
+        };
         // Who held the lock before may have been killed meanwhile.
         Journal::recover(&self.dm, &self.pool, &self.home)?;
         let entry = journal::metadata_snap_entry(&self.pool.metadata)?;
@@ -268,53 +305,111 @@ impl Session {
 
     /// Takes a snapshot of a volume, which goes when this process ends unless it is [kept](Self::keep).
     pub fn snapshot(&self, origin: u32) -> Result<u32> {
-        self.quiesced(origin, || {
-            self.new_id(|id| self.message(&format!("create_snap {id} {origin}")))
-        })
+        // Its id is written down before anything is suspended.
+        self.new_id(|id| self.quiesced(origin, || self.message(&create_snap(id, origin))))
     }
 
     /// Takes a snapshot with an id of somebody's choice.
     pub fn snapshot_as(&self, id: u32, origin: u32) -> Result {
-        match self.quiesced(origin, || {
-            self.message(&format!("create_snap {id} {origin}"))
-        }) {
+        match self.quiesced(origin, || self.message(&create_snap(id, origin))) {
             Err(e) if e.errno() == Some(Errno::EXIST) => Err(self.exists_already(id)),
             result => result,
         }
     }
 
-    /// Runs `action` while all devices of a volume are suspended.
-    fn quiesced<X>(&self, id: u32, action: impl FnOnce() -> Result<X>) -> Result<X> {
-        let mut suspended = Vec::new();
-        for volume in self.active(id)? {
-            if !volume.info.suspended {
-                suspended.push(self.suspend(&volume.info.name)?);
+    /// Waits for the turn with a volume; nobody else suspends or replaces it until it is dropped.
+    pub fn turn(&self, id: u32) -> Result<Turn> {
+        Turn::take(&self.run, &self.pool, id, || {
+            // Who had it before may have been killed. What it has suspended is resumed by its guard, maybe just now.
+            let begun = Instant::now();
+            loop {
+                Journal::recover(&self.dm, &self.pool, &self.run)?;
+                let active = self.active(id)?;
+                let names: Vec<String> = active.into_iter().map(|v| v.info.name).collect();
+                if !Journal::any_suspends(&self.run, &names)? {
+                    return Ok(());
+                }
+                if begun.elapsed() >= GUARD_PATIENCE {
+                    return Err(Error::Busy(format!(
+                        "another thinctl has suspended volume {id} of pool {}",
+                        self.pool.name
+                    )));
+                }
+                signals::check()?;
+                thread::sleep(Duration::from_millis(20));
             }
-        }
-        let result = action();
-        for entry in suspended.into_iter().rev() {
-            self.journal.undo(&entry)?;
-        }
-        result
+        })
     }
 
-    /// Suspends a device until [`resume`](Self::resume), or the end of this process.
-    pub fn suspend(&self, name: &str) -> Result<Entry> {
+    /// Keeps the metadata snapshot for this process until it is dropped, so that none is waited for meanwhile.
+    pub fn keep_slot(&self) -> Result<Slot<'_>> {
+        let lock = self.home.lock(SLOT, SLOT_PATIENCE)?;
+        self.keeps_slot.set(true);
+        Ok(Slot {
+            session: self,
+            _lock: lock,
+        })
+    }
+
+    /// Runs `action` while all devices of a volume are suspended. It must write nothing but to devices.
+    fn quiesced<X>(&self, id: u32, action: impl FnOnce() -> Result<X>) -> Result<X> {
+        let _turn = self.turn(id)?;
+        let mut suspended = Vec::new();
+        let result = self.suspend_all(id, &mut suspended).and_then(|()| action());
+        let mut resumed = Ok(());
+        for entry in suspended.iter().rev() {
+            resumed = resumed.and(self.resume(entry));
+        }
+        let result = result?;
+        resumed?;
+        Ok(result)
+    }
+
+    /// Suspends all devices of a volume that are not, and adds them to `suspended`. When it returns, it has just seen that
+    /// all are.
+    fn suspend_all(&self, id: u32, suspended: &mut Vec<Entry>) -> Result {
+        for _ in 0..SUSPEND_TRIES {
+            let mut running = self.active(id)?;
+            running.retain(|volume| !volume.info.suspended);
+            if running.is_empty() {
+                return Ok(());
+            }
+            for volume in running {
+                suspended.push(self.suspend(&volume)?);
+            }
+        }
+        Err(Error::Busy(format!(
+            "somebody else activates or resumes volume {id} of pool {} again and again",
+            self.pool.name
+        )))
+    }
+
+    /// Suspends a device until [`resume`](Self::resume), or the end of this process. For whoever has the
+    /// [turn](Self::turn).
+    pub fn suspend(&self, volume: &ActiveVolume) -> Result<Entry> {
+        let name = &volume.info.name;
         if self.guard.get().is_none() {
-            let guard = Guard::start(&self.root, &self.pool.name, self.journal.name())?;
+            memory::lock()?;
+            let [home, run] = &self.roots;
+            let guard = Guard::start(home, run, &self.pool.name, self.journal.name())?;
             let _ = self.guard.set(guard);
         }
-        let entry = Entry::Suspended {
-            name: name.to_owned(),
-        };
-        self.journal
+        let run = self.run.path("");
+        if backing::lies_on(&run, volume.info.device)? {
+            return Err(Error::Refused(format!(
+                "{} lies on {name}, which must be suspended: see --run",
+                run.display()
+            )));
+        }
+        let entry = Entry::Suspended { name: name.clone() };
+        self.suspended
             .enter(entry.clone(), || self.dm.suspend(name))?;
         Ok(entry)
     }
 
     /// Resumes what [`suspend`](Self::suspend) has suspended.
     pub fn resume(&self, entry: &Entry) -> Result {
-        self.journal.undo(entry)
+        self.suspended.undo(entry)
     }
 
     /// An id for a volume of thinctl's own, which there is none of.
@@ -373,6 +468,11 @@ impl Session {
     }
 }
 
+/// The message that takes a snapshot.
+pub fn create_snap(id: u32, origin: u32) -> String {
+    format!("create_snap {id} {origin}")
+}
+
 /// An id in the upper half.
 fn random_id() -> Result<u32> {
     let digits = state::random_hex(3)?;
@@ -382,7 +482,20 @@ fn random_id() -> Result<u32> {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        self.suspended.finish();
         self.journal.finish();
+    }
+}
+
+/// The pool's metadata snapshot is for one process, until this is dropped.
+pub struct Slot<'a> {
+    session: &'a Session,
+    _lock: Lock,
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.session.keeps_slot.set(false);
     }
 }
 
@@ -416,7 +529,7 @@ pub struct MetadataSnap {
     /// Where it is.
     pub root: u64,
     bm: Option<DirectBm>,
-    _lock: Lock,
+    _lock: Option<Lock>,
 }
 
 impl MetadataSnap {

@@ -46,6 +46,7 @@ pub fn is_unchanged<B: BlockManager>(view: &View<'_, B>, snapshot: u32, id: u32)
 
 /// Deletes volume `id` if nobody uses it, and it is as it was when `snapshot` was taken of it; says whether it is.
 pub fn delete_unchanged(session: &Session, snapshot: u32, id: u32) -> Result<bool> {
+    let _turn = session.turn(id)?;
     session.check_inactive(id)?;
     session.glance(|view| {
         let unchanged = is_unchanged(view, snapshot, id)?;

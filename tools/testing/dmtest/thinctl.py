@@ -27,7 +27,7 @@ class Thinctl:
     def __init__(self, program):
         self.program = program
         self.folder = tempfile.mkdtemp(prefix="thinctl")
-        self.environment = {**os.environ, "THINCTL_HOME": os.path.join(self.folder, "home")}
+        self.environment = {**os.environ, **{f"THINCTL_{name.upper()}": os.path.join(self.folder, name) for name in ("home", "run")}}
 
     def start(self, *words, **options):
         """Starts it, and gives the process."""
@@ -93,9 +93,9 @@ class Thinctl:
         left = [name for name in ioctl.names() if name.startswith("thinctl-")]
         if pool.status().metadata_snap is not None:
             left.append("the metadata snapshot")
-        home = self.environment["THINCTL_HOME"]
-        for folder, _, files in os.walk(home):
-            left += [name for name in files if name.startswith(("run-", ".extents"))]
+        for kind in "HOME", "RUN":
+            for _, _, files in os.walk(self.environment[f"THINCTL_{kind}"]):
+                left += [name for name in files if name.startswith(("run-", ".extents"))]
         return left
 
 
