@@ -45,6 +45,7 @@ Exit codes:
   6    a stream, a backup or a file of thinctl's own is cut off, damaged or of another version
   7    the metadata cannot be read
   8    a command that was called failed
+  9    a pool has no room for what is to be written
   128+ stopped by the signal of that number, less 128";
 
 /// What applies to all commands.
@@ -165,6 +166,9 @@ pub enum Command {
         /// Apply the stream to a snapshot of this volume, and leave the volume as it is
         #[arg(long, value_name = "VOLUME")]
         base: Option<String>,
+        /// Try it also if the pool seems to have no room for it
+        #[arg(long)]
+        anyway: bool,
     },
     /// Print where a stream that was cut off should go on
     Token {
@@ -235,6 +239,9 @@ pub enum Command {
         /// The generation [default: the last]
         #[arg(long, value_name = "N")]
         generation: Option<u64>,
+        /// Try it also if the pool seems to have no room for it
+        #[arg(long)]
+        anyway: bool,
     },
     /// Move a volume to another pool, while it is in use
     Migrate {
@@ -245,6 +252,9 @@ pub enum Command {
         /// Delete the volume in its old pool afterwards
         #[arg(long)]
         delete: bool,
+        /// Try it also if the pool seems to have no room for it
+        #[arg(long)]
+        anyway: bool,
     },
     /// Write what a volume has of its own into its external origin
     Merge {

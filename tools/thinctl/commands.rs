@@ -108,13 +108,22 @@ pub fn run(cli: &Cli) -> Result {
             send::send(&session, plan, output, sending.level, |n| progress.add(n))?;
             Ok(())
         }
-        Command::Receive { pool, id, base } => {
+        Command::Receive {
+            pool,
+            id,
+            base,
+            anyway,
+        } => {
             let session = global.session(pool)?;
-            let base = global.volume(&session, base.as_deref())?;
+            let options = receive::Options {
+                base: global.volume(&session, base.as_deref())?,
+                anyway: *anyway,
+            };
             let mut reader = Reader::new(io::stdin().lock())?;
             let progress = global.progress("receive");
             progress.set_total(reader.header().data);
-            let outcome = receive::receive(&session, *id, base, &mut reader, |n| progress.add(n))?;
+            let outcome =
+                receive::receive(&session, *id, &options, &mut reader, |n| progress.add(n))?;
             drop(progress);
             global.print(&outcome, |f| match outcome {
                 receive::Outcome::Received => Ok(()),
@@ -135,7 +144,12 @@ pub fn run(cli: &Cli) -> Result {
             global.print(&token, |f| writeln!(f, "{token}"))
         }
         Command::Abandon { pool, id } => receive::abandon(&global.session(pool)?, *id),
-        Command::Migrate { from, to, delete } => {
+        Command::Migrate {
+            from,
+            to,
+            delete,
+            anyway,
+        } => {
             let (from, name) = from
                 .rsplit_once(':')
                 .ok_or_else(|| Error::Refused(format!("\"{from}\" is not POOL:ID")))?;
@@ -150,6 +164,7 @@ pub fn run(cli: &Cli) -> Result {
             let options = migrate::Options {
                 to_id,
                 delete: *delete,
+                anyway: *anyway,
             };
             let migrated = migrate::migrate(&from, id, &to, &options, |total, n| {
                 update(&progress, total, n)
@@ -312,12 +327,18 @@ pub fn run(cli: &Cli) -> Result {
             pool,
             id,
             generation,
+            anyway,
         } => {
             let mut fold = Repository::open(repository)?.restore(name, *generation)?;
             let session = global.session(pool)?;
+            let options = receive::Options {
+                base: None,
+                anyway: *anyway,
+            };
             let progress = global.progress("restore");
             progress.set_total(fold.header().data);
-            let outcome = receive::receive(&session, *id, None, &mut fold, |n| progress.add(n))?;
+            let outcome =
+                receive::receive(&session, *id, &options, &mut fold, |n| progress.add(n))?;
             drop(progress);
             global.print(&outcome, |_| Ok(()))
         }

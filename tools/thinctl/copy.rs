@@ -15,7 +15,8 @@ use crate::{
         Extents,
         Kind, //
     },
-    signals,
+    room::Room,
+    signals, //
 };
 
 /// How much is written between two notes of how far it is, in bytes.
@@ -82,25 +83,30 @@ pub struct Target {
     block_size: u64,
     buffer: Buffer,
     can_discard: bool,
+    room: Room,
 }
 
 impl Target {
-    /// A volume whose node is `path`, in a pool with blocks of `block_size` bytes.
-    pub fn open(path: &Path, block_size: u64) -> Result<Self> {
+    /// A volume whose node is `path`, in a pool with blocks of `block_size` bytes and with this room.
+    pub fn open(path: &Path, block_size: u64, room: Room) -> Result<Self> {
         Ok(Self {
             device: Device::open_for_writing(path)?,
             block_size: block_size.max(1),
             buffer: Buffer::new(),
             can_discard: true,
+            room,
         })
     }
 
     /// Writes `data`.
     pub fn write(&mut self, mut offset: u64, data: &[u8]) -> Result {
         for part in data.chunks(CHUNK) {
+            self.room.check_write(offset, part.len() as u64)?;
             let buffer = self.buffer.get(part.len());
             buffer.copy_from_slice(part);
-            self.device.write(offset, buffer)?;
+            self.device
+                .write(offset, buffer)
+                .map_err(|e| self.room.explain(e))?;
             offset = offset.saturating_add(part.len() as u64);
         }
         Ok(())
@@ -108,9 +114,12 @@ impl Target {
 
     /// Copies from another device.
     pub fn copy(&mut self, from: &Device, offset: u64, len: usize) -> Result {
+        self.room.check_write(offset, len as u64)?;
         let buffer = self.buffer.get(len);
         from.read(offset, buffer)?;
-        self.device.write(offset, buffer)
+        self.device
+            .write(offset, buffer)
+            .map_err(|e| self.room.explain(e))
     }
 
     /// Makes sure that zeroes are read: whole blocks are unmapped where that is possible.
@@ -159,7 +168,7 @@ impl Target {
 
     /// Makes all that was written stable, with the mappings to it.
     pub fn flush(&self) -> Result {
-        self.device.flush()
+        self.device.flush().map_err(|e| self.room.explain(e))
     }
 }
 

@@ -18,7 +18,7 @@
 //! - [`home`], [`journal`], [`signals`], [`guard`]: what is remembered, and what is undone however a process ends.
 //! - [`turn`], [`memory`], [`backing`]: who may suspend a volume, and what must not lie on it.
 //! - [`session`], [`naming`], [`unchanged`]: work with one pool, which state a volume is in, and whether it still is.
-//! - [`extents`], [`copy`]: lists of changes, and the data for them.
+//! - [`extents`], [`room`], [`copy`]: lists of changes, whether there is room for them, and the data for them.
 //! - [`send`], [`receive`], [`backup`], [`merge`], [`migrate`], [`replicate`]: what it is all for.
 //! - [`cli`], [`commands`]: the command line.
 
@@ -50,6 +50,7 @@ pub mod receive;
 pub mod relations;
 pub mod replicate;
 pub mod repository;
+pub mod room;
 pub mod send;
 pub mod session;
 pub mod signals;

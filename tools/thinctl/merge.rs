@@ -185,6 +185,9 @@ fn write(
         ))));
     }
     let size = size.min(device.size);
+    if let Err(e) = session.pool.check_size(size) {
+        return abandon(session, file, merge).and(Err(e));
+    }
 
     let resumed_at = merge.offset;
     let total = data_bytes(&mut extents, block_size, resumed_at, size)?;

@@ -33,6 +33,7 @@ use crate::{
         device_id, //
     },
     pool::ActiveVolume,
+    room::Room,
     send::{
         differences,
         Source, //
@@ -110,6 +111,8 @@ pub struct Options {
     pub to_id: u32,
     /// Whether to delete it in its old pool.
     pub delete: bool,
+    /// Whether to try it also if there seems to be no room for it.
+    pub anyway: bool,
 }
 
 /// Moves volume `id` of one pool to another one. `progress` is told of how much a pass has to copy, and of each piece of
@@ -132,6 +135,7 @@ pub fn migrate(
         id,
         to,
         migration: begin(from, id, to, options.to_id, &file)?,
+        room: Room::new(to, options.anyway),
         file,
         progress: &mut progress,
         result: Migrated {
@@ -163,7 +167,7 @@ fn begin(from: &Session, id: u32, to: &Session, to_id: u32, file: &str) -> Resul
     if to.exists(to_id)? {
         return Err(to.exists_already(to_id));
     }
-    device(from, id)?;
+    device(from, id, to)?;
     let migration = Migration {
         to_pool: to.pool.name.clone(),
         to_id,
@@ -195,7 +199,7 @@ fn resume(from: &Session, to: &Session, mut migration: Migration, file: &str) ->
 }
 
 /// The device of a volume, if it is active; an error if it cannot be given a table of another pool.
-fn device(from: &Session, id: u32) -> Result<Option<ActiveVolume>> {
+fn device(from: &Session, id: u32, to: &Session) -> Result<Option<ActiveVolume>> {
     let mut active = from.active(id)?;
     if active.len() > 1 {
         // They could not be given their new tables at the same time.
@@ -209,6 +213,13 @@ fn device(from: &Session, id: u32) -> Result<Option<ActiveVolume>> {
         if volume.is_of_lvm2() {
             return Err(Error::Refused(format!(
                 "{name} belongs to lvm2, which would not know of a new table; deactivate it first"
+            )));
+        }
+        let (before, after) = (from.pool.sector_size()?, to.pool.sector_size()?);
+        if after > before {
+            return Err(Error::Refused(format!(
+                "{name} is in use with sectors of {before} bytes, and those of pool {} have {after}; deactivate it first",
+                to.pool.name
             )));
         }
         let home = from.home.path("");
@@ -238,6 +249,7 @@ struct Run<'a> {
     id: u32,
     to: &'a Session,
     migration: Migration,
+    room: Room,
     file: String,
     progress: &'a mut dyn FnMut(Option<u64>, u64),
     result: Migrated,
@@ -261,9 +273,9 @@ impl Run<'_> {
             if !self.from.exists(self.id)? {
                 return Err(self.from.no_volume(self.id));
             }
-            device(self.from, self.id)?;
+            device(self.from, self.id, self.to)?;
             let copied = self.pass()?;
-            match device(self.from, self.id)? {
+            match device(self.from, self.id, self.to)? {
                 Some(device)
                     if copied <= SMALL || copied >= last || self.result.passes >= MAX_PASSES =>
                 {
@@ -345,7 +357,7 @@ impl Run<'_> {
 
     /// Gives an error unless this device is the volume's only one, and is suspended.
     fn check_suspended(&self, expected: &ActiveVolume) -> Result {
-        match device(self.from, self.id)? {
+        match device(self.from, self.id, self.to)? {
             Some(found) if found.info.name == expected.info.name && found.info.suspended => Ok(()),
             _ => Err(Error::Busy(format!(
                 "somebody else has changed or resumed {}",
@@ -435,7 +447,14 @@ impl Run<'_> {
                 snapshot
             }
         };
-        let copied = self.copy(snapshot, true)?;
+        let copied = match self.copy(snapshot, true) {
+            Err(e @ Error::NoRoom(_)) if self.migration.copied.is_none() => {
+                // Others need the room that it has taken.
+                self.delete_own()?;
+                return Err(e);
+            }
+            result => result?,
+        };
         self.migration.before = self.migration.copied.replace(snapshot);
         self.migration.copying = None;
         self.store()?;
@@ -466,10 +485,11 @@ impl Run<'_> {
             }
         };
         progress(Some(total), 0);
+        self.room.check(total)?;
 
         let source = Source::open(from, snapshot, size)?;
         let activation = to.activate(self.migration.temporary, size.max(1), false)?;
-        let mut target = Target::open(&activation.path(), to.pool.block_size)?;
+        let mut target = Target::open(&activation.path(), to.pool.block_size, self.room.clone())?;
         for_chunks(&mut extents, block_size, 0, size, |chunk| {
             match chunk.kind {
                 Kind::Mapped => {
@@ -497,9 +517,6 @@ impl Run<'_> {
 
     /// Deletes what is of no use any more.
     fn finish(&mut self, delete: bool) -> Result {
-        let Migration {
-            copied, copying, ..
-        } = self.migration;
         // If another run was cut off here, it may have been told to keep the volume.
         let stays = delete
             && self.from.exists(self.id)?
@@ -507,11 +524,7 @@ impl Run<'_> {
                 Some(last) => !delete_unchanged(self.from, last, self.id)?,
                 None => true,
             };
-        for snapshot in copied.into_iter().chain(copying) {
-            self.from.delete(snapshot)?;
-        }
-        self.to.delete(self.migration.temporary)?;
-        self.from.home.remove(&self.file)?;
+        self.delete_own()?;
         if stays {
             return Err(Error::Refused(format!(
                 "volume {} was migrated before, and it is not known any more whether it was used since; it was not \
@@ -520,6 +533,18 @@ impl Run<'_> {
             )));
         }
         Ok(())
+    }
+
+    /// Deletes what the migration has made for itself, and forgets it.
+    fn delete_own(&self) -> Result {
+        let Migration {
+            copied, copying, ..
+        } = self.migration;
+        for snapshot in copied.into_iter().chain(copying) {
+            self.from.delete(snapshot)?;
+        }
+        self.to.delete(self.migration.temporary)?;
+        self.from.home.remove(&self.file)
     }
 
     fn enter(&mut self, stage: Stage) -> Result {

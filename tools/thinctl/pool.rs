@@ -258,6 +258,27 @@ impl Pool {
         is_of_lvm2(self.uuid.as_deref())
     }
 
+    /// The size of the smallest part of its volumes that can be read or written, in bytes.
+    pub fn sector_size(&self) -> Result<u64> {
+        let file = format!("/sys/dev/block/{}/queue/logical_block_size", self.device);
+        let text = fs::read_to_string(&file).map_err(Error::io(&file))?;
+        text.trim_end()
+            .parse()
+            .map_err(|e| bad_line(&self.name, format!("the size of a sector is {text:?}: {e}")))
+    }
+
+    /// Gives an error if a volume cannot have this size.
+    pub fn check_size(&self, size: u64) -> Result {
+        let sector = self.sector_size()?;
+        if size.is_multiple_of(sector) {
+            return Ok(());
+        }
+        Err(Error::Refused(format!(
+            "a volume of {size} bytes cannot be in pool {}, whose sectors have {sector} bytes",
+            self.name
+        )))
+    }
+
     /// The words of a table for volume `id`.
     pub fn thin_words(&self, id: u32) -> String {
         format!("{} {id}", self.device)

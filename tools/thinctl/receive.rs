@@ -31,6 +31,7 @@ use crate::{
         Contents,
         Received, //
     },
+    room::Room,
     session::Session,
     signals,
     state::StateId,
@@ -110,12 +111,21 @@ pub enum Outcome {
     AlreadyThere,
 }
 
-/// Receives `changes` as volume `id`. Those that start from a state are applied to a snapshot of volume `base`, or else
-/// of volume `id` itself, whose place the result takes. `progress` is told of each piece of data.
+/// How to receive.
+#[derive(Default)]
+pub struct Options {
+    /// Changes that start from a state are applied to a snapshot of this volume, or else of the volume itself that is
+    /// received, whose place the result takes.
+    pub base: Option<u32>,
+    /// Whether to try it also if there seems to be no room for it.
+    pub anyway: bool,
+}
+
+/// Receives `changes` as volume `id`. `progress` is told of each piece of data.
 pub fn receive(
     session: &Session,
     id: u32,
-    base: Option<u32>,
+    options: &Options,
     changes: &mut dyn Changes,
     mut progress: impl FnMut(u64),
 ) -> Result<Outcome> {
@@ -129,13 +139,14 @@ pub fn receive(
             return Ok(Outcome::Received);
         }
     }
-    let Some(mut partial) = begin(session, id, base, changes, known)? else {
+    let room = Room::new(session, options.anyway);
+    let Some(mut partial) = begin(session, id, options.base, &room, changes, known)? else {
         skip(changes)?;
         return Ok(Outcome::AlreadyThere);
     };
 
     let activation = session.activate(partial.temporary, header.size.max(1), false)?;
-    let mut target = Target::open(&activation.path(), session.pool.block_size)?;
+    let mut target = Target::open(&activation.path(), session.pool.block_size, room)?;
     let mut unsaved = 0u64;
     let mut done = partial.offset;
     let result = loop {
@@ -166,7 +177,10 @@ pub fn receive(
         }
     };
     // What came so far is right, whatever follows.
-    target.flush()?;
+    if let Err(e) = target.flush() {
+        // What failed first tells more.
+        return result.and(Err(e));
+    }
     partial.offset = done;
     partial.complete = result.is_ok();
     partial.store(session)?;
@@ -191,6 +205,7 @@ fn begin(
     session: &Session,
     id: u32,
     base: Option<u32>,
+    room: &Room,
     changes: &dyn Changes,
     known: Option<Partial>,
 ) -> Result<Option<Partial>> {
@@ -205,6 +220,8 @@ fn begin(
         }
         return Ok(None);
     }
+    session.pool.check_size(header.size)?;
+    room.check(header.data)?;
     if header.start > 0 {
         let known = match known {
             Some(known) if known.is_continued_by(header) => known,
@@ -309,7 +326,11 @@ fn snapshot_of(session: &Session, id: u32, digest: StateId) -> Result<u32> {
 fn check_place(session: &Session, partial: &Partial, there: Option<Contents>) -> Result {
     match (there, partial.replaces) {
         (None, _) => Ok(()),
-        (Some(_), None) => Err(session.exists_already(partial.id)),
+        (Some(_), None) => Err(Error::Refused(format!(
+            "there is a volume {id} in pool {pool} now; what came is kept: `thinctl abandon {pool} {id}` gives it up",
+            id = partial.id,
+            pool = session.pool.name
+        ))),
         (Some(now), Some(digest)) => {
             session.check_inactive(partial.id)?;
             if now.frozen && now.digest == digest {

@@ -18,7 +18,7 @@ from .disk import (
 SIZE = 16 * MIB
 
 # The exit codes, as its manual page tells.
-FAILED, USAGE, NOT_FOUND, BUSY, REFUSED, DAMAGED, METADATA, COMMAND = range(1, 9)
+FAILED, USAGE, NOT_FOUND, BUSY, REFUSED, DAMAGED, METADATA, COMMAND, NO_ROOM = range(1, 10)
 
 
 class Thinctl:
