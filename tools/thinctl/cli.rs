@@ -252,6 +252,12 @@ pub enum Command {
         /// Delete the volume in its old pool afterwards
         #[arg(long)]
         delete: bool,
+        /// The external origin of the volume, if that is not active
+        #[arg(long, value_name = "DEVICE")]
+        origin: Option<PathBuf>,
+        /// The volume, which is not active, has no external origin
+        #[arg(long, conflicts_with = "origin")]
+        no_origin: bool,
         /// Try it also if the pool seems to have no room for it
         #[arg(long)]
         anyway: bool,

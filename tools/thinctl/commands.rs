@@ -30,6 +30,7 @@ use crate::{
         Global,
         Sending, //
     },
+    device,
     error::{
         Error,
         Result, //
@@ -148,6 +149,8 @@ pub fn run(cli: &Cli) -> Result {
             from,
             to,
             delete,
+            origin,
+            no_origin,
             anyway,
         } => {
             let (from, name) = from
@@ -165,6 +168,11 @@ pub fn run(cli: &Cli) -> Result {
                 to_id,
                 delete: *delete,
                 anyway: *anyway,
+                origin: match origin {
+                    None if *no_origin => migrate::Origin::None,
+                    None => migrate::Origin::Unknown,
+                    Some(path) => migrate::Origin::Device(device::number(path)?),
+                },
             };
             let migrated = migrate::migrate(&from, id, &to, &options, |total, n| {
                 update(&progress, total, n)

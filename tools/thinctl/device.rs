@@ -4,6 +4,7 @@
 
 use std::{
     fs::{
+        self,
         File,
         OpenOptions, //
     },
@@ -13,6 +14,8 @@ use std::{
     },
     os::unix::fs::{
         FileExt,
+        FileTypeExt,
+        MetadataExt,
         OpenOptionsExt, //
     },
     path::{
@@ -38,23 +41,29 @@ pub const CHUNK: usize = 1 << 20;
 /// What devices want the address of a buffer to be a multiple of.
 const ALIGNMENT: usize = 4096;
 
-/// A buffer of [`CHUNK`] bytes that devices take.
+/// A buffer that devices take.
 pub struct Buffer {
     bytes: Vec<u8>,
     start: usize,
+    len: usize,
 }
 
 impl Buffer {
-    /// A zeroed buffer.
+    /// A zeroed buffer of [`CHUNK`] bytes.
     pub fn new() -> Self {
-        let bytes = vec![0; CHUNK + ALIGNMENT];
+        Self::with_len(CHUNK)
+    }
+
+    /// A zeroed buffer of `len` bytes.
+    pub fn with_len(len: usize) -> Self {
+        let bytes = vec![0; len + ALIGNMENT];
         let start = bytes.as_ptr().addr().wrapping_neg() % ALIGNMENT;
-        Self { bytes, start }
+        Self { bytes, start, len }
     }
 
     /// Its first `len` bytes, but no more than there are.
     pub fn get(&mut self, len: usize) -> &mut [u8] {
-        let end = self.start + len.min(CHUNK);
+        let end = self.start + len.min(self.len);
         self.bytes.get_mut(self.start..end).unwrap_or_default()
     }
 }
@@ -63,6 +72,18 @@ impl Default for Buffer {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// The number of the block device whose node is `path`.
+pub fn number(path: &Path) -> Result<devicemapper::Device> {
+    let metadata = fs::metadata(path).map_err(Error::io(path.display()))?;
+    if !metadata.file_type().is_block_device() {
+        return Err(Error::Refused(format!(
+            "{} is no block device",
+            path.display()
+        )));
+    }
+    Ok(metadata.rdev().into())
 }
 
 /// A block device.

@@ -10,6 +10,7 @@
 //! before: the copy counts only if nobody has used the volume in its old pool since it was copied, and it is given up
 //! only if nobody has used it. The snapshot that was copied is what tells, so it stays until all else is done.
 
+use devicemapper::Device;
 use serde::{
     Deserialize,
     Serialize, //
@@ -32,13 +33,20 @@ use crate::{
         contents,
         device_id, //
     },
-    pool::ActiveVolume,
+    pool::{
+        node,
+        ActiveVolume,
+        IGNORES_DISCARDS, //
+    },
     room::Room,
     send::{
         differences,
         Source, //
     },
-    session::Session,
+    session::{
+        create_snap,
+        Session, //
+    },
     unchanged::{
         delete_unchanged,
         is_unchanged, //
@@ -105,6 +113,26 @@ pub struct Migrated {
     pub switched: Vec<String>,
 }
 
+/// What external origin a volume has. Its metadata do not tell.
+#[derive(Clone, Copy)]
+pub enum Origin {
+    /// Nobody has said.
+    Unknown,
+    /// None.
+    None,
+    /// This one.
+    Device(Device),
+}
+
+impl Origin {
+    fn device(self) -> Option<Device> {
+        match self {
+            Self::Unknown | Self::None => None,
+            Self::Device(device) => Some(device),
+        }
+    }
+}
+
 /// How a volume is to be moved.
 pub struct Options {
     /// The id that it gets in the other pool.
@@ -113,6 +141,8 @@ pub struct Options {
     pub delete: bool,
     /// Whether to try it also if there seems to be no room for it.
     pub anyway: bool,
+    /// What external origin the volume has, for one that is not active.
+    pub origin: Origin,
 }
 
 /// Moves volume `id` of one pool to another one. `progress` is told of how much a pass has to copy, and of each piece of
@@ -136,6 +166,7 @@ pub fn migrate(
         to,
         migration: begin(from, id, to, options.to_id, &file)?,
         room: Room::new(to, options.anyway),
+        origin: options.origin,
         file,
         progress: &mut progress,
         result: Migrated {
@@ -146,8 +177,14 @@ pub fn migrate(
             switched: Vec::new(),
         },
     };
-    run.run(options.delete)?;
-    Ok(run.result)
+    match run.run(options.delete) {
+        Err(e) if run.migration.copied.is_none() && run.migration.copying.is_none() => {
+            // Nothing was done that could be gone on with.
+            run.delete_own()?;
+            Err(e)
+        }
+        result => result.map(|()| run.result),
+    }
 }
 
 /// Goes on with a migration, or begins one.
@@ -186,16 +223,23 @@ fn resume(from: &Session, to: &Session, mut migration: Migration, file: &str) ->
     if let Some(before) = migration.before.take() {
         from.delete(before)?;
     }
-    if migration.stage == Stage::Copying && !to.exists(migration.temporary)? {
-        // What was copied is gone.
-        migration.temporary = to.new_volume()?;
-        migration.before = migration.copied.take();
-        to.keep(migration.temporary, || from.home.store(file, &migration))?;
-        if let Some(before) = migration.before.take() {
-            from.delete(before)?;
-        }
+    let is_spoilt = migration.copying.is_some() && Target::is_spoilt_when_cut_off(&to.pool);
+    if migration.stage == Stage::Copying && (is_spoilt || !to.exists(migration.temporary)?) {
+        start_over(from, to, &mut migration, file)?;
     }
     Ok(migration)
+}
+
+/// Begins with an empty copy again, as the one that there was is of no use.
+fn start_over(from: &Session, to: &Session, migration: &mut Migration, file: &str) -> Result {
+    to.delete(migration.temporary)?;
+    migration.temporary = to.new_volume()?;
+    migration.before = migration.copied.take();
+    to.keep(migration.temporary, || from.home.store(file, &migration))?;
+    if let Some(before) = migration.before.take() {
+        from.delete(before)?;
+    }
+    Ok(())
 }
 
 /// The device of a volume, if it is active; an error if it cannot be given a table of another pool.
@@ -250,6 +294,7 @@ struct Run<'a> {
     to: &'a Session,
     migration: Migration,
     room: Room,
+    origin: Origin,
     file: String,
     progress: &'a mut dyn FnMut(Option<u64>, u64),
     result: Migrated,
@@ -273,13 +318,13 @@ impl Run<'_> {
             if !self.from.exists(self.id)? {
                 return Err(self.from.no_volume(self.id));
             }
-            device(self.from, self.id, self.to)?;
+            self.look_at_origin()?;
             let copied = self.pass()?;
             match device(self.from, self.id, self.to)? {
                 Some(device)
                     if copied <= SMALL || copied >= last || self.result.passes >= MAX_PASSES =>
                 {
-                    return self.switch_active(&device);
+                    return self.switch_active(&device.info.name);
                 }
                 Some(_) => {}
                 None if self.is_unchanged()? => {
@@ -293,20 +338,48 @@ impl Run<'_> {
         }
     }
 
+    /// Finds out what is read where nothing is mapped.
+    fn look_at_origin(&mut self) -> Result {
+        if let Some(device) = device(self.from, self.id, self.to)? {
+            self.origin = device.origin.map_or(Origin::None, Origin::Device);
+        }
+        let (before, after) = (self.from.pool.block_size, self.to.pool.block_size);
+        // Where blocks are copied and unmapped whole, it does not matter.
+        let is_whole = before.is_multiple_of(after)
+            && after.is_power_of_two()
+            && self.to.pool.status(&self.to.dm)?.discard != IGNORES_DISCARDS;
+        match self.origin {
+            Origin::Unknown if !is_whole => Err(Error::Refused(format!(
+                "the blocks of pool {} do not fit those of pool {}, so it matters whether volume {} has an external \
+                 origin, which only shows while it is active: --origin DEVICE or --no-origin tell",
+                self.to.pool.name, self.from.pool.name, self.id
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Suspends the volume's device, copies what is left, and gives the device its new table.
-    fn switch_active(&mut self, device: &ActiveVolume) -> Result {
+    fn switch_active(&mut self, name: &str) -> Result {
         // What could have to be waited for is taken before anything is suspended,
         let _turn = self.from.turn(self.id)?;
         let _slot = self.from.keep_slot()?;
+        let device = match device(self.from, self.id, self.to)? {
+            Some(device) if device.info.name == name => device,
+            // It was deactivated meanwhile.
+            _ => return Ok(()),
+        };
+        if device.info.suspended {
+            return Err(Error::Busy(format!("somebody else has suspended {name}")));
+        }
         // and what must be known if it is cut off is written down.
         self.migration.copying = Some(self.from.free_id()?);
         self.enter(Stage::Switching)?;
         let begun = std::time::Instant::now();
-        let entry = self.from.suspend(device)?;
-        let switched = self.last_pass(device);
+        let entry = self.from.suspend(&device)?;
+        let switched = self.last_pass(&device);
         let cleared = match switched {
             Ok(()) => Ok(()),
-            Err(_) => self.from.dm.clear(&device.info.name),
+            Err(_) => self.from.dm.clear(name),
         };
         self.from.resume(&entry)?;
         self.result.suspended += begun.elapsed().as_secs_f64();
@@ -315,7 +388,7 @@ impl Run<'_> {
         }
         switched?;
         cleared?;
-        self.result.switched.push(device.info.name.clone());
+        self.result.switched.push(name.to_owned());
         Ok(())
     }
 
@@ -325,29 +398,22 @@ impl Run<'_> {
             return Ok(());
         };
         self.check_suspended(device)?;
-        match self
-            .from
-            .message(&format!("create_snap {snapshot} {}", self.id))
-        {
-            Err(e) => {
-                // If there is one of this id, it is another one.
-                self.migration.copying = None;
-                self.store()?;
-                return Err(e);
-            }
-            result => result?,
+        let taken = self.from.message(&create_snap(snapshot, self.id));
+        if taken.is_err() {
+            // If there is one of this id, it is another one.
+            self.migration.copying = None;
         }
+        taken?;
         self.result.copied_suspended = self.copy(snapshot, false)?;
         self.name_copy()?;
-        let mut words = self.to.pool.thin_words(self.migration.to_id);
-        if let Some(origin) = device.origin {
-            words = format!("{words} {origin}");
-        }
         let line = Line {
             start: 0,
             sectors: device.size / thin_metadata::format::SECTOR_SIZE,
             target: "thin".to_owned(),
-            words,
+            words: self
+                .to
+                .pool
+                .thin_words_over(self.migration.to_id, device.origin),
         };
         self.check_suspended(device)?;
         self.from
@@ -370,7 +436,12 @@ impl Run<'_> {
     fn look_at_copy(&mut self, delete: bool) -> Result {
         let Migration { to_id, .. } = self.migration;
         match self.copy_there()? {
-            Copy::Missing => return self.enter(Stage::Copying),
+            Copy::Missing => {
+                if Target::is_spoilt_when_cut_off(&self.to.pool) {
+                    start_over(self.from, self.to, &mut self.migration, &self.file)?;
+                }
+                return self.enter(Stage::Copying);
+            }
             Copy::Foreign => {
                 return Err(Error::Refused(format!(
                     "volume {to_id} of pool {} is another one than the copy of volume {}; nothing was deleted",
@@ -450,7 +521,8 @@ impl Run<'_> {
         let copied = match self.copy(snapshot, true) {
             Err(e @ Error::NoRoom(_)) if self.migration.copied.is_none() => {
                 // Others need the room that it has taken.
-                self.delete_own()?;
+                from.delete(snapshot)?;
+                self.migration.copying = None;
                 return Err(e);
             }
             result => result?,
@@ -488,8 +560,16 @@ impl Run<'_> {
         self.room.check(total)?;
 
         let source = Source::open(from, snapshot, size)?;
-        let activation = to.activate(self.migration.temporary, size.max(1), false)?;
-        let mut target = Target::open(&activation.path(), to.pool.block_size, self.room.clone())?;
+        let temporary = self.migration.temporary;
+        let (activation, origin) = match self.origin.device() {
+            None => (to.activate(temporary, size.max(1), false)?, None),
+            Some(device) => (
+                to.activate_over(temporary, size.max(1), device)?,
+                Some(node(device)?),
+            ),
+        };
+        let room = self.room.clone();
+        let mut target = Target::open(&activation.path(), &to.pool, origin.as_deref(), room)?;
         for_chunks(&mut extents, block_size, 0, size, |chunk| {
             match chunk.kind {
                 Kind::Mapped => {

@@ -34,6 +34,9 @@ use crate::{
 /// The mode of a pool whose metadata do not change, as its status tells.
 pub const READ_ONLY: &str = "ro";
 
+/// What the status of a pool says of discards if they do nothing.
+pub const IGNORES_DISCARDS: &str = "ignore_discard";
+
 /// A pool.
 #[derive(Clone, Debug)]
 pub struct Pool {
@@ -49,6 +52,8 @@ pub struct Pool {
     pub data: PathBuf,
     /// The size of a block in bytes.
     pub block_size: u64,
+    /// Whether a new block that is written in part shows in the rest what it held before.
+    pub skips_zeroing: bool,
 }
 
 /// What a pool's status says.
@@ -159,6 +164,10 @@ impl Pool {
                 metadata: node(params.metadata_dev)?,
                 data: node(params.data_dev)?,
                 block_size,
+                skips_zeroing: line
+                    .words
+                    .split_ascii_whitespace()
+                    .any(|word| word == "skip_block_zeroing"),
             });
         }
         Err(Error::NotFound(format!("there is no active pool {name}")))
@@ -281,7 +290,15 @@ impl Pool {
 
     /// The words of a table for volume `id`.
     pub fn thin_words(&self, id: u32) -> String {
-        format!("{} {id}", self.device)
+        self.thin_words_over(id, None)
+    }
+
+    /// As [`thin_words`](Self::thin_words), with an external origin if there is one.
+    pub fn thin_words_over(&self, id: u32, origin: Option<Device>) -> String {
+        match origin {
+            None => format!("{} {id}", self.device),
+            Some(origin) => format!("{} {id} {origin}", self.device),
+        }
     }
 }
 

@@ -146,7 +146,7 @@ pub fn receive(
     };
 
     let activation = session.activate(partial.temporary, header.size.max(1), false)?;
-    let mut target = Target::open(&activation.path(), session.pool.block_size, room)?;
+    let mut target = Target::open(&activation.path(), &session.pool, None, room)?;
     let mut unsaved = 0u64;
     let mut done = partial.offset;
     let result = loop {
@@ -235,6 +235,12 @@ fn begin(
         if find(session, &view, known.temporary)?.is_none() {
             return Err(Error::NotFound(format!(
                 "what was received so far as volume {id} is not there any more; begin anew"
+            )));
+        }
+        if Target::is_spoilt_when_cut_off(&session.pool) {
+            return Err(Error::Refused(format!(
+                "pool {} does not zero its blocks, and what was cut off may show what they held before; begin anew",
+                session.pool.name
             )));
         }
         if base.is_some() && known.replaces.is_some() {

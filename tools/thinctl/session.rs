@@ -19,6 +19,7 @@ use std::{
     },
 };
 
+use devicemapper::Device;
 use rustix::io::Errno;
 
 use persistent_data::direct::DirectBm;
@@ -280,12 +281,28 @@ impl Session {
 
     /// Makes a device for a volume, of which `size` bytes are seen. It goes when it is dropped.
     pub fn activate(&self, id: u32, size: u64, read_only: bool) -> Result<Activation> {
+        self.activate_words(id, size, self.pool.thin_words(id), read_only)
+    }
+
+    /// As [`activate`](Self::activate), for writing, with an external origin.
+    pub fn activate_over(&self, id: u32, size: u64, origin: Device) -> Result<Activation> {
+        let words = self.pool.thin_words_over(id, Some(origin));
+        self.activate_words(id, size, words, false)
+    }
+
+    fn activate_words(
+        &self,
+        id: u32,
+        size: u64,
+        words: String,
+        read_only: bool,
+    ) -> Result<Activation> {
         let name = format!("thinctl-{id}-{}", state::random_hex(4)?);
         let line = Line {
             start: 0,
             sectors: size.div_ceil(SECTOR_SIZE),
             target: "thin".to_owned(),
-            words: self.pool.thin_words(id),
+            words,
         };
         let entry = Entry::Device { name: name.clone() };
         let info = self
