@@ -30,9 +30,12 @@ use rustix::{
     io::Errno, //
 };
 
-use crate::error::{
-    Error,
-    Result, //
+use crate::{
+    cut,
+    error::{
+        Error,
+        Result, //
+    },
 };
 
 /// How much is read or written at once, in bytes.
@@ -139,6 +142,7 @@ impl Device {
 
     /// Writes all of `data` at `offset`.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result {
+        cut::point();
         self.file
             .write_all_at(data, offset)
             .map_err(Error::io(format!("{} at {offset}", self.path.display())))
@@ -146,6 +150,7 @@ impl Device {
 
     /// Discards; says whether the device can do that.
     pub fn discard(&self, offset: u64, len: u64) -> Result<bool> {
+        cut::point();
         match self.file.block_discard(offset, len) {
             Ok(()) => Ok(true),
             Err(e) if Errno::from_io_error(&e) == Some(Errno::OPNOTSUPP) => Ok(false),
@@ -158,6 +163,7 @@ impl Device {
 
     /// Makes all that was written stable.
     pub fn flush(&self) -> Result {
+        cut::point();
         File::sync_data(&self.file).map_err(Error::io(format!("{}: flush", self.path.display())))
     }
 }

@@ -26,6 +26,7 @@ use std::{
 };
 
 use crate::{
+    cut,
     dm::Dm,
     error::{
         Error,
@@ -55,6 +56,7 @@ impl Guard {
             .arg(home)
             .arg("--run")
             .arg(run)
+            .env_remove(cut::VARIABLE)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

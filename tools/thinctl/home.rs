@@ -55,6 +55,7 @@ use serde::{
 };
 
 use crate::{
+    cut,
     error::{
         Error,
         Result, //
@@ -150,9 +151,11 @@ impl Home {
         let temporary = self.path(&format!(".{name}.{}", std::process::id()));
         let text = serde_json::to_vec_pretty(content)
             .map_err(|e| Error::Damaged(format!("{}: {e}", path.display())))?;
+        cut::point();
         let mut file = File::create(&temporary).map_err(Error::io(temporary.display()))?;
         file.write_all(&text)
             .and_then(|()| file.sync_all())
+            .inspect(|()| cut::point())
             .and_then(|()| fs::rename(&temporary, &path))
             .and_then(|()| self.sync())
             .map_err(Error::io(path.display()))
@@ -161,6 +164,7 @@ impl Home {
     /// Removes a file; that there is none is no error.
     pub fn remove(&self, name: &str) -> Result {
         let path = self.path(name);
+        cut::point();
         match fs::remove_file(&path).and_then(|()| self.sync()) {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
             result => result.map_err(Error::io(path.display())),

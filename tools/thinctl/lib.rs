@@ -14,6 +14,7 @@
 //!   [`colour`] and [`bits`] underneath.
 //! - [`state`], [`stream`]: the name of what a volume contains, and what leads from one state to another.
 //! - [`repository`]: backups in a folder.
+//! - [`cut`]: being killed at a chosen moment, for tests.
 //! - [`dm`], [`pool`], [`device`]: device-mapper, pools, and the data of volumes.
 //! - [`home`], [`journal`], [`signals`], [`guard`]: what is remembered, and what is undone however a process ends.
 //! - [`turn`], [`memory`], [`backing`]: who may suspend a volume, and what must not lie on it.
@@ -30,6 +31,7 @@ pub mod cli;
 pub mod colour;
 pub mod commands;
 pub mod copy;
+pub mod cut;
 pub mod device;
 pub mod diff;
 pub mod dm;

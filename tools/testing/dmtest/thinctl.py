@@ -4,6 +4,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -87,6 +88,11 @@ class Thinctl:
     def settle(self, pool):
         """What it does first: undoes what was cut off."""
         self.run("status", pool.name)
+
+    def forget_all(self):
+        """Deletes what it remembers."""
+        for kind in "HOME", "RUN":
+            shutil.rmtree(self.environment[f"THINCTL_{kind}"], ignore_errors=True)
 
     def leftovers(self, pool):
         """What is left of its devices, of the metadata snapshot, and of its journals."""
