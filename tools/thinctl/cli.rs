@@ -45,6 +45,7 @@ Exit codes:
   6    a stream, a backup or a file of thinctl's own is cut off, damaged or of another version
   7    the metadata cannot be read
   8    a command that was called failed
+  9    a pool has no room for what is to be written
   128+ stopped by the signal of that number, less 128";
 
 /// What applies to all commands.
@@ -68,6 +69,15 @@ pub struct Global {
         default_value = "/var/lib/thinctl"
     )]
     pub home: PathBuf,
+    /// Where to note what is of no use after the machine has stopped; in memory, not on a volume
+    #[arg(
+        long,
+        global = true,
+        value_name = "FOLDER",
+        env = "THINCTL_RUN",
+        default_value = "/run/thinctl"
+    )]
+    pub run: PathBuf,
 }
 
 /// How a stream is made.
@@ -156,6 +166,9 @@ pub enum Command {
         /// Apply the stream to a snapshot of this volume, and leave the volume as it is
         #[arg(long, value_name = "VOLUME")]
         base: Option<String>,
+        /// Try it also if the pool seems to have no room for it
+        #[arg(long)]
+        anyway: bool,
     },
     /// Print where a stream that was cut off should go on
     Token {
@@ -231,6 +244,9 @@ pub enum Command {
         /// The generation [default: the last]
         #[arg(long, value_name = "N")]
         generation: Option<u64>,
+        /// Try it also if the pool seems to have no room for it
+        #[arg(long)]
+        anyway: bool,
     },
     /// Move a volume to another pool, while it is in use
     Migrate {
@@ -241,6 +257,15 @@ pub enum Command {
         /// Delete the volume in its old pool afterwards
         #[arg(long)]
         delete: bool,
+        /// The external origin of the volume, if that is not active
+        #[arg(long, value_name = "DEVICE")]
+        origin: Option<PathBuf>,
+        /// The volume, which is not active, has no external origin
+        #[arg(long, conflicts_with = "origin")]
+        no_origin: bool,
+        /// Try it also if the pool seems to have no room for it
+        #[arg(long)]
+        anyway: bool,
     },
     /// Write what a volume has of its own into its external origin
     Merge {
@@ -307,7 +332,7 @@ pub enum Command {
     Guard {
         /// The pool
         pool: String,
-        /// The name of the run's journal
-        run: String,
+        /// The name of the journals
+        journal: String,
     },
 }

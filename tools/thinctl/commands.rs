@@ -30,6 +30,7 @@ use crate::{
         Global,
         Sending, //
     },
+    device,
     error::{
         Error,
         Result, //
@@ -108,13 +109,22 @@ pub fn run(cli: &Cli) -> Result {
             send::send(&session, plan, output, sending.level, |n| progress.add(n))?;
             Ok(())
         }
-        Command::Receive { pool, id, base } => {
+        Command::Receive {
+            pool,
+            id,
+            base,
+            anyway,
+        } => {
             let session = global.session(pool)?;
-            let base = global.volume(&session, base.as_deref())?;
+            let options = receive::Options {
+                base: global.volume(&session, base.as_deref())?,
+                anyway: *anyway,
+            };
             let mut reader = Reader::new(io::stdin().lock())?;
             let progress = global.progress("receive");
             progress.set_total(reader.header().data);
-            let outcome = receive::receive(&session, *id, base, &mut reader, |n| progress.add(n))?;
+            let outcome =
+                receive::receive(&session, *id, &options, &mut reader, |n| progress.add(n))?;
             drop(progress);
             global.print(&outcome, |f| match outcome {
                 receive::Outcome::Received => Ok(()),
@@ -135,7 +145,14 @@ pub fn run(cli: &Cli) -> Result {
             global.print(&token, |f| writeln!(f, "{token}"))
         }
         Command::Abandon { pool, id } => receive::abandon(&global.session(pool)?, *id),
-        Command::Migrate { from, to, delete } => {
+        Command::Migrate {
+            from,
+            to,
+            delete,
+            origin,
+            no_origin,
+            anyway,
+        } => {
             let (from, name) = from
                 .rsplit_once(':')
                 .ok_or_else(|| Error::Refused(format!("\"{from}\" is not POOL:ID")))?;
@@ -147,13 +164,20 @@ pub fn run(cli: &Cli) -> Result {
             };
             let to = global.session(to)?;
             let progress = global.progress("migrate");
-            let migrated = migrate::migrate(&from, id, &to, to_id, |total, n| {
+            let options = migrate::Options {
+                to_id,
+                delete: *delete,
+                anyway: *anyway,
+                origin: match origin {
+                    None if *no_origin => migrate::Origin::None,
+                    None => migrate::Origin::Unknown,
+                    Some(path) => migrate::Origin::Device(device::number(path)?),
+                },
+            };
+            let migrated = migrate::migrate(&from, id, &to, &options, |total, n| {
                 update(&progress, total, n)
             })?;
             drop(progress);
-            if *delete {
-                from.delete(id)?;
-            }
             global.print(&migrated, |f| {
                 writeln!(
                     f,
@@ -174,11 +198,10 @@ pub fn run(cli: &Cli) -> Result {
             let session = global.session(pool)?;
             let id = session.pool.volume_id(&session.dm, volume)?;
             let progress = global.progress("merge");
-            let merged = merge::merge(&session, id, into, |total, n| update(&progress, total, n))?;
+            let merged = merge::merge(&session, id, into, *delete, |total, n| {
+                update(&progress, total, n)
+            })?;
             drop(progress);
-            if *delete {
-                session.delete(id)?;
-            }
             global.print(&merged, |f| writeln!(f, "{} bytes written", merged.written))
         }
         Command::Replicate {
@@ -215,7 +238,7 @@ pub fn run(cli: &Cli) -> Result {
         Command::Forget { pool, id } => kept::forget(&global.session(pool)?, *id),
         Command::Generate { folder, shell } => generate(folder, shell),
         Command::Init { repository } => Repository::create(repository).map(drop),
-        Command::Guard { pool, run } => guard::watch(&global.home, pool, run),
+        Command::Guard { pool, journal } => guard::watch(&global.home, &global.run, pool, journal),
         Command::Backup {
             pool,
             volume,
@@ -328,12 +351,18 @@ pub fn run(cli: &Cli) -> Result {
             pool,
             id,
             generation,
+            anyway,
         } => {
             let mut fold = Repository::open(repository)?.restore(name, *generation)?;
             let session = global.session(pool)?;
+            let options = receive::Options {
+                base: None,
+                anyway: *anyway,
+            };
             let progress = global.progress("restore");
             progress.set_total(fold.header().data);
-            let outcome = receive::receive(&session, *id, None, &mut fold, |n| progress.add(n))?;
+            let outcome =
+                receive::receive(&session, *id, &options, &mut fold, |n| progress.add(n))?;
             drop(progress);
             global.print(&outcome, |_| Ok(()))
         }
@@ -427,12 +456,7 @@ fn bad_number(text: &str, e: std::num::ParseIntError) -> Error {
 impl Global {
     /// Begins work with a pool.
     fn session(&self, pool: &str) -> Result<Session> {
-        let session = Session::open(&self.home, pool, self.force)?;
-        if let Err(e) = receive::recover(&session) {
-            // It is in nobody's way but that volume's.
-            eprintln!("thinctl: what was received cannot be put in place: {e}");
-        }
-        Ok(session)
+        Session::open(&self.home, &self.run, pool, self.force)
     }
 
     fn volume(&self, session: &Session, name: Option<&str>) -> Result<Option<u32>> {

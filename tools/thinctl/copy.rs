@@ -10,12 +10,17 @@ use crate::{
         Device,
         CHUNK, //
     },
-    error::Result,
+    error::{
+        Error,
+        Result, //
+    },
     extents::{
         Extents,
         Kind, //
     },
-    signals,
+    pool::Pool,
+    room::Room,
+    signals, //
 };
 
 /// How much is written between two notes of how far it is, in bytes.
@@ -75,6 +80,9 @@ pub fn data_bytes(extents: &mut Extents, block_size: u64, start: u64, size: u64)
     Ok(total)
 }
 
+/// The largest blocks of a pool that does not zero new ones, in bytes: it takes as much memory to write them whole.
+const MAX_UNZEROED: u64 = 64 << 20;
+
 /// A volume that changes are written to.
 pub struct Target {
     device: Device,
@@ -82,25 +90,75 @@ pub struct Target {
     block_size: u64,
     buffer: Buffer,
     can_discard: bool,
+    room: Room,
+    /// What is read where nothing is mapped, unless that is zeroes.
+    origin: Option<Origin>,
+    /// For a pool that does not zero new blocks.
+    filler: Option<Filler>,
+}
+
+/// An external origin.
+struct Origin {
+    device: Device,
+    buffer: Buffer,
+}
+
+/// Writes whole blocks, so that what they held before is not seen in the rest of them.
+struct Filler {
+    buffer: Buffer,
+    /// The last one.
+    filled: Option<u64>,
 }
 
 impl Target {
-    /// A volume whose node is `path`, in a pool with blocks of `block_size` bytes.
-    pub fn open(path: &Path, block_size: u64) -> Result<Self> {
+    /// A volume of `pool` whose node is `path`; and that of its external origin, if it has one.
+    pub fn open(path: &Path, pool: &Pool, origin: Option<&Path>, room: Room) -> Result<Self> {
+        let filler = match pool.skips_zeroing {
+            false => None,
+            true if pool.block_size > MAX_UNZEROED => {
+                return Err(Error::Refused(format!(
+                    "pool {} does not zero its blocks, which are too large to be written whole",
+                    pool.name
+                )))
+            }
+            true => Some(Filler {
+                buffer: Buffer::with_len(pool.block_size as usize),
+                filled: None,
+            }),
+        };
+        let origin = match origin {
+            None => None,
+            Some(path) => Some(Origin {
+                device: Device::open(path)?,
+                buffer: Buffer::new(),
+            }),
+        };
         Ok(Self {
             device: Device::open_for_writing(path)?,
-            block_size: block_size.max(1),
+            block_size: pool.block_size.max(1),
             buffer: Buffer::new(),
             can_discard: true,
+            room,
+            origin,
+            filler,
         })
+    }
+
+    /// Whether volumes of a pool, if writing to them was cut off, may show what their blocks held before. One write that
+    /// has a whole block is all there or not at all.
+    pub fn is_spoilt_when_cut_off(pool: &Pool) -> bool {
+        pool.skips_zeroing && pool.block_size > CHUNK as u64
     }
 
     /// Writes `data`.
     pub fn write(&mut self, mut offset: u64, data: &[u8]) -> Result {
         for part in data.chunks(CHUNK) {
+            self.prepare(offset, part.len() as u64)?;
             let buffer = self.buffer.get(part.len());
             buffer.copy_from_slice(part);
-            self.device.write(offset, buffer)?;
+            self.device
+                .write(offset, buffer)
+                .map_err(|e| self.room.explain(e))?;
             offset = offset.saturating_add(part.len() as u64);
         }
         Ok(())
@@ -108,12 +166,46 @@ impl Target {
 
     /// Copies from another device.
     pub fn copy(&mut self, from: &Device, offset: u64, len: usize) -> Result {
+        self.prepare(offset, len as u64)?;
         let buffer = self.buffer.get(len);
         from.read(offset, buffer)?;
-        self.device.write(offset, buffer)
+        self.device
+            .write(offset, buffer)
+            .map_err(|e| self.room.explain(e))
     }
 
-    /// Makes sure that zeroes are read: whole blocks are unmapped where that is possible.
+    /// To be called before something is written.
+    fn prepare(&mut self, offset: u64, len: u64) -> Result {
+        self.room.check_write(offset, len)?;
+        let Some(filler) = &mut self.filler else {
+            return Ok(());
+        };
+        let end = offset.saturating_add(len);
+        for block in [
+            offset / self.block_size,
+            end.saturating_sub(1) / self.block_size,
+        ] {
+            let block_begin = block.saturating_mul(self.block_size);
+            let block_end = block_begin
+                .saturating_add(self.block_size)
+                .min(self.device.size);
+            let is_whole = offset <= block_begin && block_end <= end;
+            if is_whole || filler.filled == Some(block) {
+                continue;
+            }
+            let buffer = filler
+                .buffer
+                .get(block_end.saturating_sub(block_begin) as usize);
+            self.device.read(block_begin, buffer)?;
+            self.device
+                .write(block_begin, buffer)
+                .map_err(|e| self.room.explain(e))?;
+            filler.filled = Some(block);
+        }
+        Ok(())
+    }
+
+    /// Makes sure that what is read is what is where nothing is mapped: whole blocks are unmapped where that is possible.
     pub fn discard(&mut self, offset: u64, len: u64) -> Result {
         let end = offset.saturating_add(len).min(self.device.size);
         // Where the first and the last whole block begin and end. The last block of a volume counts as whole.
@@ -125,7 +217,7 @@ impl Target {
                 .saturating_mul(self.block_size)
                 .max(first)
         };
-        self.zero(offset, first)?;
+        self.clear(offset, first)?;
         if last > first {
             self.can_discard =
                 self.can_discard && self.device.discard(first, last.saturating_sub(first))?;
@@ -135,22 +227,36 @@ impl Target {
                 || !self.block_size.is_power_of_two()
                 || last % self.block_size != 0
             {
-                self.zero(first, last)?;
+                self.clear(first, last)?;
             }
         }
-        self.zero(last, end)
+        self.clear(last, end)
     }
 
-    /// Writes zeroes where there is something else.
-    fn zero(&mut self, mut offset: u64, end: u64) -> Result {
+    /// Writes zeroes, or what the external origin has, where there is something else.
+    fn clear(&mut self, mut offset: u64, end: u64) -> Result {
         while offset < end {
             signals::check()?;
             let len = end.saturating_sub(offset).min(CHUNK as u64);
             let buffer = self.buffer.get(len as usize);
             self.device.read(offset, buffer)?;
-            if buffer.iter().any(|&byte| byte != 0) {
-                buffer.fill(0);
-                self.device.write(offset, buffer)?;
+            let changes = match &mut self.origin {
+                None => {
+                    let changes = buffer.iter().any(|&byte| byte != 0);
+                    buffer.fill(0);
+                    changes
+                }
+                Some(origin) => {
+                    let wanted = origin.read(offset, len)?;
+                    let changes = buffer != wanted;
+                    buffer.copy_from_slice(wanted);
+                    changes
+                }
+            };
+            if changes {
+                self.device
+                    .write(offset, buffer)
+                    .map_err(|e| self.room.explain(e))?;
             }
             offset = offset.saturating_add(len);
         }
@@ -159,7 +265,20 @@ impl Target {
 
     /// Makes all that was written stable, with the mappings to it.
     pub fn flush(&self) -> Result {
-        self.device.flush()
+        self.device.flush().map_err(|e| self.room.explain(e))
+    }
+}
+
+impl Origin {
+    /// What a volume shows of it where nothing is mapped: zeroes after its end.
+    fn read(&mut self, offset: u64, len: u64) -> Result<&[u8]> {
+        let there = self.device.size.saturating_sub(offset).min(len);
+        let buffer = self.buffer.get(len as usize);
+        buffer.fill(0);
+        if let Some(part) = buffer.get_mut(..there as usize) {
+            self.device.read(offset, part)?;
+        }
+        Ok(buffer)
     }
 }
 
@@ -178,7 +297,7 @@ mod tests {
         size: u64,
     ) -> Vec<Option<Kind>> {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut extents = Extents::new(&Home::at(folder.path())).expect("a list");
+        let mut extents = Extents::new(&Home::at(folder.path()).expect("a home")).expect("a list");
         for (block, kind) in blocks.iter().enumerate() {
             if let Some(kind) = kind {
                 extents.push(*kind, block as u64).expect("room");

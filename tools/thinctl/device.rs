@@ -4,6 +4,7 @@
 
 use std::{
     fs::{
+        self,
         File,
         OpenOptions, //
     },
@@ -13,6 +14,8 @@ use std::{
     },
     os::unix::fs::{
         FileExt,
+        FileTypeExt,
+        MetadataExt,
         OpenOptionsExt, //
     },
     path::{
@@ -27,9 +30,12 @@ use rustix::{
     io::Errno, //
 };
 
-use crate::error::{
-    Error,
-    Result, //
+use crate::{
+    cut,
+    error::{
+        Error,
+        Result, //
+    },
 };
 
 /// How much is read or written at once, in bytes.
@@ -38,23 +44,29 @@ pub const CHUNK: usize = 1 << 20;
 /// What devices want the address of a buffer to be a multiple of.
 const ALIGNMENT: usize = 4096;
 
-/// A buffer of [`CHUNK`] bytes that devices take.
+/// A buffer that devices take.
 pub struct Buffer {
     bytes: Vec<u8>,
     start: usize,
+    len: usize,
 }
 
 impl Buffer {
-    /// A zeroed buffer.
+    /// A zeroed buffer of [`CHUNK`] bytes.
     pub fn new() -> Self {
-        let bytes = vec![0; CHUNK + ALIGNMENT];
+        Self::with_len(CHUNK)
+    }
+
+    /// A zeroed buffer of `len` bytes.
+    pub fn with_len(len: usize) -> Self {
+        let bytes = vec![0; len + ALIGNMENT];
         let start = bytes.as_ptr().addr().wrapping_neg() % ALIGNMENT;
-        Self { bytes, start }
+        Self { bytes, start, len }
     }
 
     /// Its first `len` bytes, but no more than there are.
     pub fn get(&mut self, len: usize) -> &mut [u8] {
-        let end = self.start + len.min(CHUNK);
+        let end = self.start + len.min(self.len);
         self.bytes.get_mut(self.start..end).unwrap_or_default()
     }
 }
@@ -63,6 +75,18 @@ impl Default for Buffer {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// The number of the block device whose node is `path`.
+pub fn number(path: &Path) -> Result<devicemapper::Device> {
+    let metadata = fs::metadata(path).map_err(Error::io(path.display()))?;
+    if !metadata.file_type().is_block_device() {
+        return Err(Error::Refused(format!(
+            "{} is no block device",
+            path.display()
+        )));
+    }
+    Ok(metadata.rdev().into())
 }
 
 /// A block device.
@@ -118,6 +142,7 @@ impl Device {
 
     /// Writes all of `data` at `offset`.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result {
+        cut::point();
         self.file
             .write_all_at(data, offset)
             .map_err(Error::io(format!("{} at {offset}", self.path.display())))
@@ -125,6 +150,7 @@ impl Device {
 
     /// Discards; says whether the device can do that.
     pub fn discard(&self, offset: u64, len: u64) -> Result<bool> {
+        cut::point();
         match self.file.block_discard(offset, len) {
             Ok(()) => Ok(true),
             Err(e) if Errno::from_io_error(&e) == Some(Errno::OPNOTSUPP) => Ok(false),
@@ -137,6 +163,7 @@ impl Device {
 
     /// Makes all that was written stable.
     pub fn flush(&self) -> Result {
+        cut::point();
         File::sync_data(&self.file).map_err(Error::io(format!("{}: flush", self.path.display())))
     }
 }

@@ -19,9 +19,12 @@ use devicemapper::{
 };
 use rustix::io::Errno;
 
-use crate::error::{
-    Error,
-    Result, //
+use crate::{
+    cut,
+    error::{
+        Error,
+        Result, //
+    },
 };
 
 /// One line of a table or of a status.
@@ -128,6 +131,7 @@ impl Dm {
 
     /// Sends a message to the target at the beginning of a device.
     pub fn message(&self, name: &str, message: &str) -> Result {
+        cut::point();
         self.0
             .target_msg(&id(name)?, None, message)
             .map_err(error(&format!("{name}: message \"{message}\"")))?;
@@ -145,6 +149,7 @@ impl Dm {
             DmFlags::empty()
         };
         let options = DmOptions::private().set_flags(flags);
+        cut::point();
         self.0
             .device_create(dm_name, Some(dm_uuid), options)
             .map_err(error(&format!("device {name}")))?;
@@ -173,6 +178,7 @@ impl Dm {
             line.target.clone(),
             line.words.clone(),
         )];
+        cut::point();
         self.0
             .table_load(&id(name)?, &table, DmOptions::default().set_flags(flags))
             .map_err(error(&format!(
@@ -184,6 +190,7 @@ impl Dm {
 
     /// Forgets a table that was loaded and not made the device's.
     pub fn clear(&self, name: &str) -> Result {
+        cut::point();
         self.0.table_clear(&id(name)?).map_err(error(name))?;
         Ok(())
     }
@@ -191,6 +198,7 @@ impl Dm {
     /// Suspends a device, with the file system on it, after all its I/O.
     pub fn suspend(&self, name: &str) -> Result {
         let options = DmOptions::default().set_flags(DmFlags::DM_SUSPEND);
+        cut::point();
         self.0
             .device_suspend(&id(name)?, options)
             .map_err(error(&format!("{name}: suspend")))?;
@@ -199,6 +207,7 @@ impl Dm {
 
     /// Resumes a device.
     pub fn resume(&self, name: &str) -> Result {
+        cut::point();
         self.0
             .device_suspend(&id(name)?, DmOptions::private())
             .map_err(error(&format!("{name}: resume")))?;
@@ -207,6 +216,7 @@ impl Dm {
 
     /// Resumes a device that others use, so that udev's rules for it run.
     pub fn resume_public(&self, name: &str) -> Result {
+        cut::point();
         self.0
             .device_suspend(&id(name)?, DmOptions::default())
             .map_err(error(&format!("{name}: resume")))?;
@@ -215,6 +225,7 @@ impl Dm {
 
     /// Removes a device that nobody has open.
     pub fn remove(&self, name: &str) -> Result {
+        cut::point();
         self.0
             .device_remove(&id(name)?, DmOptions::private())
             .map_err(error(&format!("{name}: remove")))?;
@@ -224,6 +235,7 @@ impl Dm {
     /// Removes a device as soon as nobody has it open.
     pub fn remove_later(&self, name: &str) -> Result {
         let options = DmOptions::private().set_flags(DmFlags::DM_DEFERRED_REMOVE);
+        cut::point();
         self.0
             .device_remove(&id(name)?, options)
             .map_err(error(&format!("{name}: remove")))?;

@@ -28,6 +28,8 @@ pub enum Error {
     Damaged(String),
     /// A command that was called failed.
     Command(String),
+    /// A pool has no room for what is to be written.
+    NoRoom(String),
     /// A signal asked to stop.
     Interrupted(i32),
 }
@@ -47,6 +49,7 @@ impl Error {
             Self::Damaged(_) => 6,
             Self::Metadata(_) => 7,
             Self::Command(_) => 8,
+            Self::NoRoom(_) => 9,
             Self::Interrupted(signal) => {
                 u8::try_from(*signal).map_or(255, |n| n.saturating_add(128))
             }
@@ -76,7 +79,8 @@ impl fmt::Display for Error {
             | Self::Busy(what)
             | Self::Refused(what)
             | Self::Damaged(what)
-            | Self::Command(what) => f.write_str(what),
+            | Self::Command(what)
+            | Self::NoRoom(what) => f.write_str(what),
             Self::Interrupted(signal) => write!(f, "stopped by signal {signal}"),
         }
     }

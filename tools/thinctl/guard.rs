@@ -26,6 +26,7 @@ use std::{
 };
 
 use crate::{
+    cut,
     dm::Dm,
     error::{
         Error,
@@ -33,6 +34,7 @@ use crate::{
     },
     home::Home,
     journal::Journal,
+    memory,
     pool::Pool,
     signals, //
 };
@@ -45,13 +47,16 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub struct Guard(#[expect(dead_code, reason = "its end of the pipe is closed with it")] Child);
 
 impl Guard {
-    /// Starts the guard of the journal `run`, of this pool; `root` is the folder that [`Home::open`] was told.
-    pub fn start(root: &Path, pool: &str, run: &str) -> Result<Self> {
+    /// Starts the guard of the journals of this name, of this pool. [`Home::open`] was told the folders `home` and `run`.
+    pub fn start(home: &Path, run: &Path, pool: &str, journal: &str) -> Result<Self> {
         let failed = || Error::io("a guard for what is suspended");
         // This program, even if there is another one in its place by now.
         let mut child = Command::new("/proc/self/exe")
-            .args(["guard", pool, run, "--home"])
-            .arg(root)
+            .args(["guard", pool, journal, "--home"])
+            .arg(home)
+            .arg("--run")
+            .arg(run)
+            .env_remove(cut::VARIABLE)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -66,7 +71,7 @@ impl Guard {
 }
 
 /// What a guard does.
-pub fn watch(root: &Path, pool: &str, run: &str) -> Result {
+pub fn watch(home: &Path, run: &Path, pool: &str, journal: &str) -> Result {
     // What ends the process that it watches, a terminal or whoever kills all of a group, must not end it.
     let _ = rustix::process::setsid();
     for signal in signals::STOP {
@@ -75,20 +80,25 @@ pub fn watch(root: &Path, pool: &str, run: &str) -> Result {
     }
     let dm = Arc::new(Dm::new()?);
     let pool = Pool::find(&dm, pool)?;
-    let home = Home::open(root, &pool)?;
+    let folders = [Home::open(run, &pool)?, Home::open(home, &pool)?];
+    // What it works with may lie on a volume that is suspended when it is needed.
+    memory::lock()?;
     let ready = io::stdout().write_all(b"\n");
     ready
         .and_then(|()| io::stdout().flush())
         .map_err(Error::io("standard output"))?;
 
     io::copy(&mut io::stdin().lock(), &mut io::sink()).map_err(Error::io("standard input"))?;
-    for _ in 0..TRIES {
-        // The journal goes when nothing of it is left.
-        if !Journal::exists(&home, run) {
-            break;
+    // Devices are resumed first: the other folder may not be there before.
+    for folder in folders {
+        for _ in 0..TRIES {
+            // The journal goes when nothing of it is left.
+            if !Journal::exists(&folder, journal) {
+                break;
+            }
+            Journal::recover(&dm, &pool, &folder)?;
+            thread::sleep(PAUSE);
         }
-        Journal::recover(&dm, &pool, &home)?;
-        thread::sleep(PAUSE);
     }
     Ok(())
 }

@@ -14,6 +14,14 @@
 //! | `slot.lock` | held by who has the pool's metadata snapshot |
 //! | `files.lock` | held while a file of several processes is changed |
 //!
+//! A second folder, in `/run`, has what is of no use after the machine has stopped, and what is written while a volume is
+//! suspended, which may be the one that the first folder lies on:
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `run-*.json` and `run-*.lock` | devices that a process has to resume when it ends |
+//! | `volume-*.lock` | held while a volume is suspended or replaced, see [`turn`](crate::turn) |
+//!
 //! Files are replaced whole, so that a crash leaves the old or the new one. Locks are `flock`s: they end with the
 //! process that holds them.
 
@@ -48,6 +56,7 @@ use serde::{
 };
 
 use crate::{
+    cut,
     error::{
         Error,
         Result, //
@@ -90,17 +99,15 @@ impl Home {
                 _ => '_',
             })
             .collect();
-        let folder = root.join(name);
-        fs::create_dir_all(&folder).map_err(Error::io(folder.display()))?;
-        Ok(Self { folder })
+        Self::at(&root.join(name))
     }
 
-    /// Any folder.
-    #[cfg(test)]
-    pub fn at(folder: &Path) -> Self {
-        Self {
+    /// Any folder; it is made if need be.
+    pub fn at(folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder).map_err(Error::io(folder.display()))?;
+        Ok(Self {
             folder: folder.to_owned(),
-        }
+        })
     }
 
     /// The path of a file.
@@ -157,13 +164,16 @@ impl Home {
         let path = self.path(name);
         let text = serde_json::to_vec_pretty(content)
             .map_err(|e| Error::Damaged(format!("{}: {e}", path.display())))?;
+        cut::point();
         let mut file = NewFile::new(&self.folder, name)?;
         file.write_all(&text).map_err(Error::io(path.display()))?;
+        cut::point();
         file.replace(name)
     }
 
     /// Removes a file; that there is none is no error.
     pub fn remove(&self, name: &str) -> Result {
+        cut::point();
         remove(&self.path(name))?;
         sync_folder(&self.folder)
     }
@@ -241,7 +251,7 @@ mod tests {
     #[test]
     fn files_are_replaced_whole() -> Result {
         let folder = tempfile::tempdir().map_err(Error::io("folder"))?;
-        let home = Home::at(folder.path());
+        let home = Home::at(folder.path())?;
         assert_eq!(home.load::<Vec<u32>>("list.json")?, None);
         home.store("list.json", &[1, 2])?;
         home.update("list.json", |list: &mut Vec<u32>| {
@@ -271,7 +281,7 @@ mod tests {
     #[test]
     fn a_lock_is_for_one() -> Result {
         let folder = tempfile::tempdir().map_err(Error::io("folder"))?;
-        let home = Home::at(folder.path());
+        let home = Home::at(folder.path())?;
         let lock = home.try_lock("a.lock")?;
         assert!(lock.is_some());
         assert!(home.try_lock("a.lock")?.is_none());

@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn time_does_not_go_back() -> Result {
         let folder = tempfile::tempdir().map_err(Error::io("folder"))?;
-        let home = Home::at(folder.path());
+        let home = Home::at(folder.path())?;
         let name = Identity::name(&home)?;
         let at = |time, transaction| Stamp { time, transaction };
         let check = |now| {

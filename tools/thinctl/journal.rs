@@ -5,6 +5,10 @@
 //! Whatever must not stay is noted in a file before it is done. When the process ends, also by an error or a signal, it
 //! undoes what is noted. If it was killed, or the machine stopped, the next process that works with the pool does:
 //! a process holds a lock as long as it lives, so that the file of one that is alive is left alone.
+//!
+//! A process has two of them, which have the same name. The one in `/run` has the devices that are suspended: while one
+//! is, nothing else is written to, as it may be what the other folder lies on. The other one has all else, which does not
+//! go when the machine stops.
 
 use std::{
     path::Path,
@@ -14,6 +18,8 @@ use std::{
         MutexGuard,
         PoisonError, //
     },
+    thread,
+    time::Duration,
 };
 
 use serde::{
@@ -40,6 +46,10 @@ use crate::{
     pool::Pool,
     state, //
 };
+
+/// How often a list is tried to be locked when the process must end, and how long to wait in between.
+const TRIES_AT_EXIT: u32 = 40;
+const PAUSE_AT_EXIT: Duration = Duration::from_millis(50);
 
 /// Something that must not stay.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -73,7 +83,8 @@ pub enum Entry {
 
 /// The notes of one process on one pool.
 ///
-/// The list is locked while something that is noted is done or undone. No other lock is taken meanwhile.
+/// The list is locked while something that is noted is done or undone. What is done may lock the list of what is
+/// suspended, and no other one.
 pub struct Journal {
     dm: Arc<Dm>,
     pool: Pool,
@@ -109,14 +120,33 @@ impl Journal {
         home.path(&lock_file(name)).exists()
     }
 
+    /// Whether any journal in this folder has one of these devices as suspended.
+    pub fn any_suspends(home: &Home, devices: &[String]) -> Result<bool> {
+        for name in home.list("run-", ".json")? {
+            let entries: Vec<Entry> = home.load(&entries_file(&name))?.unwrap_or_default();
+            let suspends = |entry: &Entry| match entry {
+                Entry::Suspended { name } => devices.contains(name),
+                _ => false,
+            };
+            if entries.iter().any(suspends) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
+    /// A name for a journal.
+    pub fn new_name() -> Result<String> {
+        state::random_hex(8)
+    }
+
     /// An empty journal.
-    pub fn begin(dm: &Arc<Dm>, pool: &Pool, home: &Home) -> Result<Arc<Self>> {
-        let name = state::random_hex(8)?;
+    pub fn begin(dm: &Arc<Dm>, pool: &Pool, home: &Home, name: String) -> Result<Arc<Self>> {
         let lock = home
             .try_lock(&lock_file(&name))?
             .ok_or_else(|| Error::Busy(format!("{} is in use", lock_file(&name))))?;
@@ -143,13 +173,17 @@ impl Journal {
         result
     }
 
-    /// Notes something in other words.
-    pub fn amend(&self, old: &Entry, new: Entry) -> Result {
+    /// Notes something in other words, which are in the file after the next change of it or [`save`](Self::save).
+    pub fn amend(&self, old: &Entry, new: Entry) {
         let mut entries = self.entries();
         if let Some(entry) = entries.iter_mut().find(|entry| *entry == old) {
             *entry = new;
         }
-        self.store(&entries)
+    }
+
+    /// Writes the file.
+    pub fn save(&self) -> Result {
+        self.store(&self.entries())
     }
 
     /// Undoes something now; does nothing if it is not noted any more.
@@ -177,11 +211,17 @@ impl Journal {
     }
 
     /// Undoes all that can be undone while the process still has devices open. The list stays locked, so that nothing
-    /// else is done.
+    /// else is done. Who has it may itself wait for another one that stays locked: then it is left to the next process.
     pub fn undo_at_exit(&self) {
-        let mut entries = self.entries();
-        self.undo_all(&mut entries, true);
-        std::mem::forget(entries);
+        for _ in 0..TRIES_AT_EXIT {
+            match self.entries.try_lock() {
+                Ok(mut entries) => {
+                    self.undo_all(&mut entries, true);
+                    return std::mem::forget(entries);
+                }
+                Err(_) => thread::sleep(PAUSE_AT_EXIT),
+            }
+        }
     }
 
     fn undo_all(&self, entries: &mut Vec<Entry>, at_exit: bool) {

@@ -16,16 +16,19 @@
 //!   [`colour`] and [`bits`] underneath.
 //! - [`state`], [`stream`]: the name of what a volume contains, and what leads from one state to another.
 //! - [`repository`]: backups in a folder.
+//! - [`cut`]: being killed at a chosen moment, for tests.
 //! - [`dm`], [`pool`], [`device`]: device-mapper, pools, and the data of volumes.
 //! - [`home`], [`identity`], [`journal`], [`signals`], [`guard`]: what is remembered, and what is undone however a
 //!   process ends.
-//! - [`session`], [`naming`]: work with one pool, and which state a volume is in.
-//! - [`extents`], [`copy`]: lists of changes, and the data for them.
+//! - [`turn`], [`memory`], [`backing`]: who may suspend a volume, and what must not lie on it.
+//! - [`session`], [`naming`], [`unchanged`]: work with one pool, which state a volume is in, and whether it still is.
+//! - [`extents`], [`room`], [`copy`]: lists of changes, whether there is room for them, and the data for them.
 //! - [`program`]: commands that take a stream.
 //! - [`send`], [`receive`], [`backup`], [`merge`], [`migrate`], [`replicate`]: what it is all for.
 //! - [`kept`]: what these keep in a pool.
 //! - [`cli`], [`commands`]: the command line.
 
+pub mod backing;
 pub mod backup;
 pub mod bits;
 pub mod census;
@@ -33,6 +36,7 @@ pub mod cli;
 pub mod colour;
 pub mod commands;
 pub mod copy;
+pub mod cut;
 pub mod device;
 pub mod diff;
 pub mod dm;
@@ -45,6 +49,7 @@ pub mod identity;
 pub mod journal;
 pub mod kept;
 pub mod map;
+pub mod memory;
 pub mod merge;
 pub mod migrate;
 pub mod naming;
@@ -56,6 +61,7 @@ pub mod receive;
 pub mod relations;
 pub mod replicate;
 pub mod repository;
+pub mod room;
 pub mod send;
 pub mod session;
 pub mod signals;
@@ -64,6 +70,8 @@ pub mod state;
 pub mod stream;
 pub mod svg;
 pub mod terminal;
+pub mod turn;
+pub mod unchanged;
 pub mod usage;
 pub mod walk;
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Writing what a thin volume has of its own into its external origin.
+//!
+//! The origin is held for as long as it takes, the volume is not: a merge that was cut off goes on with the snapshot that
+//! it has begun with only if nobody has used the volume since, and the volume is deleted only if that snapshot has all of it.
 
 use std::path::Path;
 
@@ -35,6 +38,11 @@ use crate::{
         Source, //
     },
     session::Session,
+    unchanged::{
+        changed,
+        delete_unchanged,
+        is_unchanged, //
+    },
 };
 
 /// A merge that is going on.
@@ -46,6 +54,10 @@ struct Merge {
     into: String,
     /// Below this offset, in bytes, all is stable.
     offset: u64,
+    /// Whether all of the snapshot is written.
+    written: bool,
+    /// A snapshot of the volume before it was used again, which is of no use any more.
+    before: Option<u32>,
 }
 
 /// What a merge has done.
@@ -57,12 +69,14 @@ pub struct Merged {
     pub resumed_at: u64,
 }
 
-/// Writes all that is mapped in volume `id` to the device `into`, at the same offsets. If it is cut off, the next call
-/// goes on. `progress` is told of how much there is to do, and of each piece of data.
+/// Writes all that is mapped in volume `id` to the device `into`, at the same offsets, and then deletes the volume if that
+/// is asked for. If it is cut off, the next call goes on. `progress` is told of how much there is to do, and of each piece
+/// of data.
 pub fn merge(
     session: &Session,
     id: u32,
     into: &Path,
+    delete: bool,
     mut progress: impl FnMut(Option<u64>, u64),
 ) -> Result<Merged> {
     let file = format!("merge-{id}.json");
@@ -85,25 +99,82 @@ pub fn merge(
         .display()
         .to_string();
 
-    let mut merge = match session.home.load::<Merge>(&file)? {
-        Some(merge) if merge.into != into => {
+    let mut merge = begin(session, id, into, &file)?;
+    let mut merged = Merged {
+        written: 0,
+        resumed_at: merge.offset,
+    };
+    if !merge.written {
+        merged.written = write(session, id, &device, &file, &mut merge, &mut progress)?;
+    }
+    if delete && session.exists(id)? && !delete_unchanged(session, merge.snapshot, id)? {
+        return Err(changed(
+            session,
+            id,
+            "its merge began",
+            "it was not deleted: merge it again",
+        ));
+    }
+    abandon(session, &file, &merge)?;
+    // Nobody could use what the volume was merged into until here.
+    drop(device);
+    Ok(merged)
+}
+
+/// Goes on with a merge, or begins one.
+fn begin(session: &Session, id: u32, into: String, file: &str) -> Result<Merge> {
+    let mut known = session.home.load::<Merge>(file)?;
+    if let Some(known) = &mut known {
+        if known.into != into {
             return Err(Error::Refused(format!(
                 "a merge of volume {id} into {} is not finished",
-                merge.into
-            )))
+                known.into
+            )));
         }
-        Some(merge) if session.exists(merge.snapshot)? => merge,
-        _ => {
-            let merge = Merge {
-                snapshot: session.snapshot(id)?,
-                into,
-                offset: 0,
-            };
-            session.keep(merge.snapshot, || session.home.store(&file, &merge))?;
-            merge
+        if let Some(before) = known.before.take() {
+            session.delete(before)?;
         }
+    }
+    let known = match known {
+        Some(known) if !session.exists(id)? => {
+            // The snapshot has all there is of it, unless all was done but forgetting it.
+            if known.written || session.exists(known.snapshot)? {
+                return Ok(known);
+            }
+            session.home.remove(file)?;
+            None
+        }
+        Some(known) if session.glance(|view| is_unchanged(view, known.snapshot, id))? => {
+            return Ok(known)
+        }
+        known => known,
     };
+    if !session.exists(id)? {
+        return Err(session.no_volume(id));
+    }
+    let merge = Merge {
+        snapshot: session.snapshot(id)?,
+        into,
+        offset: 0,
+        written: false,
+        before: known.map(|known| known.snapshot),
+    };
+    session.keep(merge.snapshot, || session.home.store(file, &merge))?;
+    if let Some(before) = merge.before {
+        session.delete(before)?;
+    }
+    Ok(merge)
+}
 
+/// Writes what is not written yet of a snapshot; says how much that was.
+fn write(
+    session: &Session,
+    id: u32,
+    device: &Device,
+    file: &str,
+    merge: &mut Merge,
+    progress: &mut dyn FnMut(Option<u64>, u64),
+) -> Result<u64> {
     let snap = session.metadata_snap()?;
     let view = snap.view()?;
     let end = contents(session, &view, merge.snapshot)?.end;
@@ -112,13 +183,16 @@ pub fn merge(
     let block_size = session.pool.block_size;
     let size = end.saturating_mul(block_size);
     if size.saturating_sub(device.size) >= block_size {
-        let merged = abandon(session, &file, &merge);
-        return merged.and(Err(Error::Refused(format!(
+        let abandoned = abandon(session, file, merge);
+        return abandoned.and(Err(Error::Refused(format!(
             "volume {id} has data up to byte {size}, and {} has {} bytes only",
             merge.into, device.size
         ))));
     }
     let size = size.min(device.size);
+    if let Err(e) = session.pool.check_size(size) {
+        return abandon(session, file, merge).and(Err(e));
+    }
 
     let resumed_at = merge.offset;
     let total = data_bytes(&mut extents, block_size, resumed_at, size)?;
@@ -135,18 +209,16 @@ pub fn merge(
         if unsaved >= CHECKPOINT {
             device.flush()?;
             merge.offset = chunk.offset.saturating_add(chunk.len);
-            session.home.store(&file, &merge)?;
+            session.home.store(file, merge)?;
             unsaved = 0;
         }
         Ok(())
     })?;
     device.flush()?;
     drop(source);
-    abandon(session, &file, &merge)?;
-    Ok(Merged {
-        written: total,
-        resumed_at,
-    })
+    merge.written = true;
+    session.home.store(file, merge)?;
+    Ok(total)
 }
 
 /// Forgets a merge.

@@ -43,6 +43,9 @@ use crate::{
 /// The mode of a pool whose metadata do not change, as its status tells.
 pub const READ_ONLY: &str = "ro";
 
+/// What the status of a pool says of discards if they do nothing.
+pub const IGNORES_DISCARDS: &str = "ignore_discard";
+
 /// A pool.
 #[derive(Clone, Debug)]
 pub struct Pool {
@@ -58,6 +61,8 @@ pub struct Pool {
     pub data: PathBuf,
     /// The size of a block in bytes.
     pub block_size: u64,
+    /// Whether a new block that is written in part shows in the rest what it held before.
+    pub skips_zeroing: bool,
 }
 
 /// What a pool's status says.
@@ -153,6 +158,18 @@ pub struct ActiveVolume {
     pub origin: Option<Device>,
 }
 
+impl ActiveVolume {
+    /// Whether lvm2 has made the device.
+    pub fn is_of_lvm2(&self) -> bool {
+        is_of_lvm2(self.info.uuid.as_deref())
+    }
+}
+
+/// Whether lvm2 has made a device with this UUID.
+fn is_of_lvm2(uuid: Option<&str>) -> bool {
+    uuid.is_some_and(|uuid| uuid.starts_with("LVM-"))
+}
+
 impl Pool {
     /// Finds a pool by the name or node of its device, or as lvm2's `vg/lv`.
     pub fn find(dm: &Dm, name: &str) -> Result<Self> {
@@ -181,6 +198,10 @@ impl Pool {
                 metadata: node(params.metadata_dev)?,
                 data: node(params.data_dev)?,
                 block_size,
+                skips_zeroing: line
+                    .words
+                    .split_ascii_whitespace()
+                    .any(|word| word == "skip_block_zeroing"),
             });
         }
         Err(Error::NotFound(format!("there is no active pool {name}")))
@@ -280,9 +301,43 @@ impl Pool {
         }
     }
 
+    /// Whether lvm2 manages it.
+    pub fn is_of_lvm2(&self) -> bool {
+        is_of_lvm2(self.uuid.as_deref())
+    }
+
+    /// The size of the smallest part of its volumes that can be read or written, in bytes.
+    pub fn sector_size(&self) -> Result<u64> {
+        let file = format!("/sys/dev/block/{}/queue/logical_block_size", self.device);
+        let text = fs::read_to_string(&file).map_err(Error::io(&file))?;
+        text.trim_end()
+            .parse()
+            .map_err(|e| bad_line(&self.name, format!("the size of a sector is {text:?}: {e}")))
+    }
+
+    /// Gives an error if a volume cannot have this size.
+    pub fn check_size(&self, size: u64) -> Result {
+        let sector = self.sector_size()?;
+        if size.is_multiple_of(sector) {
+            return Ok(());
+        }
+        Err(Error::Refused(format!(
+            "a volume of {size} bytes cannot be in pool {}, whose sectors have {sector} bytes",
+            self.name
+        )))
+    }
+
     /// The words of a table for volume `id`.
     pub fn thin_words(&self, id: u32) -> String {
-        format!("{} {id}", self.device)
+        self.thin_words_over(id, None)
+    }
+
+    /// As [`thin_words`](Self::thin_words), with an external origin if there is one.
+    pub fn thin_words_over(&self, id: u32, origin: Option<Device>) -> String {
+        match origin {
+            None => format!("{} {id}", self.device),
+            Some(origin) => format!("{} {id} {origin}", self.device),
+        }
     }
 }
 

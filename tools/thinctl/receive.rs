@@ -5,6 +5,10 @@
 //! Changes go to a volume with an id of thinctl's own, which is a snapshot of the one that the stream starts from, or
 //! empty. Only when all of them are there does it get the id that was asked for: as there are no renames, a snapshot of
 //! it gets that id, and it is deleted. A file says how far it is, so that what was cut off can be continued.
+//!
+//! A volume whose place another one takes may be used meanwhile, as it may be long until a stream is complete. It is
+//! looked at before data are taken, and again right before it is deleted: it must be inactive, and as it was when the
+//! stream began. Only receiving it again puts it in its place, no other command.
 
 use serde::{
     Deserialize,
@@ -31,15 +35,22 @@ use crate::{
     naming::{
         contents,
         find,
+        Contents,
         Received, //
     },
+    room::Room,
     session::Session,
     signals,
     state::StateId,
     stream::{
         Changes,
+        Header,
         Record,
         ResumeToken, //
+    },
+    unchanged::{
+        changed,
+        delete_with_digest, //
     },
 };
 
@@ -50,8 +61,8 @@ pub struct Partial {
     pub id: u32,
     /// The id that it has meanwhile.
     temporary: u32,
-    /// Whether it takes the place of a volume that has this id.
-    replaces: bool,
+    /// The digest of the volume that has this id, and whose place it takes; `None` if there is to be none.
+    replaces: Option<StateId>,
     from: Option<StateId>,
     to: StateId,
     size: u64,
@@ -74,6 +85,12 @@ impl Partial {
     /// What is noted of the volume that is to be `id`.
     pub fn load(session: &Session, id: u32) -> Result<Option<Self>> {
         session.home.load(&file(id))
+    }
+
+    /// Whether a stream goes on with it.
+    fn is_continued_by(&self, stream: &Header) -> bool {
+        (self.from, self.to, self.size) == (stream.from, stream.to, stream.size)
+            && self.offset >= stream.start
     }
 
     fn store(&self, session: &Session) -> Result {
@@ -101,39 +118,42 @@ pub enum Outcome {
     AlreadyThere,
 }
 
-/// Receives `changes` as volume `id`. Those that start from a state are applied to a snapshot of volume `base`, or else
-/// of volume `id` itself, whose place the result takes. `progress` is told of each piece of data.
+/// How to receive.
+#[derive(Default)]
+pub struct Options {
+    /// Changes that start from a state are applied to a snapshot of this volume, or else of the volume itself that is
+    /// received, whose place the result takes.
+    pub base: Option<u32>,
+    /// Whether to try it also if there seems to be no room for it.
+    pub anyway: bool,
+}
+
+/// Receives `changes` as volume `id`. `progress` is told of each piece of data.
 pub fn receive(
     session: &Session,
     id: u32,
-    base: Option<u32>,
+    options: &Options,
     changes: &mut dyn Changes,
     mut progress: impl FnMut(u64),
 ) -> Result<Outcome> {
     session.pool.check_writable(&session.dm)?;
     let _lock = lock(session, id)?;
-    if let Some(mut partial) = Partial::load(session, id)? {
-        if partial.complete {
-            finish(session, &mut partial)?;
+    let header = changes.header().clone();
+    let mut known = Partial::load(session, id)?;
+    if let Some(complete) = known.take_if(|partial| partial.complete) {
+        if finish(session, &complete)? && complete.to == header.to {
+            skip(changes)?;
+            return Ok(Outcome::Received);
         }
     }
-    let header = changes.header().clone();
-    let mut partial = match resumed(session, id, changes)? {
-        Some(partial) => partial,
-        None => match begin(session, id, base, changes)? {
-            Some(partial) => partial,
-            None => {
-                // Who sends is not to fail.
-                while changes.next()?.is_some() {
-                    signals::check()?;
-                }
-                return Ok(Outcome::AlreadyThere);
-            }
-        },
+    let room = Room::new(session, options.anyway);
+    let Some(mut partial) = begin(session, id, options.base, &room, changes, known)? else {
+        skip(changes)?;
+        return Ok(Outcome::AlreadyThere);
     };
 
     let activation = session.activate(partial.temporary, header.size.max(1), false)?;
-    let mut target = Target::open(&activation.path(), session.pool.block_size)?;
+    let mut target = Target::open(&activation.path(), &session.pool, None, room)?;
     let mut unsaved = 0u64;
     let mut done = partial.offset;
     let result = loop {
@@ -164,58 +184,81 @@ pub fn receive(
         }
     };
     // What came so far is right, whatever follows.
-    target.flush()?;
+    if let Err(e) = target.flush() {
+        // What failed first tells more.
+        return result.and(Err(e));
+    }
     partial.offset = done;
     partial.complete = result.is_ok();
     partial.store(session)?;
     drop(target);
     activation.remove()?;
     result?;
-    finish(session, &mut partial)?;
+    finish(session, &partial)?;
     Ok(Outcome::Received)
 }
 
-/// What is there already of a stream that continues another one.
-fn resumed(session: &Session, id: u32, changes: &dyn Changes) -> Result<Option<Partial>> {
-    let header = changes.header();
-    let partial = Partial::load(session, id)?;
-    if header.start == 0 {
-        // It begins anew, and what was there before is of no use.
-        if let Some(partial) = partial {
-            partial.discard(session)?;
-        }
-        return Ok(None);
+/// Takes what is of no use, so that who sends it does not fail.
+fn skip(changes: &mut dyn Changes) -> Result {
+    while changes.next()?.is_some() {
+        signals::check()?;
     }
-    match partial {
-        Some(partial)
-            if (partial.from, partial.to, partial.size) == (header.from, header.to, header.size)
-                && partial.offset >= header.start =>
-        {
-            Ok(Some(partial))
-        }
-        _ => Err(Error::Refused(format!(
-            "the stream continues another one from byte {} on, which was not received so far as volume {id}",
-            header.start
-        ))),
-    }
+    Ok(())
 }
 
-/// Makes the volume that changes go to; `None` if volume `id` is in their state already.
+/// Finds or makes the volume that changes go to; `None` if volume `id` is in their state already. `known` is what came of
+/// a stream before.
 fn begin(
     session: &Session,
     id: u32,
     base: Option<u32>,
+    room: &Room,
     changes: &dyn Changes,
+    known: Option<Partial>,
 ) -> Result<Option<Partial>> {
     let header = changes.header();
     let snap = session.metadata_snap()?;
     let view = snap.view()?;
     let there = find(session, &view, id)?;
     if there.is_some_and(|now| now.is(header.to)) {
+        snap.release()?;
+        if let Some(known) = known.filter(|known| known.to == header.to) {
+            known.discard(session)?;
+        }
         return Ok(None);
     }
+    session.pool.check_size(header.size)?;
+    room.check(header.data)?;
+    if header.start > 0 {
+        let known = match known {
+            Some(known) if known.is_continued_by(header) => known,
+            _ => {
+                return Err(Error::Refused(format!(
+                    "the stream continues another one from byte {} on, which was not received so far as volume {id}",
+                    header.start
+                )))
+            }
+        };
+        if find(session, &view, known.temporary)?.is_none() {
+            return Err(Error::NotFound(format!(
+                "what was received so far as volume {id} is not there any more; begin anew"
+            )));
+        }
+        if Target::is_spoilt_when_cut_off(&session.pool) {
+            return Err(Error::Refused(format!(
+                "pool {} does not zero its blocks, and what was cut off may show what they held before; begin anew",
+                session.pool.name
+            )));
+        }
+        if base.is_some() && known.replaces.is_some() {
+            return Err(session.exists_already(id));
+        }
+        check_place(session, &known, there)?;
+        return Ok(Some(known));
+    }
+
     let from = base.unwrap_or(id);
-    match header.from {
+    let from_digest = match header.from {
         Some(state) => {
             let now = match (base, there) {
                 (Some(_), Some(_)) => return Err(session.exists_already(id)),
@@ -235,6 +278,7 @@ fn begin(
                     session.pool.name, now.state
                 )));
             }
+            Some(now.digest)
         }
         None if base.is_some() => {
             return Err(Error::Refused(
@@ -242,18 +286,27 @@ fn begin(
             ))
         }
         None if there.is_some() => return Err(session.exists_already(id)),
-        None => {}
-    }
+        None => None,
+    };
     snap.release()?;
+    let replaces = from_digest.filter(|_| base.is_none());
+    if replaces.is_some() {
+        // It could not be replaced in the end.
+        session.check_inactive(id)?;
+    }
 
-    let temporary = match header.from {
-        Some(_) => session.snapshot(from)?,
+    // The stream begins anew, and what came before is of no use.
+    if let Some(known) = known {
+        known.discard(session)?;
+    }
+    let temporary = match from_digest {
+        Some(digest) => snapshot_of(session, from, digest)?,
         None => session.new_volume()?,
     };
     let partial = Partial {
         id,
         temporary,
-        replaces: header.from.is_some() && base.is_none(),
+        replaces,
         from: header.from,
         to: header.to,
         size: header.size,
@@ -264,8 +317,58 @@ fn begin(
     Ok(Some(partial))
 }
 
-/// Gives a volume that is complete its id. It can be cut off anywhere, and be called again.
-fn finish(session: &Session, partial: &mut Partial) -> Result {
+/// Takes a snapshot of volume `id`, which was frozen and had this digest when it was looked at.
+fn snapshot_of(session: &Session, id: u32, digest: StateId) -> Result<u32> {
+    let snapshot = session.snapshot(id)?;
+    let snap = session.metadata_snap()?;
+    let now = contents(session, &snap.view()?, snapshot)?;
+    snap.release()?;
+    if now.digest != digest {
+        session.delete(snapshot)?;
+        return Err(changed(
+            session,
+            id,
+            "it was looked at",
+            "nothing was received",
+        ));
+    }
+    Ok(snapshot)
+}
+
+/// Gives an error if a volume that is being received cannot be put in its place, as `there` is another one.
+fn check_place(session: &Session, partial: &Partial, there: Option<Contents>) -> Result {
+    match (there, partial.replaces) {
+        (None, _) => Ok(()),
+        (Some(_), None) => Err(Error::Refused(format!(
+            "there is a volume {id} in pool {pool} now; what came is kept: `thinctl abandon {pool} {id}` gives it up",
+            id = partial.id,
+            pool = session.pool.name
+        ))),
+        (Some(now), Some(digest)) => {
+            session.check_inactive(partial.id)?;
+            if now.frozen && now.digest == digest {
+                Ok(())
+            } else {
+                Err(used(session, partial))
+            }
+        }
+    }
+}
+
+/// The error of a volume that was to be replaced, and was written to.
+fn used(session: &Session, partial: &Partial) -> Error {
+    let Partial { id, .. } = *partial;
+    let pool = &session.pool.name;
+    let what_now = format!(
+        "what came is kept, and does not fit any more: `thinctl abandon {pool} {id}` gives it up, and leaves the volume \
+         as it is"
+    );
+    changed(session, id, "the stream began", &what_now)
+}
+
+/// Gives a volume that is complete its id; says whether that was still to be done. It can be cut off anywhere, and be
+/// called again.
+fn finish(session: &Session, partial: &Partial) -> Result<bool> {
     let Partial { id, temporary, .. } = *partial;
     let snap = session.metadata_snap()?;
     let view = snap.view()?;
@@ -275,18 +378,19 @@ fn finish(session: &Session, partial: &mut Partial) -> Result {
     if let Some(new) = new {
         // They are alike if it has got its id already.
         if old.is_none_or(|old| old.digest != new.digest) {
-            if old.is_some() {
-                if !partial.replaces {
-                    return Err(session.exists_already(id));
+            check_place(session, partial, old)?;
+            if let (Some(_), Some(digest)) = (old, partial.replaces) {
+                if !delete_with_digest(session, digest, id)? {
+                    return Err(used(session, partial));
                 }
-                session.delete(id)?;
             }
             session.snapshot_as(id, temporary)?;
         }
         Received::note(&session.home, id, partial.to, new.digest)?;
         session.delete(temporary)?;
     }
-    session.home.remove(&file(id))
+    session.home.remove(&file(id))?;
+    Ok(new.is_some())
 }
 
 /// Gives up what was received so far as volume `id`.
@@ -306,24 +410,6 @@ fn lock(session: &Session, id: u32) -> Result<Lock> {
         .home
         .try_lock(&format!("partial-{id}.lock"))?
         .ok_or_else(|| Error::Busy(format!("another thinctl is receiving volume {id}")))
-}
-
-/// Finishes what is complete, and was cut off.
-pub fn recover(session: &Session) -> Result {
-    for id in session.home.list("partial-", ".json")? {
-        let Ok(id) = id.parse() else {
-            continue;
-        };
-        let Some(_lock) = session.home.try_lock(&format!("partial-{id}.lock"))? else {
-            continue;
-        };
-        if let Some(mut partial) = Partial::load(session, id)? {
-            if partial.complete {
-                finish(session, &mut partial)?;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// What has come so far of streams that were cut off.

@@ -3,22 +3,29 @@
 //! Work with one pool: its metadata snapshot, snapshots of volumes, and devices for them.
 
 use std::{
-    cell::OnceCell,
+    cell::{
+        Cell,
+        OnceCell, //
+    },
     path::{
         Path,
         PathBuf, //
     },
     sync::Arc,
-    time::Duration, //
+    thread,
+    time::{
+        Duration,
+        Instant, //
+    },
 };
 
+use devicemapper::Device;
 use rustix::io::Errno;
 
 use persistent_data::direct::DirectBm;
 use thin_metadata::{
     format::{
         Superblock,
-        MAX_DEVICE_ID,
         SECTOR_SIZE,
         SUPERBLOCK_LOCATION, //
     },
@@ -26,6 +33,7 @@ use thin_metadata::{
 };
 
 use crate::{
+    backing,
     dm::{
         Dm,
         Info,
@@ -46,6 +54,7 @@ use crate::{
         Entry,
         Journal, //
     },
+    memory,
     naming::device_id,
     pool::{
         ActiveVolume,
@@ -54,11 +63,21 @@ use crate::{
         READ_ONLY, //
     },
     signals,
-    state, //
+    state,
+    turn::Turn, //
 };
+
+/// The lock of who has the metadata snapshot.
+const SLOT: &str = "slot.lock";
 
 /// How long to wait for another process to be done with the metadata snapshot.
 const SLOT_PATIENCE: Duration = Duration::from_secs(600);
+
+/// How long to wait until a guard has resumed what was suspended by who was killed.
+const GUARD_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often to look for devices of a volume that are not suspended yet.
+const SUSPEND_TRIES: u32 = 4;
 
 /// Volumes that thinctl makes for itself have ids in the upper half, where pools that others manage are empty.
 const FIRST_OWN_ID: u32 = 1 << 23;
@@ -71,9 +90,15 @@ pub struct Session {
     pub pool: Pool,
     /// What is remembered of it.
     pub home: Home,
-    /// Where all homes are.
-    root: PathBuf,
+    /// What is remembered of it until the machine stops.
+    run: Home,
+    /// Where all homes are, and all folders of the other kind.
+    roots: [PathBuf; 2],
     journal: Arc<Journal>,
+    /// Devices that are suspended.
+    suspended: Arc<Journal>,
+    /// Whether this process keeps the metadata snapshot for itself also while it does not have it.
+    keeps_slot: Cell<bool>,
     /// Started with the first device that is suspended.
     guard: OnceCell<Guard>,
     /// Whether a metadata snapshot that somebody else has taken may be released.
@@ -81,21 +106,31 @@ pub struct Session {
 }
 
 impl Session {
-    /// Begins work with the pool `name`, with files below `root`. What earlier processes have left is undone.
-    pub fn open(root: &Path, name: &str, force: bool) -> Result<Self> {
+    /// Begins work with the pool `name`, with files below `home` and, for what is of no use after the machine has stopped,
+    /// below `run`. What earlier processes have left is undone.
+    pub fn open(home: &Path, run: &Path, name: &str, force: bool) -> Result<Self> {
+        let roots = [home.to_owned(), run.to_owned()];
         let dm = Arc::new(Dm::new()?);
         let pool = Pool::find(&dm, name)?;
-        let home = Home::open(root, &pool)?;
+        let (home, run) = (Home::open(home, &pool)?, Home::open(run, &pool)?);
+        // Devices that are suspended are known by their names, whatever has become of the pool.
+        Journal::recover(&dm, &pool, &run)?;
         Identity::check(&home, &pool)?;
         Journal::recover(&dm, &pool, &home)?;
-        let journal = Journal::begin(&dm, &pool, &home)?;
+        let name = Journal::new_name()?;
+        let journal = Journal::begin(&dm, &pool, &home, name.clone())?;
+        let suspended = Journal::begin(&dm, &pool, &run, name)?;
         signals::undo_on_signal(journal.clone());
+        signals::undo_on_signal(suspended.clone());
         Ok(Self {
             dm,
             pool,
             home,
-            root: root.to_owned(),
+            run,
+            roots,
             journal,
+            suspended,
+            keeps_slot: Cell::new(false),
             guard: OnceCell::new(),
             force,
         })
@@ -112,9 +147,28 @@ impl Session {
         self.take_metadata_snap()
     }
 
+    /// Calls `f` with the metadata of this moment. For what is done at once: nothing else happens in between.
+    pub fn glance<X>(&self, f: impl FnOnce(&View<'_, DirectBm>) -> Result<X>) -> Result<X> {
+        self.pool.check_writable(&self.dm)?;
+        let snap = self.reserve_metadata_snap()?;
+        let result = f(&snap.view()?)?;
+        snap.release()?;
+        Ok(result)
+    }
+
     /// As [`metadata_snap`](Self::metadata_snap), of a pool that is not read-only.
     fn take_metadata_snap(&self) -> Result<MetadataSnap> {
-        let lock = self.home.lock("slot.lock", SLOT_PATIENCE)?;
+        let snap = self.reserve_metadata_snap()?;
+        self.journal.save()?;
+        Ok(snap)
+    }
+
+    /// Takes the metadata snapshot, and does not save where it is.
+    fn reserve_metadata_snap(&self) -> Result<MetadataSnap> {
+        let lock = match self.keeps_slot.get() {
+            true => None,
+            false => Some(self.home.lock(SLOT, SLOT_PATIENCE)?),
+        };
         // Who held the lock before may have been killed meanwhile.
         Journal::recover(&self.dm, &self.pool, &self.home)?;
         Identity::check(&self.home, &self.pool)?;
@@ -160,7 +214,7 @@ impl Session {
                 time,
                 transaction,
             };
-            self.journal.amend(&snap.entry, known.clone())?;
+            self.journal.amend(&snap.entry, known.clone());
             snap.entry = known;
         }
         let bm = DirectBm::open(&self.pool.metadata)?;
@@ -210,6 +264,17 @@ impl Session {
         Ok(self.active(id)?.iter().map(|volume| volume.size).max())
     }
 
+    /// Gives an error if volume `id` is active.
+    pub fn check_inactive(&self, id: u32) -> Result {
+        match self.active(id)?.first() {
+            Some(volume) => Err(Error::Busy(format!(
+                "volume {id} of pool {} is active as {}",
+                self.pool.name, volume.info.name
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Gives an error if volume `id` can be written to by others.
     pub fn check_not_written(&self, id: u32) -> Result {
         match self.active(id)?.iter().find(|v| !v.info.read_only) {
@@ -223,12 +288,28 @@ impl Session {
 
     /// Makes a device for a volume, of which `size` bytes are seen. It goes when it is dropped.
     pub fn activate(&self, id: u32, size: u64, read_only: bool) -> Result<Activation> {
+        self.activate_words(id, size, self.pool.thin_words(id), read_only)
+    }
+
+    /// As [`activate`](Self::activate), for writing, with an external origin.
+    pub fn activate_over(&self, id: u32, size: u64, origin: Device) -> Result<Activation> {
+        let words = self.pool.thin_words_over(id, Some(origin));
+        self.activate_words(id, size, words, false)
+    }
+
+    fn activate_words(
+        &self,
+        id: u32,
+        size: u64,
+        words: String,
+        read_only: bool,
+    ) -> Result<Activation> {
         let name = format!("thinctl-{id}-{}", state::random_hex(4)?);
         let line = Line {
             start: 0,
             sectors: size.div_ceil(SECTOR_SIZE),
             target: "thin".to_owned(),
-            words: self.pool.thin_words(id),
+            words,
         };
         let entry = Entry::Device { name: name.clone() };
         let info = self
@@ -248,18 +329,16 @@ impl Session {
 
     /// Takes a snapshot of a volume, which goes when this process ends unless it is [kept](Self::keep).
     pub fn snapshot(&self, origin: u32) -> Result<u32> {
-        let id = self.quiesced(origin, || {
-            self.new_id(|id| self.message(&format!("create_snap {id} {origin}")))
-        })?;
+        // Its id is written down before anything is suspended.
+        let id =
+            self.new_id(|id| self.quiesced(origin, || self.message(&create_snap(id, origin))))?;
         self.note_stamp();
         Ok(id)
     }
 
     /// Takes a snapshot with an id of somebody's choice.
     pub fn snapshot_as(&self, id: u32, origin: u32) -> Result {
-        match self.quiesced(origin, || {
-            self.message(&format!("create_snap {id} {origin}"))
-        }) {
+        match self.quiesced(origin, || self.message(&create_snap(id, origin))) {
             Err(e) if e.errno() == Some(Errno::EXIST) => Err(self.exists_already(id)),
             result => result.inspect(|()| self.note_stamp()),
         }
@@ -279,47 +358,114 @@ impl Session {
         self.quiesced(id, || Ok(()))
     }
 
-    /// Runs `action` while all devices of a volume are suspended.
-    fn quiesced<X>(&self, id: u32, action: impl FnOnce() -> Result<X>) -> Result<X> {
-        let mut suspended = Vec::new();
-        for volume in self.active(id)? {
-            if !volume.info.suspended {
-                suspended.push(self.suspend(&volume.info.name)?);
+    /// Waits for the turn with a volume; nobody else suspends or replaces it until it is dropped.
+    pub fn turn(&self, id: u32) -> Result<Turn> {
+        Turn::take(&self.run, &self.pool, id, || {
+            // Who had it before may have been killed. What it has suspended is resumed by its guard, maybe just now.
+            let begun = Instant::now();
+            loop {
+                Journal::recover(&self.dm, &self.pool, &self.run)?;
+                let active = self.active(id)?;
+                let names: Vec<String> = active.into_iter().map(|v| v.info.name).collect();
+                if !Journal::any_suspends(&self.run, &names)? {
+                    return Ok(());
+                }
+                if begun.elapsed() >= GUARD_PATIENCE {
+                    return Err(Error::Busy(format!(
+                        "another thinctl has suspended volume {id} of pool {}",
+                        self.pool.name
+                    )));
+                }
+                signals::check()?;
+                thread::sleep(Duration::from_millis(20));
             }
-        }
-        let result = action();
-        for entry in suspended.into_iter().rev() {
-            self.journal.undo(&entry)?;
-        }
-        result
+        })
     }
 
-    /// Suspends a device until [`resume`](Self::resume), or the end of this process.
-    pub fn suspend(&self, name: &str) -> Result<Entry> {
+    /// Keeps the metadata snapshot for this process until it is dropped, so that none is waited for meanwhile.
+    pub fn keep_slot(&self) -> Result<Slot<'_>> {
+        let lock = self.home.lock(SLOT, SLOT_PATIENCE)?;
+        self.keeps_slot.set(true);
+        Ok(Slot {
+            session: self,
+            _lock: lock,
+        })
+    }
+
+    /// Runs `action` while all devices of a volume are suspended. It must write nothing but to devices.
+    fn quiesced<X>(&self, id: u32, action: impl FnOnce() -> Result<X>) -> Result<X> {
+        let _turn = self.turn(id)?;
+        let mut suspended = Vec::new();
+        let result = self.suspend_all(id, &mut suspended).and_then(|()| action());
+        let mut resumed = Ok(());
+        for entry in suspended.iter().rev() {
+            resumed = resumed.and(self.resume(entry));
+        }
+        let result = result?;
+        resumed?;
+        Ok(result)
+    }
+
+    /// Suspends all devices of a volume that are not, and adds them to `suspended`. When it returns, it has just seen that
+    /// all are.
+    fn suspend_all(&self, id: u32, suspended: &mut Vec<Entry>) -> Result {
+        for _ in 0..SUSPEND_TRIES {
+            let mut running = self.active(id)?;
+            running.retain(|volume| !volume.info.suspended);
+            if running.is_empty() {
+                return Ok(());
+            }
+            for volume in running {
+                suspended.push(self.suspend(&volume)?);
+            }
+        }
+        Err(Error::Busy(format!(
+            "somebody else activates or resumes volume {id} of pool {} again and again",
+            self.pool.name
+        )))
+    }
+
+    /// Suspends a device until [`resume`](Self::resume), or the end of this process. For whoever has the
+    /// [turn](Self::turn).
+    pub fn suspend(&self, volume: &ActiveVolume) -> Result<Entry> {
+        let name = &volume.info.name;
         if self.guard.get().is_none() {
-            let guard = Guard::start(&self.root, &self.pool.name, self.journal.name())?;
+            memory::lock()?;
+            let [home, run] = &self.roots;
+            let guard = Guard::start(home, run, &self.pool.name, self.journal.name())?;
             let _ = self.guard.set(guard);
         }
-        let entry = Entry::Suspended {
-            name: name.to_owned(),
-        };
-        self.journal
+        let run = self.run.path("");
+        if backing::lies_on(&run, volume.info.device)? {
+            return Err(Error::Refused(format!(
+                "{} lies on {name}, which must be suspended: see --run",
+                run.display()
+            )));
+        }
+        let entry = Entry::Suspended { name: name.clone() };
+        self.suspended
             .enter(entry.clone(), || self.dm.suspend(name))?;
         Ok(entry)
     }
 
     /// Resumes what [`suspend`](Self::suspend) has suspended.
     pub fn resume(&self, entry: &Entry) -> Result {
-        self.journal.undo(entry)
+        self.suspended.undo(entry)
+    }
+
+    /// An id for a volume of thinctl's own, which there is none of.
+    pub fn free_id(&self) -> Result<u32> {
+        loop {
+            let id = random_id()?;
+            if !self.exists(id)? {
+                return Ok(id);
+            }
+        }
     }
 
     fn new_id(&self, create: impl Fn(u32) -> Result) -> Result<u32> {
         loop {
-            let digits = state::random_hex(3)?;
-            let id = u32::from_str_radix(&digits, 16).unwrap_or(0) | FIRST_OWN_ID;
-            if u64::from(id) > MAX_DEVICE_ID {
-                continue;
-            }
+            let id = random_id()?;
             match self.journal.enter(Entry::Volume { id }, || create(id)) {
                 Err(e) if e.errno() == Some(Errno::EXIST) => continue,
                 result => return result.map(|()| id),
@@ -363,9 +509,34 @@ impl Session {
     }
 }
 
+/// The message that takes a snapshot.
+pub fn create_snap(id: u32, origin: u32) -> String {
+    format!("create_snap {id} {origin}")
+}
+
+/// An id in the upper half.
+fn random_id() -> Result<u32> {
+    let digits = state::random_hex(3)?;
+    // Six digits are 24 bits, as many as an id has.
+    Ok(u32::from_str_radix(&digits, 16).unwrap_or(0) | FIRST_OWN_ID)
+}
+
 impl Drop for Session {
     fn drop(&mut self) {
+        self.suspended.finish();
         self.journal.finish();
+    }
+}
+
+/// The pool's metadata snapshot is for one process, until this is dropped.
+pub struct Slot<'a> {
+    session: &'a Session,
+    _lock: Lock,
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.session.keeps_slot.set(false);
     }
 }
 
@@ -399,7 +570,7 @@ pub struct MetadataSnap {
     /// Where it is.
     pub root: u64,
     bm: Option<DirectBm>,
-    _lock: Lock,
+    _lock: Option<Lock>,
 }
 
 impl MetadataSnap {

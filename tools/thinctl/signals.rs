@@ -56,7 +56,7 @@ pub fn watch() -> Result {
         if let Some(signal) = signals.forever().next() {
             SIGNAL.store(signal, Ordering::Relaxed);
             thread::sleep(PATIENCE);
-            for journal in std::mem::take(&mut *journals()) {
+            for journal in std::mem::take(&mut *journals()).iter().rev() {
                 journal.undo_at_exit();
             }
             std::process::exit(i32::from(Error::Interrupted(signal).exit_code()));
@@ -86,7 +86,7 @@ pub fn sleep(time: Duration) -> Result {
     }
 }
 
-/// Has `journal` undone if the process must end at once.
+/// Has `journal` undone if the process must end at once; the last one first.
 pub fn undo_on_signal(journal: Arc<Journal>) {
     journals().push(journal);
 }

@@ -4,6 +4,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -18,7 +19,7 @@ from .disk import (
 SIZE = 16 * MIB
 
 # The exit codes, as its manual page tells.
-FAILED, USAGE, NOT_FOUND, BUSY, REFUSED, DAMAGED, METADATA, COMMAND = range(1, 9)
+FAILED, USAGE, NOT_FOUND, BUSY, REFUSED, DAMAGED, METADATA, COMMAND, NO_ROOM = range(1, 10)
 
 
 class Thinctl:
@@ -27,7 +28,7 @@ class Thinctl:
     def __init__(self, program):
         self.program = program
         self.folder = tempfile.mkdtemp(prefix="thinctl")
-        self.environment = {**os.environ, "THINCTL_HOME": os.path.join(self.folder, "home")}
+        self.environment = {**os.environ, **{f"THINCTL_{name.upper()}": os.path.join(self.folder, name) for name in ("home", "run")}}
 
     def start(self, *words, **options):
         """Starts it, and gives the process."""
@@ -86,18 +87,31 @@ class Thinctl:
     def snapshot(self, pool, origin, volume):
         self.run("snapshot", pool.name, origin, volume)
 
+    def notes(self, pool, name):
+        """What it remembers in a file; None if there is none. It is not asked for, as it may be at work."""
+        try:
+            with open(os.path.join(self.environment["THINCTL_HOME"], pool.name, name)) as file:
+                return json.load(file)
+        except FileNotFoundError:
+            return None
+
     def settle(self, pool):
         """What it does first: undoes what was cut off."""
         self.run("status", pool.name)
+
+    def forget_all(self):
+        """Deletes what it remembers."""
+        for kind in "HOME", "RUN":
+            shutil.rmtree(self.environment[f"THINCTL_{kind}"], ignore_errors=True)
 
     def leftovers(self, pool):
         """What is left of its devices, of the metadata snapshot, and of its journals."""
         left = [name for name in ioctl.names() if name.startswith("thinctl-")]
         if pool.status().metadata_snap is not None:
             left.append("the metadata snapshot")
-        home = self.environment["THINCTL_HOME"]
-        for folder, _, files in os.walk(home):
-            left += [name for name in files if name.startswith(("run-", ".extents"))]
+        for kind in "HOME", "RUN":
+            for _, _, files in os.walk(self.environment[f"THINCTL_{kind}"]):
+                left += [name for name in files if name.startswith(("run-", ".extents"))]
         return left
 
 

@@ -169,7 +169,10 @@ def test_migrates_what_is_not_active(pool, other, thinctl):
     content = Content(pool.new_thin(0, SIZE))
     changed(content, "first")
     content.thin.remove()
-    thinctl.run("migrate", f"{pool.name}:0", other.name, "--delete")
+    # Its blocks are parts of the other pool's, whose rest would show what an external origin has.
+    assert "--no-origin" in thinctl.refused("migrate", f"{pool.name}:0", other.name, "--delete")
+    assert volumes(pool) == {0} and volumes(other) == set()
+    thinctl.run("migrate", f"{pool.name}:0", other.name, "--delete", "--no-origin")
     received(other, 0, content)
     assert volumes(pool) == set() and volumes(other) == {0}
     thinctl.refused("migrate", f"{pool.name}:0", other.name, code=NOT_FOUND)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0
+"""thinctl: targets that are too small, or whose sectors are too large."""
+
+import os
+import subprocess
+
+import pytest
+
+from dmtest.background import (
+    Background,
+    wait_until,
+)
+from dmtest.content import Content
+from dmtest.disk import (
+    KIB,
+    MIB,
+)
+from dmtest.thinctl import (
+    NO_ROOM,
+    REFUSED,
+    SIZE,
+    received,
+    volumes,
+)
+
+
+@pytest.fixture
+def small(make_pool, make_faulty):
+    """A pool of 12 MiB, half of which another volume has."""
+    made = make_pool(data=make_faulty(12 * MIB))
+    content = Content(made.new_thin(0, SIZE))
+    content.write(0, 6 * MIB)
+    made.content = content
+    return made
+
+
+def still_works(pool):
+    """Nobody's writes were refused, and none wait."""
+    assert pool.status().mode == "rw"
+    pool.content.write(6 * MIB, 64 * KIB)
+    pool.content.verify()
+
+
+def test_refuses_what_has_no_room(pool, small, thinctl):
+    content = Content(pool.new_thin(0, SIZE))
+    content.write(0, 8 * MIB)
+    thinctl.snapshot(pool, 0, 1)
+    stream = thinctl.send(pool, 1)
+    repository = os.path.join(thinctl.folder, "backups")
+    thinctl.run("backup", pool.name, 0, repository, "--name", "data")
+    kept = volumes(pool)
+    assert "8.0 MiB are to come, and 6.0 MiB are free" in thinctl.refused("receive", small.name, 7, code=NO_ROOM, input=stream)
+    thinctl.refused("restore", repository, "data", small.name, 7, code=NO_ROOM)
+    thinctl.refused("migrate", f"{pool.name}:0", f"{small.name}:7", code=NO_ROOM)
+    assert volumes(small) == {0} and volumes(pool) == kept
+    still_works(small)
+    content.verify()
+    assert not thinctl.leftovers(pool) and not thinctl.leftovers(small)
+
+
+def test_stops_before_a_pool_runs_full(pool, small, thinctl):
+    """Others take the room while a stream comes."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.write(0, 5 * MIB)
+    thinctl.snapshot(pool, 0, 1)
+    stream = thinctl.send(pool, 1)
+    process = thinctl.start("receive", small.name, 7, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdin.write(stream[:len(stream) // 2])
+    process.stdin.flush()
+    wait_until(lambda: thinctl.notes(small, "partial-7.json"), "the stream has begun")
+    small.content.write(6 * MIB, 3 * MIB)
+    errors = process.communicate(stream[len(stream) // 2:])[1].decode()
+    assert process.returncode == NO_ROOM and "no room" in errors, errors
+    assert small.status().mode == "rw"
+    small.content.verify()
+    # There is room again: it goes on where it was.
+    small.content.discard(3 * MIB, 6 * MIB)
+    token = thinctl.run("token", small.name, 7).decode().strip()
+    rest = thinctl.send(pool, 1, "--resume", token)
+    assert len(rest) < len(stream)
+    thinctl.receive(small, 7, rest)
+    received(small, 7, content)
+    assert not thinctl.leftovers(small)
+
+
+def test_migrates_on_in_its_old_pool(pool, small, thinctl):
+    """Others take the room while a volume that is in use is copied."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.write(0, 5 * MIB)
+    small.data.delay(300)
+    process = thinctl.start("migrate", f"{pool.name}:0", f"{small.name}:7", stderr=subprocess.PIPE)
+    wait_until(lambda: (thinctl.notes(pool, "migrate-0.json") or {}).get("copying"), "it has begun")
+    small.content.write(6 * MIB, 3 * MIB)
+    errors = process.communicate()[1].decode()
+    small.data.heal()
+    assert process.returncode == NO_ROOM, errors
+    assert content.thin.table() == f"{pool.device.number} 0"
+    writer = Background(lambda: content.scatter("later", 5))
+    assert not writer.waits(2)
+    content.verify()
+    assert small.status().mode == "rw"
+    small.content.verify()
+    assert 7 not in volumes(small) and 0 in volumes(pool)
+    small.content.discard(3 * MIB, 6 * MIB)
+    thinctl.run("migrate", f"{pool.name}:0", f"{small.name}:7")
+    content.verify()
+    assert content.thin.table() == f"{small.device.number} 7"
+    content.thin.remove()
+    assert volumes(small) == {0, 7} and volumes(pool) == {0}
+
+
+@pytest.fixture
+def large_sectors(make_pool, make_disk):
+    return make_pool(metadata=make_disk(16 * MIB, sector_size=4096), data=make_disk(256 * MIB, sector_size=4096))
+
+
+# No multiple of 4 KiB.
+ODD = SIZE - 512
+
+
+def test_gives_no_volume_in_use_larger_sectors(pool, large_sectors, thinctl):
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 20)
+    errors = thinctl.refused("migrate", f"{pool.name}:0", f"{large_sectors.name}:5")
+    assert "512" in errors and "4096" in errors
+    content.write(512, 512)
+    content.verify()
+    assert volumes(large_sectors) == set() and volumes(pool) == {0}
+    content.thin.remove()
+    thinctl.run("migrate", f"{pool.name}:0", f"{large_sectors.name}:5", "--delete")
+    received(large_sectors, 5, content)
+    # The other way nothing is in the way.
+    thin = large_sectors.activate(5, SIZE)
+    thinctl.run("migrate", f"{large_sectors.name}:5", f"{pool.name}:6", "--delete")
+    content.on(thin).verify()
+    assert thin.table() == f"{pool.device.number} 6"
+    thin.remove()
+    assert volumes(pool) == {6} and volumes(large_sectors) == set()
+
+
+def test_refuses_sizes_that_are_no_multiple_of_a_sector(pool, large_sectors, thinctl):
+    content = Content(pool.new_thin(0, ODD))
+    content.scatter("first", 20)
+    content.write(ODD - 512, 512)
+    repository = os.path.join(thinctl.folder, "backups")
+    thinctl.run("backup", pool.name, 0, repository, "--name", "data")
+    thinctl.snapshot(pool, 0, 1)
+    errors = thinctl.refused("restore", repository, "data", large_sectors.name, 5, code=REFUSED)
+    assert str(ODD) in errors and "4096" in errors
+    assert volumes(large_sectors) == set()
+    thinctl.run("restore", repository, "data", pool.name, 5)
+    thin = pool.activate(5, ODD)
+    content.on(thin).verify()
+    thin.remove()
+    # Of one that is not active, whole blocks are seen.
+    thinctl.receive(large_sectors, 5, thinctl.send(pool, 1))
+    thin = large_sectors.activate(5, SIZE)
+    assert thin.read(0, ODD - ODD % 4096) == bytes(content.data[:ODD - ODD % 4096])
+    thin.remove()

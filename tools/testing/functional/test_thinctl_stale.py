@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0
+"""thinctl: a volume that somebody uses between a run and the one that goes on with it, or beside a run."""
+
+import subprocess
+import time
+
+import pytest
+
+from dmtest import disk
+from dmtest.background import wait_until
+from dmtest.content import Content
+from dmtest.disk import MIB
+from dmtest.thinctl import (
+    BUSY,
+    DAMAGED,
+    NOT_FOUND,
+    SIZE,
+    changed,
+    received,
+    volumes,
+)
+
+
+@pytest.fixture
+def slow(make_faulty):
+    """A disk that takes its time."""
+    made = make_faulty(512 * MIB)
+    made.delay(20)
+    return made
+
+
+@pytest.fixture
+def slow_pool(make_pool, pool, slow):
+    return make_pool(data=slow)
+
+
+def use(pool, volume, content, seed):
+    """Somebody activates the volume, writes here and there, and deactivates it."""
+    thin = pool.activate(volume, SIZE, content.thin.origin)
+    content.on(thin).scatter(seed, 4, most=16)
+    thin.flush()
+    thin.remove()
+
+
+def moments(most):
+    """Later and later, until the run has come to its end."""
+    return [0.15 * number for number in range(1, most)]
+
+
+def test_migrates_what_was_used_after_it_was_cut_off(pool, slow_pool, thinctl):
+    cuts = 0
+    for number, moment in enumerate(moments(16)):
+        content = Content(pool.new_thin(number, SIZE))
+        content.scatter(f"first {number}", 60)
+        content.thin.remove()
+        words = "migrate", f"{pool.name}:{number}", f"{slow_pool.name}:{100 + number}"
+        if not thinctl.cut(*words, after=moment):
+            break
+        cuts += 1
+        use(pool, number, content, f"used {number}")
+        thinctl.run(*words, "--delete")
+        received(slow_pool, 100 + number, content)
+        assert number not in volumes(pool)
+    assert cuts >= 3, "it was hardly ever cut off"
+    assert all(volume < 100 for volume in volumes(pool)) and len(volumes(slow_pool)) >= cuts
+    assert not thinctl.leftovers(pool) and not thinctl.leftovers(slow_pool)
+
+
+def test_migrates_what_becomes_inactive_during_a_pass(pool, slow_pool, thinctl):
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 60)
+    process = thinctl.start("migrate", f"{pool.name}:0", f"{slow_pool.name}:5", "--delete", stdout=subprocess.DEVNULL)
+    wait_until(lambda: (thinctl.notes(pool, "migrate-0.json") or {}).get("copying"), "the first pass")
+    content.scatter("used", 4)
+    content.thin.flush()
+    content.thin.remove()
+    assert process.wait() == 0
+    received(slow_pool, 5, content)
+    assert volumes(pool) == set() and volumes(slow_pool) == {5}
+    assert not thinctl.leftovers(pool) and not thinctl.leftovers(slow_pool)
+
+
+def test_merges_what_was_used_after_it_was_cut_off(make_pool, slow, thinctl):
+    pool = make_pool()
+    cuts = 0
+    for number, moment in enumerate(moments(16)):
+        expected = bytearray(disk.read(slow.path, 0, SIZE))
+        content = Content(pool.new_thin(number, SIZE, origin=slow.path), expected)
+        content.scatter(f"first {number}", 40)
+        content.thin.remove()
+        words = "merge", pool.name, number, "--into", slow.path
+        if not thinctl.cut(*words, after=moment):
+            break
+        cuts += 1
+        use(pool, number, content, f"used {number}")
+        thinctl.run(*words, "--delete")
+        assert disk.read(slow.path, 0, SIZE) == bytes(content.data)
+        assert volumes(pool) == set()
+    assert cuts >= 3, "it was hardly ever cut off"
+    assert not thinctl.leftovers(pool)
+
+
+def test_merging_does_not_delete_what_is_used_meanwhile(make_pool, slow, thinctl):
+    pool = make_pool()
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 40)
+    content.thin.remove()
+    words = "merge", pool.name, 0, "--into", slow.path, "--delete"
+    process = thinctl.start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_until(lambda: thinctl.notes(pool, "merge-0.json"), "its snapshot")
+    use(pool, 0, content, "used")
+    errors = process.communicate()[1].decode()
+    assert process.returncode == 5 and "was not deleted" in errors, errors
+    received(pool, 0, content)
+    thinctl.run(*words)
+    assert volumes(pool) == set()
+    assert not thinctl.leftovers(pool)
+
+
+@pytest.fixture
+def streams(pool, other, thinctl):
+    """A volume 7 of the other pool, its content, and a stream with what has changed since, whose content is the second."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 60)
+    thinctl.snapshot(pool, 0, 1)
+    thinctl.receive(other, 7, thinctl.send(pool, 1))
+    before = content.snapshot(content.thin)
+    changed(content, "second")
+    thinctl.snapshot(pool, 0, 2)
+    return before, thinctl.send(pool, 2, "--from", 1), content
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 1], ids=lambda share: f"{share:.0%}")
+def test_receives_over_nothing_that_was_used(pool, other, thinctl, streams, share):
+    before, stream, content = streams
+    cut = min(int(len(stream) * share), len(stream) - 1)
+    thinctl.refused("receive", other.name, 7, code=DAMAGED, input=stream[:cut])
+    token = thinctl.run("token", other.name, 7).decode().strip()
+    rest = thinctl.send(pool, 2, "--from", 1, "--resume", token)
+    use(other, 7, before, "used")
+    assert "abandon" in thinctl.refused("receive", other.name, 7, input=rest)
+    received(other, 7, before)
+    assert "not in the state" in thinctl.refused("receive", other.name, 7, input=stream)
+    thinctl.run("abandon", other.name, 7)
+    received(other, 7, before)
+    assert volumes(other) == {7}
+    # It can still be had beside it, from where it was not used.
+    thinctl.receive(other, 8, thinctl.send(pool, 2))
+    received(other, 8, content)
+    assert not thinctl.leftovers(other)
+
+
+def test_receives_what_was_cut_off_and_not_used(pool, other, thinctl, streams):
+    before, stream, content = streams
+    thinctl.refused("receive", other.name, 7, code=DAMAGED, input=stream[:len(stream) // 2])
+    rest = thinctl.send(pool, 2, "--from", 1, "--resume", thinctl.run("token", other.name, 7).decode().strip())
+    # It was looked at.
+    received(other, 7, before)
+    assert "there is a volume 7" in thinctl.refused("receive", other.name, 7, "--base", 7, input=rest)
+    thinctl.receive(other, 7, rest)
+    received(other, 7, content)
+    thinctl.receive(other, 7, rest)
+    assert volumes(other) == {7}
+
+
+def test_says_at_once_that_a_target_is_active(other, thinctl, streams):
+    before, stream, content = streams
+    thin = other.activate(7, SIZE)
+    assert "active as" in thinctl.refused("receive", other.name, 7, code=BUSY, input=stream)
+    # Nothing was begun.
+    thinctl.refused("token", other.name, 7, code=NOT_FOUND)
+    assert volumes(other) == {7}
+    before.on(thin).verify()
+    thin.remove()
+    thinctl.receive(other, 7, stream)
+    received(other, 7, content)
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["looked-at", "used"])
+def test_puts_nothing_in_the_place_of_what_became_active(other, thinctl, streams, used):
+    """The target becomes active in the middle of a stream."""
+    before, stream, content = streams
+    process = thinctl.start("receive", other.name, 7, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdin.write(stream[:len(stream) // 2])
+    process.stdin.flush()
+    wait_until(lambda: thinctl.notes(other, "partial-7.json"), "the stream has begun")
+    thin = other.activate(7, SIZE)
+    errors = process.communicate(stream[len(stream) // 2:])[1].decode()
+    assert process.returncode == BUSY, errors
+    if used:
+        before.on(thin).scatter("used", 4)
+        thin.flush()
+    thin.remove()
+    # Who looks changes nothing.
+    for words in ("status",), ("ls",), ("map",):
+        thinctl.run(words[0], other.name)
+        assert len(volumes(other)) == 2
+    received(other, 7, before)
+    if used:
+        assert "abandon" in thinctl.refused("receive", other.name, 7, input=stream)
+        received(other, 7, before)
+        thinctl.run("abandon", other.name, 7)
+    else:
+        begun = time.monotonic()
+        thinctl.receive(other, 7, stream)
+        received(other, 7, content)
+        assert time.monotonic() - begun < 60
+    assert volumes(other) == {7}
+    assert not thinctl.leftovers(other)

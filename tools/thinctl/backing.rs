@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a file lies on.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    os::unix::fs::MetadataExt,
+    path::{
+        Path,
+        PathBuf, //
+    },
+};
+
+use devicemapper::Device;
+
+use crate::error::{
+    Error,
+    Result, //
+};
+
+/// So many layers of devices and file systems are looked through.
+const DEEPEST: u32 = 32;
+
+/// Whether a file needs a device to be read or written: its file system lies on it, or on something that does.
+pub fn lies_on(path: &Path, device: Device) -> Result<bool> {
+    file_needs(path, &device.to_string(), DEEPEST)
+}
+
+fn file_needs(path: &Path, wanted: &str, depth: u32) -> Result<bool> {
+    let number = fs::metadata(path).map_err(Error::io(path.display()))?.dev();
+    let number = Device::from(number).to_string();
+    if folder(&number).exists() {
+        return device_needs(&number, wanted, depth);
+    }
+    // File systems of several devices, or of none, have numbers of their own.
+    let Some(mount) = mount_of(path)? else {
+        return Ok(false);
+    };
+    for source in mount.below() {
+        let Ok(metadata) = fs::metadata(&source) else {
+            continue;
+        };
+        let Some(depth) = depth.checked_sub(1) else {
+            return Ok(false);
+        };
+        let number = Device::from(metadata.rdev()).to_string();
+        let needs = match metadata.is_dir() {
+            true => file_needs(&source, wanted, depth)?,
+            false => device_needs(&number, wanted, depth)?,
+        };
+        if needs {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn device_needs(number: &str, wanted: &str, depth: u32) -> Result<bool> {
+    if number == wanted {
+        return Ok(true);
+    }
+    let Some(depth) = depth.checked_sub(1) else {
+        return Ok(false);
+    };
+    let folder = folder(number);
+    for slave in entries(&folder.join("slaves"))? {
+        let text = fs::read_to_string(slave.join("dev")).unwrap_or_default();
+        if device_needs(text.trim_end(), wanted, depth)? {
+            return Ok(true);
+        }
+    }
+    // The disk of a partition is the folder above it.
+    if folder.join("partition").exists() {
+        let text = fs::read_to_string(folder.join("../dev")).unwrap_or_default();
+        if device_needs(text.trim_end(), wanted, depth)? {
+            return Ok(true);
+        }
+    }
+    match fs::read_to_string(folder.join("loop/backing_file")) {
+        Ok(file) => match file_needs(Path::new(file.trim_end()), wanted, depth) {
+            // The file may have no name any more.
+            Err(_) => Ok(false),
+            result => result,
+        },
+        Err(_) => Ok(false),
+    }
+}
+
+fn folder(number: &str) -> PathBuf {
+    Path::new("/sys/dev/block").join(number)
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    match fs::read_dir(folder) {
+        Ok(found) => found
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<std::io::Result<_>>()
+            .map_err(Error::io(folder.display())),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(Error::Io(folder.display().to_string(), e)),
+    }
+}
+
+/// A file system that is mounted.
+struct Mount {
+    source: PathBuf,
+    options: String,
+}
+
+impl Mount {
+    /// What it lies on.
+    fn below(&self) -> Vec<PathBuf> {
+        let folders = self.options.split(',').filter_map(|option| {
+            let (name, value) = option.split_once('=')?;
+            // Of overlayfs.
+            ["upperdir", "workdir"].contains(&name).then_some(value)
+        });
+        let mut found: Vec<PathBuf> = folders.map(PathBuf::from).collect();
+        if self.source.is_absolute() {
+            found.push(self.source.clone());
+        }
+        found
+    }
+}
+
+/// The mount that a file is in.
+fn mount_of(path: &Path) -> Result<Option<Mount>> {
+    const FILE: &str = "/proc/self/mountinfo";
+    let path = path.canonicalize().map_err(Error::io(path.display()))?;
+    let lines = fs::read_to_string(FILE).map_err(Error::io(FILE))?;
+    Ok(find_mount(&lines, &path))
+}
+
+fn find_mount(lines: &str, path: &Path) -> Option<Mount> {
+    let mut found: Option<(usize, Mount)> = None;
+    for line in lines.lines() {
+        // See proc(5): fields of which some are optional, a hyphen, then type, source and options.
+        let Some((before, after)) = line.split_once(" - ") else {
+            continue;
+        };
+        let (Some(place), Some(source)) = (before.split(' ').nth(4), after.split(' ').nth(1))
+        else {
+            continue;
+        };
+        let depth = place.len();
+        // Of those in one place the last one is seen.
+        if path.starts_with(place) && found.as_ref().is_none_or(|(deepest, _)| depth >= *deepest) {
+            let options = after.split(' ').nth(2).unwrap_or_default().to_owned();
+            let source = PathBuf::from(source);
+            found = Some((depth, Mount { source, options }));
+        }
+    }
+    found.map(|(_, mount)| mount)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINES: &str = "\
+21 1 0:30 / / rw,relatime shared:1 - btrfs /dev/vg/root rw,space_cache
+22 21 0:5 / /run rw shared:2 - tmpfs tmpfs rw
+23 21 0:31 / /merged rw - overlay overlay rw,lowerdir=/a,upperdir=/b/up,workdir=/b/work
+24 21 8:1 / /run/data rw - ext4 /dev/sda1 rw
+";
+
+    #[test]
+    fn the_deepest_mount_is_found() {
+        let below = |path: &str| {
+            let mount = find_mount(LINES, Path::new(path));
+            mount.map(|mount| mount.below()).unwrap_or_default()
+        };
+        assert_eq!(below("/var/lib/x"), [Path::new("/dev/vg/root")]);
+        assert_eq!(below("/running"), [Path::new("/dev/vg/root")]);
+        assert_eq!(below("/run/x"), [Path::new(""); 0]);
+        assert_eq!(below("/run/data/x"), [Path::new("/dev/sda1")]);
+        assert_eq!(
+            below("/merged/x"),
+            [Path::new("/b/up"), Path::new("/b/work")]
+        );
+    }
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Whether a pool has room for what is to be written.
+//!
+//! A pool that runs full holds up all that is written to it, by others, too. So what is to come is compared with what is
+//! free before it begins; and as others write meanwhile, each piece of it is, too.
+
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use crate::{
+    dm::Dm,
+    error::{
+        Error,
+        Result, //
+    },
+    pool::Pool,
+    session::Session,
+    usage, //
+};
+
+/// The mode of a pool without a free block, as its status tells.
+const FULL: &str = "out_of_data_space";
+
+/// What is free in a pool.
+#[derive(Clone)]
+pub struct Room {
+    dm: Arc<Dm>,
+    pool: Pool,
+    /// Whether it is to be left at what the pool says.
+    anyway: bool,
+}
+
+impl Room {
+    /// That of a session's pool. Nothing is compared if it is to be tried `anyway`.
+    pub fn new(session: &Session, anyway: bool) -> Self {
+        Self {
+            dm: session.dm.clone(),
+            pool: session.pool.clone(),
+            anyway,
+        }
+    }
+
+    /// Gives an error if so many bytes of data, which are yet to come, cannot fit.
+    pub fn check(&self, bytes: u64) -> Result {
+        self.compare(bytes.div_ceil(self.pool.block_size), || {
+            format!("{} are to come", usage::bytes(bytes))
+        })
+    }
+
+    /// Gives an error if the pool could run full of a write.
+    pub fn check_write(&self, offset: u64, len: u64) -> Result {
+        let first = offset / self.pool.block_size;
+        let end = offset.saturating_add(len).div_ceil(self.pool.block_size);
+        self.compare(end.saturating_sub(first), || {
+            "there is more to come".to_owned()
+        })
+    }
+
+    fn compare(&self, blocks: u64, what: impl FnOnce() -> String) -> Result {
+        if self.anyway {
+            return Ok(());
+        }
+        let status = self.pool.status(&self.dm)?;
+        let free = status.data_blocks.saturating_sub(status.used_data_blocks);
+        if blocks <= free && status.mode != FULL {
+            return Ok(());
+        }
+        let free = usage::bytes(free.saturating_mul(self.pool.block_size));
+        Err(Error::NoRoom(format!(
+            "pool {} has no room: {}, and {free} are free; --anyway tries all the same",
+            self.pool.name,
+            what()
+        )))
+    }
+
+    /// Names what a failed write means.
+    pub fn explain(&self, e: Error) -> Error {
+        match e.errno() {
+            Some(Errno::NOSPC) => Error::NoRoom(format!("pool {} has run full", self.pool.name)),
+            _ => e,
+        }
+    }
+}

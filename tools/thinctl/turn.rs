@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Whose turn it is to suspend a volume.
+//!
+//! Two processes that suspend one device know nothing of each other: one resumes what the other one relies on. So a file
+//! for each volume is locked by whoever suspends it, and also by whoever replaces or deletes it. lvm2 does the same with
+//! a file for each volume group, which is locked in the way that lvm2 does it.
+//!
+//! Locks are taken in this order: the volume's, the volume group's, that of the pool's metadata snapshot.
+
+use std::{
+    path::Path,
+    time::Duration, //
+};
+
+use crate::{
+    error::Result,
+    home::{
+        Home,
+        Lock, //
+    },
+    pool::Pool, //
+};
+
+/// How long to wait for it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where lvm2 has its locks.
+const LVM2: &str = "/run/lock/lvm";
+
+/// A lock whose file is removed with it.
+struct Passing {
+    home: Home,
+    name: String,
+    _lock: Lock,
+}
+
+impl Passing {
+    fn take(home: &Home, name: String) -> Result<Self> {
+        Ok(Self {
+            _lock: home.lock(&name, PATIENCE)?,
+            home: home.clone(),
+            name,
+        })
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        // Nobody else can have locked it meanwhile; that it stays does no harm.
+        let _ = self.home.remove(&self.name);
+    }
+}
+
+/// The turn of this process, until it is dropped.
+pub struct Turn {
+    // lvm2's is given back first.
+    _group: Option<Passing>,
+    _volume: Passing,
+}
+
+impl Turn {
+    /// Waits for the turn with volume `id` of `pool`, whose folder in `/run` is `run`. `settle` is called before anything of
+    /// lvm2 is locked.
+    pub fn take(run: &Home, pool: &Pool, id: u32, settle: impl FnOnce() -> Result) -> Result<Self> {
+        let volume = Passing::take(run, format!("volume-{id}.lock"))?;
+        settle()?;
+        let group = match pool.is_of_lvm2() {
+            true => Some(lock_group(&group_of(&pool.name))?),
+            false => None,
+        };
+        Ok(Self {
+            _group: group,
+            _volume: volume,
+        })
+    }
+}
+
+fn lock_group(group: &str) -> Result<Passing> {
+    let home = Home::at(Path::new(LVM2))?;
+    let file = format!("V_{group}");
+    // Who waits for the file holds this one, so that whoever only reads does not get in between.
+    let _queue = Passing::take(&home, format!("{file}:aux"))?;
+    Passing::take(&home, file)
+}
+
+/// The volume group in the name of a device: what is before the first hyphen that is not doubled.
+fn group_of(device: &str) -> String {
+    let mut group = String::new();
+    let mut rest = device.chars().peekable();
+    while let Some(c) = rest.next() {
+        if c == '-' && rest.next_if_eq(&'-').is_none() {
+            break;
+        }
+        group.push(c);
+    }
+    group
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volume_groups_are_those_of_the_names() {
+        assert_eq!(group_of("vg-lv"), "vg");
+        assert_eq!(group_of("my--vg-a--b"), "my-vg");
+        assert_eq!(group_of("a----b-c-tpool"), "a--b");
+    }
+}
