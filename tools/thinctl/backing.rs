@@ -173,7 +173,7 @@ mod tests {
         };
         assert_eq!(below("/var/lib/x"), [Path::new("/dev/vg/root")]);
         assert_eq!(below("/running"), [Path::new("/dev/vg/root")]);
-        assert_eq!(below("/run/x"), [Path::new(""); 0]);
+        assert!(below("/run/x").is_empty());
         assert_eq!(below("/run/data/x"), [Path::new("/dev/sda1")]);
         assert_eq!(
             below("/merged/x"),

@@ -565,10 +565,11 @@ impl Run<'_> {
 
         let source = Source::open(from, snapshot, size)?;
         let temporary = self.migration.temporary;
+        let seen = to.pool.size_to_write(size);
         let (activation, origin) = match self.origin.device() {
-            None => (to.activate(temporary, size.max(1), false)?, None),
+            None => (to.activate(temporary, seen, false)?, None),
             Some(device) => (
-                to.activate_over(temporary, size.max(1), device)?,
+                to.activate_over(temporary, seen, device)?,
                 Some(node(device)?),
             ),
         };

@@ -327,6 +327,18 @@ impl Pool {
         )))
     }
 
+    /// How much must be seen of a volume, in bytes, to write `size` bytes to it: whole blocks, if what is not written of them
+    /// would show what they held before.
+    pub fn size_to_write(&self, size: u64) -> u64 {
+        let size = size.max(1);
+        match self.skips_zeroing {
+            true => size
+                .checked_next_multiple_of(self.block_size)
+                .unwrap_or(size),
+            false => size,
+        }
+    }
+
     /// The words of a table for volume `id`.
     pub fn thin_words(&self, id: u32) -> String {
         self.thin_words_over(id, None)

@@ -152,7 +152,8 @@ pub fn receive(
         return Ok(Outcome::AlreadyThere);
     };
 
-    let activation = session.activate(partial.temporary, header.size.max(1), false)?;
+    let seen = session.pool.size_to_write(header.size);
+    let activation = session.activate(partial.temporary, seen, false)?;
     let mut target = Target::open(&activation.path(), &session.pool, None, room)?;
     let mut unsaved = 0u64;
     let mut done = partial.offset;

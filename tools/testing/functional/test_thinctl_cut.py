@@ -263,6 +263,7 @@ class Backup(Case):
     def prepare(self):
         self.repository = os.path.join(self.thinctl.folder, f"backups {self.choice.random()}")
         self.words = "backup", self.pool.name, 0, self.repository, "--name", "data"
+        self.thinctl.run("init", self.repository)
         self.thinctl.run(*self.words)
         self.content.scatter("second", 3, most=64)
 
