@@ -75,6 +75,7 @@ def parts(place):
                  "--kills", many(100), "--seed", seed, suite="power"),
         machines("logs", "power cuts, with the whole stack", "--set", f"power_logs={many(40)}", "--set", f"seed={seed}",
                  "--test-timeout", 900, "test_power.py"),
+        machines("cuts", "thinctl, killed before each of its steps", "--set", "cut_step=1", "--test-timeout", 20_000, "test_thinctl_cut.py"),
         machines("disks", "disks that fail in many places and ways", "--set", f"fault_rounds={many(40)}", "--set", f"seed={seed}",
                  "--test-timeout", 900, "test_faults.py"),
         machines("stress", "everything at once", "--set", f"stress_rounds={many(20)}", "--set", "stress_seconds=90",
