@@ -167,11 +167,12 @@ pub fn backup(
         Ok(())
     })?;
 
-    kept.snapshots = vec![snapshot];
-    session.home.store(&file, &kept)?;
+    // As long as it is there, it is listed.
     if let Some(before) = current {
         session.delete(before)?;
     }
+    kept.snapshots = vec![snapshot];
+    session.home.store(&file, &kept)?;
     Ok(Some(generation))
 }
 

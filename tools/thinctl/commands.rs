@@ -397,7 +397,10 @@ fn replicate(
             })?,
             Err(e @ Error::Interrupted(_)) => return Err(e),
             Err(e) if last => return Err(e),
-            Err(e) => eprintln!("thinctl: {e}; the next turn tries again"),
+            // Nobody may be there any more to read it.
+            Err(e) => {
+                let _ = writeln!(io::stderr(), "thinctl: {e}; the next turn tries again");
+            }
         }
         if last {
             return Ok(());

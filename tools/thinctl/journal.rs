@@ -164,13 +164,21 @@ impl Journal {
     pub fn enter<X>(&self, entry: Entry, action: impl FnOnce() -> Result<X>) -> Result<X> {
         let mut entries = self.entries();
         entries.push(entry);
-        self.store(&entries)?;
+        if let Err(e) = self.store(&entries) {
+            entries.pop();
+            return Err(e);
+        }
         let result = action();
         if result.is_err() {
             entries.pop();
             self.store(&entries)?;
         }
         result
+    }
+
+    /// Whether the pool has its metadata snapshot at `root`.
+    pub fn holds_metadata_snap(&self, root: u64) -> Result<bool> {
+        Ok(self.pool.status(&self.dm)?.metadata_snap == Some(root))
     }
 
     /// Notes something in other words, which are in the file after the next change of it or [`save`](Self::save).

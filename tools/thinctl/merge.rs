@@ -5,7 +5,10 @@
 //! The origin is held for as long as it takes, the volume is not: a merge that was cut off goes on with the snapshot that
 //! it has begun with only if nobody has used the volume since, and the volume is deleted only if that snapshot has all of it.
 
-use std::path::Path;
+use std::path::{
+    self,
+    Path, //
+};
 
 use rustix::io::Errno;
 use serde::{
@@ -35,6 +38,7 @@ use crate::{
     naming::contents,
     send::{
         differences,
+        has_data,
         Source, //
     },
     session::Session,
@@ -50,8 +54,10 @@ use crate::{
 struct Merge {
     /// A snapshot of the volume, so that all of what is written is of one moment.
     snapshot: u32,
-    /// Where to.
+    /// Where to, in the words that were used: what they lead to is another number after each boot.
     into: String,
+    /// The size of that device in bytes.
+    size: u64,
     /// Below this offset, in bytes, all is stable.
     offset: u64,
     /// Whether all of the snapshot is written.
@@ -93,13 +99,12 @@ pub fn merge(
         }
         result => result?,
     };
-    let into = into
-        .canonicalize()
+    let into = path::absolute(into)
         .map_err(Error::io(into.display()))?
         .display()
         .to_string();
 
-    let mut merge = begin(session, id, into, &file)?;
+    let mut merge = begin(session, id, into, device.size, &file)?;
     let mut merged = Merged {
         written: 0,
         resumed_at: merge.offset,
@@ -122,13 +127,13 @@ pub fn merge(
 }
 
 /// Goes on with a merge, or begins one.
-fn begin(session: &Session, id: u32, into: String, file: &str) -> Result<Merge> {
+fn begin(session: &Session, id: u32, into: String, size: u64, file: &str) -> Result<Merge> {
     let mut known = session.home.load::<Merge>(file)?;
     if let Some(known) = &mut known {
-        if known.into != into {
+        if (known.into.as_str(), known.size) != (into.as_str(), size) {
             return Err(Error::Refused(format!(
-                "a merge of volume {id} into {} is not finished",
-                known.into
+                "a merge of volume {id} into {}, of {} bytes, is not finished, and must go on with that device",
+                known.into, known.size
             )));
         }
         if let Some(before) = known.before.take() {
@@ -155,6 +160,7 @@ fn begin(session: &Session, id: u32, into: String, file: &str) -> Result<Merge> 
     let merge = Merge {
         snapshot: session.snapshot(id)?,
         into,
+        size,
         offset: 0,
         written: false,
         before: known.map(|known| known.snapshot),
@@ -182,7 +188,10 @@ fn write(
     snap.release()?;
     let block_size = session.pool.block_size;
     let size = end.saturating_mul(block_size);
-    if size.saturating_sub(device.size) >= block_size {
+    let is_beyond = size > device.size
+        && (size.saturating_sub(device.size) >= block_size
+            || has_data(session, merge.snapshot, device.size..size)?);
+    if is_beyond {
         let abandoned = abandon(session, file, merge);
         return abandoned.and(Err(Error::Refused(format!(
             "volume {id} has data up to byte {size}, and {} has {} bytes only",

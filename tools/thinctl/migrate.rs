@@ -200,7 +200,7 @@ fn begin(from: &Session, id: u32, to: &Session, to_id: u32, file: &str) -> Resul
                 migration.to_id, migration.to_pool
             )));
         }
-        return resume(from, to, migration, file);
+        return resume(from, id, to, migration, file);
     }
     if !from.exists(id)? {
         return Err(from.no_volume(id));
@@ -223,13 +223,41 @@ fn begin(from: &Session, id: u32, to: &Session, to_id: u32, file: &str) -> Resul
 }
 
 /// Makes up for what may have happened between a migration's steps.
-fn resume(from: &Session, to: &Session, mut migration: Migration, file: &str) -> Result<Migration> {
+fn resume(
+    from: &Session,
+    id: u32,
+    to: &Session,
+    mut migration: Migration,
+    file: &str,
+) -> Result<Migration> {
     if let Some(before) = migration.before.take() {
         from.delete(before)?;
     }
-    let is_spoilt = migration.copying.is_some() && Target::is_spoilt_when_cut_off(&to.pool);
-    if migration.stage == Stage::Copying && (is_spoilt || !to.exists(migration.temporary)?) {
-        start_over(from, to, &mut migration, file)?;
+    match migration.stage {
+        Stage::Copying => {
+            let mut is_of_use = to.exists(migration.temporary)?
+                && !(migration.copying.is_some() && Target::is_spoilt_when_cut_off(&to.pool));
+            // Somebody may have deleted what the next pass would be compared with.
+            for snapshot in migration.copied.into_iter().chain(migration.copying) {
+                is_of_use = is_of_use && from.exists(snapshot)?;
+            }
+            if !is_of_use {
+                start_over(from, to, &mut migration, file)?;
+            }
+        }
+        Stage::Switching => {}
+        // It was done then. The copy may be gone since, and the volume used, so all of it is looked at again.
+        Stage::Done => match migration.last() {
+            Some(last) if from.exists(last)? => migration.stage = Stage::Switching,
+            _ if to.exists(migration.to_id)? => {}
+            _ => {
+                from.home.remove(file)?;
+                return Err(Error::Refused(format!(
+                    "volume {id} was migrated before, and volume {} of pool {} is not there any more; nothing was deleted",
+                    migration.to_id, to.pool.name
+                )));
+            }
+        },
     }
     Ok(migration)
 }
@@ -242,6 +270,11 @@ fn start_over(from: &Session, to: &Session, migration: &mut Migration, file: &st
     to.keep(migration.temporary, || from.home.store(file, &migration))?;
     if let Some(before) = migration.before.take() {
         from.delete(before)?;
+    }
+    // Nothing of it is in the new copy.
+    if let Some(copying) = migration.copying.take() {
+        from.delete(copying)?;
+        from.home.store(file, &migration)?;
     }
     Ok(())
 }

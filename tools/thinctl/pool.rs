@@ -249,7 +249,8 @@ impl Pool {
             let [line] = table.as_slice() else {
                 continue;
             };
-            if line.target != "thin" {
+            // A failed pool's volumes do not tell their tables.
+            if line.target != "thin" || matches!(line.words.as_str(), "Fail" | "-") {
                 continue;
             }
             let params: ThinTargetParams = format!("thin {}", line.words)

@@ -398,6 +398,12 @@ fn finish(session: &Session, partial: &Partial) -> Result<bool> {
 pub fn abandon(session: &Session, id: u32) -> Result {
     let _lock = lock(session, id)?;
     match Partial::load(session, id)? {
+        // The volume whose place it takes is deleted already: nothing else has its content.
+        Some(partial)
+            if partial.complete && partial.replaces.is_some() && !session.exists(id)? =>
+        {
+            finish(session, &partial).map(drop)
+        }
         Some(partial) => partial.discard(session),
         None => Err(Error::NotFound(format!(
             "no volume {id} is being received in pool {}",

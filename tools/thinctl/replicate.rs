@@ -50,6 +50,8 @@ struct Snapshots {
     common: Option<u32>,
     /// The other side may have it.
     pending: Option<u32>,
+    /// Of no use any more.
+    before: Option<u32>,
 }
 
 /// A volume that is replicated.
@@ -92,6 +94,7 @@ impl<'a> Replication<'a> {
             command: command.to_owned(),
             common: None,
             pending: None,
+            before: None,
         });
         Ok(Self {
             session,
@@ -109,6 +112,10 @@ impl<'a> Replication<'a> {
         wrap: Wrap<'_>,
         progress: &mut dyn FnMut(Option<u64>, u64),
     ) -> Result<Option<Turn>> {
+        if let Some(before) = self.snapshots.before {
+            self.session.delete(before)?;
+            self.snapshots.before = None;
+        }
         for known in [&mut self.snapshots.common, &mut self.snapshots.pending] {
             if let Some(id) = *known {
                 if !self.session.exists(id)? {
@@ -141,6 +148,7 @@ impl<'a> Replication<'a> {
             ref command,
             common,
             pending,
+            ..
         } = self.snapshots;
         let Some(pending) = pending else {
             return Err(Error::NotFound("there is nothing to send".to_owned()));
@@ -168,11 +176,12 @@ impl<'a> Replication<'a> {
         });
         program.end(sent)?;
 
-        let before = self.snapshots.common.replace(pending);
+        self.snapshots.before = self.snapshots.common.replace(pending);
         self.snapshots.pending = None;
         self.store()?;
-        if let Some(before) = before {
+        if let Some(before) = self.snapshots.before {
             self.session.delete(before)?;
+            self.snapshots.before = None;
         }
         Ok(Turn {
             data,
@@ -187,9 +196,12 @@ impl<'a> Replication<'a> {
     /// Deletes the snapshots that were kept. The next turn sends the whole volume.
     pub fn forget(self) -> Result {
         let Snapshots {
-            common, pending, ..
+            common,
+            pending,
+            before,
+            ..
         } = self.snapshots;
-        for snapshot in common.into_iter().chain(pending) {
+        for snapshot in common.into_iter().chain(pending).chain(before) {
             self.session.delete(snapshot)?;
         }
         self.session.home.remove(&self.file)
@@ -213,7 +225,8 @@ pub fn kept(home: &Home) -> Result<Vec<Kept>> {
     let mut found = Vec::new();
     for key in home.list(REPLICATION, ".json")? {
         if let Some(kept) = home.load::<Snapshots>(&file(&key))? {
-            found.extend(kept.common.into_iter().chain(kept.pending).map(|id| Kept {
+            let ids = kept.common.into_iter().chain(kept.pending);
+            found.extend(ids.chain(kept.before).map(|id| Kept {
                 id,
                 volume: kept.volume,
                 owner: Owner::Replicate,
@@ -230,7 +243,8 @@ pub fn forget(session: &Session, snapshot: u32) -> Result {
         let file = file(&key);
         let load = || -> Result<Option<Snapshots>> {
             let kept = session.home.load::<Snapshots>(&file)?;
-            Ok(kept.filter(|kept| [kept.common, kept.pending].contains(&Some(snapshot))))
+            Ok(kept
+                .filter(|kept| [kept.common, kept.pending, kept.before].contains(&Some(snapshot))))
         };
         if load()?.is_none() {
             continue;
@@ -242,7 +256,8 @@ pub fn forget(session: &Session, snapshot: u32) -> Result {
         session.delete(snapshot)?;
         kept.common = kept.common.filter(|&id| id != snapshot);
         kept.pending = kept.pending.filter(|&id| id != snapshot);
-        if kept.common.or(kept.pending).is_none() {
+        kept.before = kept.before.filter(|&id| id != snapshot);
+        if kept.common.or(kept.pending).or(kept.before).is_none() {
             session.home.remove(&file)?;
         } else {
             session.home.store(&file, &kept)?;

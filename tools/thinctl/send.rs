@@ -2,7 +2,10 @@
 
 //! Sending a volume, or what has changed since another one of the same pool.
 
-use std::io::Write;
+use std::{
+    io::Write,
+    ops::Range, //
+};
 
 use persistent_data::block_manager::BlockManager;
 use thin_metadata::View;
@@ -14,7 +17,8 @@ use crate::{
     },
     device::{
         Buffer,
-        Device, //
+        Device,
+        CHUNK, //
     },
     error::{
         Error,
@@ -88,6 +92,23 @@ pub fn differences<B: BlockManager>(
     Ok(extents)
 }
 
+/// Whether a volume reads as anything but zeroes there.
+pub fn has_data(session: &Session, id: u32, bytes: Range<u64>) -> Result<bool> {
+    let source = Source::open(session, id, bytes.end)?;
+    let mut buffer = Buffer::new();
+    let mut offset = bytes.start;
+    while offset < bytes.end {
+        let len = bytes.end.saturating_sub(offset).min(CHUNK as u64);
+        let data = buffer.get(len as usize);
+        source.device().read(offset, data)?;
+        if data.iter().any(|&byte| byte != 0) {
+            return Ok(true);
+        }
+        offset = offset.saturating_add(len);
+    }
+    Ok(false)
+}
+
 /// Finds out what is to be sent, for which it takes a metadata snapshot for a short time.
 pub fn plan(session: &Session, request: &Request<'_>) -> Result<Plan> {
     let Request {
@@ -133,11 +154,9 @@ pub fn plan(session: &Session, request: &Request<'_>) -> Result<Plan> {
     let end = now.end.max(extents.end).saturating_mul(block_size);
     // The last block may be larger than what the volume has of it.
     let known = active.unwrap_or(0).max(request.size);
-    let size = if end.saturating_sub(known) < block_size {
-        known
-    } else {
-        end
-    };
+    let is_known = end.saturating_sub(known) < block_size
+        && (active.is_some() || end <= known || !has_data(session, id, known..end)?);
+    let size = if is_known { known } else { end };
     let mut plan = Plan {
         header: Header {
             size,
@@ -186,6 +205,16 @@ pub fn send(
         Ok(())
     })?;
     drop(source);
+    // Whoever has activated the volume meanwhile, and written to it, has changed what was read.
+    let snap = session.metadata_snap()?;
+    let now = contents(session, &snap.view()?, plan.id)?;
+    snap.release()?;
+    if !now.is(plan.header.to) {
+        return Err(Error::Refused(format!(
+            "volume {} was written to while it was sent; what was received of it must be abandoned",
+            plan.id
+        )));
+    }
     writer.finish()
 }
 

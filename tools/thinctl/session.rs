@@ -177,17 +177,20 @@ impl Session {
             self.journal
                 .enter(entry.clone(), || self.message("reserve_metadata_snap"))
         };
+        let busy = || {
+            Error::Busy(format!(
+                "pool {} has a metadata snapshot that thinctl did not take; --force releases it",
+                self.pool.name
+            ))
+        };
+        // What is somebody else's must not be noted: whoever undoes it would release that.
+        match (self.pool.status(&self.dm)?.metadata_snap, self.force) {
+            (None, _) => {}
+            (Some(_), true) => self.message("release_metadata_snap")?,
+            (Some(_), false) => return Err(busy()),
+        }
         match reserve() {
-            Err(e) if e.errno() == Some(Errno::BUSY) && self.force => {
-                self.message("release_metadata_snap")?;
-                reserve()?;
-            }
-            Err(e) if e.errno() == Some(Errno::BUSY) => {
-                return Err(Error::Busy(format!(
-                    "pool {} has a metadata snapshot that thinctl did not take; --force releases it",
-                    self.pool.name
-                )));
-            }
+            Err(e) if e.errno() == Some(Errno::BUSY) => return Err(busy()),
             result => result?,
         }
         let mut snap = MetadataSnap {
@@ -195,6 +198,7 @@ impl Session {
             entry,
             root: 0,
             bm: None,
+            checksum: 0,
             _lock: lock,
         };
         let status = self.pool.status(&self.dm)?;
@@ -219,6 +223,7 @@ impl Session {
         }
         let bm = DirectBm::open(&self.pool.metadata)?;
         Identity::note(&self.home, Stamp::at(&bm, root)?)?;
+        snap.checksum = Superblock::read(&bm, root)?.csum.get();
         snap.bm = Some(bm);
         Ok(snap)
     }
@@ -330,8 +335,18 @@ impl Session {
     /// Takes a snapshot of a volume, which goes when this process ends unless it is [kept](Self::keep).
     pub fn snapshot(&self, origin: u32) -> Result<u32> {
         // Its id is written down before anything is suspended.
-        let id =
-            self.new_id(|id| self.quiesced(origin, || self.message(&create_snap(id, origin))))?;
+        let id = self.new_id(|id| {
+            let mut is_taken = false;
+            let result = self.quiesced(origin, || {
+                self.message(&create_snap(id, origin))?;
+                is_taken = true;
+                Ok(())
+            });
+            if result.is_err() && is_taken {
+                self.pool.delete(&self.dm, id)?;
+            }
+            result
+        })?;
         self.note_stamp();
         Ok(id)
     }
@@ -570,6 +585,8 @@ pub struct MetadataSnap {
     /// Where it is.
     pub root: u64,
     bm: Option<DirectBm>,
+    /// The checksum of its superblock.
+    checksum: u32,
     _lock: Option<Lock>,
 }
 
@@ -582,9 +599,20 @@ impl MetadataSnap {
         }
     }
 
-    /// Releases it.
+    /// Releases it. If somebody else has done so before, what was read from it may be anything: that is an error.
     pub fn release(self) -> Result {
-        self.journal.undo(&self.entry)
+        let is_there = self.journal.holds_metadata_snap(self.root)?
+            && match &self.bm {
+                Some(bm) => Superblock::read(bm, self.root)?.csum.get() == self.checksum,
+                None => false,
+            };
+        self.journal.undo(&self.entry)?;
+        match is_there {
+            true => Ok(()),
+            false => Err(Error::Busy(
+                "the metadata snapshot was released by somebody else while it was read".to_owned(),
+            )),
+        }
     }
 }
 

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0
 """thinctl: a volume that somebody uses between a run and the one that goes on with it, or beside a run."""
 
+import contextlib
+import os
 import subprocess
 import time
 
 import pytest
 
 from dmtest import disk
-from dmtest.background import wait_until
+from dmtest.background import (
+    Background,
+    wait_until,
+)
 from dmtest.content import Content
 from dmtest.disk import MIB
 from dmtest.thinctl import (
@@ -207,3 +212,95 @@ def test_puts_nothing_in_the_place_of_what_became_active(other, thinctl, streams
         assert time.monotonic() - begun < 60
     assert volumes(other) == {7}
     assert not thinctl.leftovers(other)
+
+
+def test_copies_again_what_is_not_there_any_more(pool, other, thinctl):
+    """A migration was as good as done when it was cut off, and then somebody deleted the copy."""
+    contents = []
+
+    def words():
+        number = len(contents) - 1
+        return "migrate", f"{pool.name}:{number}", f"{other.name}:{100 + number}", "--no-origin"
+
+    def is_cut_off(step):
+        """A migration of its own, which is killed before this step if it has as many."""
+        contents.append(Content(pool.new_thin(len(contents), SIZE)))
+        contents[-1].write(MIB, MIB)
+        contents[-1].thin.remove()
+        thinctl.environment["THINCTL_CUT"] = str(step)
+        code = thinctl.cut(*words(), after=60)
+        del thinctl.environment["THINCTL_CUT"]
+        return code != 0
+
+    first, last = 1, 512
+    while last - first > 1:
+        middle = (first + last) // 2
+        first, last = (middle, last) if is_cut_off(middle) else (first, middle)
+    # It is done some steps before the last one.
+    for step in range(first, 0, -1):
+        is_cut_off(step)
+        number = len(contents) - 1
+        notes = thinctl.notes(pool, f"migrate-{number}.json")
+        if notes and notes["stage"] == "done" and notes["copied"] in volumes(pool):
+            break
+    else:
+        pytest.fail("it was never cut off where it was done")
+    other.delete(100 + number)
+    thinctl.run(*words(), "--delete")
+    received(other, 100 + number, contents[number])
+    assert number not in volumes(pool)
+
+
+def test_notices_that_its_metadata_snapshot_is_gone(make_pool, make_faulty, thinctl):
+    """Somebody else releases it while it is read: what was read may be anything."""
+    pool = make_pool(metadata=make_faulty(16 * MIB))
+    content = Content(pool.new_thin(0, SIZE))
+    content.write(0, SIZE)
+    thinctl.snapshot(pool, 0, 1)
+    pool.metadata.hold("reads", start=8)
+    process = thinctl.start("send", pool.name, 1, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    pool.metadata.wait_for_held()
+    released = Background(pool.release_metadata_snap)
+    released.waits(0.5)
+    pool.metadata.heal()
+    released.outcome()
+    errors = process.communicate()[1].decode()
+    assert process.returncode == BUSY and "released by somebody else" in errors, errors
+    assert not thinctl.leftovers(pool)
+
+
+def test_merges_what_lies_behind_the_end_or_nothing(make_pool, make_disk, thinctl):
+    """The volume was made larger than its external origin, within a block."""
+    pool = make_pool(block_sectors=8192)
+    origin = make_disk(6 * MIB)
+    for number, data in enumerate((b"data", bytes(4))):
+        content = Content(pool.new_thin(number, 8 * MIB, origin=origin.path))
+        disk.write(content.thin.path, 4 * MIB, b"\5" * MIB)
+        disk.write(content.thin.path, 7 * MIB, data * 1024)
+        content.thin.flush()
+        content.thin.remove()
+        words = "merge", pool.name, number, "--into", origin.path, "--delete"
+        if any(data):
+            thinctl.refused(*words)
+            assert volumes(pool) == {0}
+        else:
+            thinctl.run(*words)
+            assert volumes(pool) == {0}
+            assert disk.read(origin.path, 4 * MIB, MIB) == b"\5" * MIB
+
+
+def test_works_while_another_pool_has_failed(pool, make_pool, make_faulty, thinctl):
+    failed = make_pool(metadata=make_faulty(4 * MIB))
+    thin = failed.new_thin(0, SIZE)
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 5)
+    failed.metadata.fail()
+    with contextlib.suppress(OSError):
+        thin.write(0, bytes(64 * 1024), os.O_DSYNC)
+    wait_until(lambda: failed.device.status() == "Fail", "the failure")
+    thinctl.snapshot(pool, 0, 1)
+    received(pool, 1, content)
+    thin.remove()
+    failed.device.remove()
+    failed.device = None
+    failed.metadata.heal()
