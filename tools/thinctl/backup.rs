@@ -138,6 +138,7 @@ pub fn backup(
         id: snapshot,
         from: None,
         size: volume.unwrap_or(last_size),
+        is_old_size: volume.is_none(),
         resume: None,
     };
     let next = match (base, found) {

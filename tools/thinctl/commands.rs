@@ -100,6 +100,7 @@ pub fn run(cli: &Cli) -> Result {
                 id,
                 from,
                 size: 0,
+                is_old_size: false,
                 resume: resume.as_ref(),
             };
             let plan = send::plan(&session, &request)?;

@@ -165,6 +165,7 @@ impl<'a> Replication<'a> {
                 id: pending,
                 from: common,
                 size: size.unwrap_or(0),
+                is_old_size: false,
                 resume: None,
             },
         )?;

@@ -52,6 +52,8 @@ pub struct Request<'a> {
     pub from: Option<u32>,
     /// How large the volume is at least, in bytes, if that is known: the metadata do not tell.
     pub size: u64,
+    /// Whether that is only what it was once. It counts as long as there is nothing behind it.
+    pub is_old_size: bool,
     /// Where an earlier stream was cut off.
     pub resume: Option<&'a ResumeToken>,
 }
@@ -155,7 +157,7 @@ pub fn plan(session: &Session, request: &Request<'_>) -> Result<Plan> {
     // The last block may be larger than what the volume has of it.
     let known = active.unwrap_or(0).max(request.size);
     let is_known = end.saturating_sub(known) < block_size
-        && (active.is_some() || end <= known || !has_data(session, id, known..end)?);
+        && (!request.is_old_size || end <= known || !has_data(session, id, known..end)?);
     let size = if is_known { known } else { end };
     let mut plan = Plan {
         header: Header {

@@ -112,3 +112,20 @@ def test_sizes_of_generations(pool, thinctl):
     content.thin.remove()
     assert backup() == ("incremental", SIZE)
     thinctl.run("verify", repository)
+
+
+def test_what_became_larger_and_is_not_active(pool, other, thinctl):
+    """Only an active volume tells its size: the size of the last generation does not cut off what was written since."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.write(0, SIZE)
+    whole = bytes(content.data)
+    repository = thinctl.repository("backups")
+    backup = "backup", pool.name, 0, repository, "--name", "data"
+    content = resized(content, SIZE - 9 * SECTOR)
+    assert thinctl.json(*backup)["header"]["size"] == SIZE - 9 * SECTOR
+    content = resized(content, SIZE, whole[-9 * SECTOR:])
+    content.write(SIZE - 4 * SECTOR, 4 * SECTOR)
+    content.thin.remove()
+    thinctl.run(*backup)
+    thinctl.run("restore", repository, "data", other.name, 1)
+    compare(other, 1, content.data)
