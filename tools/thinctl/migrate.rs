@@ -250,6 +250,14 @@ fn resume(
         Stage::Done => match migration.last() {
             Some(last) if from.exists(last)? => migration.stage = Stage::Switching,
             _ if to.exists(migration.to_id)? => {}
+            // Nothing else may have the content any more.
+            _ if to.exists(migration.temporary)? => {
+                return Err(Error::Refused(format!(
+                    "volume {id} was migrated before, and volume {} of pool {} is not there any more; volume {} has what \
+                     was copied",
+                    migration.to_id, to.pool.name, migration.temporary
+                )));
+            }
             _ => {
                 from.home.remove(file)?;
                 return Err(Error::Refused(format!(
