@@ -92,9 +92,10 @@ class Test(Room):
     def test_table(self):
         """Each suite has a line, with the seconds that it took; the table is kept."""
         self.fake("cargo", "#!/bin/sh\nsleep 2\necho test result: ok. 3 passed\\; 1 failed\n")
-        shown = self.call(self.room / "scripts/test", "scripts", "cargo").stdout.splitlines()[-4:-1]
-        kept = (self.room / "cache/results/table").read_text().splitlines()
-        self.assertEqual(shown, kept)
+        shown = self.call(self.room / "scripts/test", "scripts", "cargo").stdout
+        table = (self.room / "cache/results/table").read_text()
+        self.assertIn(f"\n\n{table}", shown)
+        kept = table.splitlines()
         lines = [re.fullmatch(r"(\w+) +(\d+ passed, \d+ failed) in (\d+) s", line).groups() for line in kept]
         self.assertEqual([line[:2] for line in lines],
                          [("setup", "0 passed, 0 failed"), ("scripts", "5 passed, 0 failed"), ("cargo", "3 passed, 1 failed")])
@@ -148,6 +149,23 @@ class Test(Room):
     def test_failures_count(self):
         self.fake_vms("print('smoke: 18 passed, 2 failed'); sys.exit(1)")
         self.assertEqual(self.outcome("smoke", "scripts"), (1, "total: 23 passed, 2 failed"))
+
+    def test_failures_are_named_at_the_end(self):
+        """What failed, and the beginning and the end of why, stands between the table and the total."""
+        self.fake_vms(
+            "print('FAILED     1.2 s  test_a.py::one')\n"
+            "print('    [call]\\n        assert f() == 2\\n    E   assert 1 == 2\\n    E    +  where 1 = f()\\n    \\n    a.py:12: AssertionError')\n"
+            "print('passed     0.1 s  test_a.py::two\\nFAILED     0.0 s  test_a.py::three\\nit: 18 passed, 2 failed')")
+        shown = self.call(self.room / "scripts/test", "smoke", "scripts").stdout.splitlines()
+        self.assertEqual([line for line in shown[shown.index("") + 1:] if line.startswith("smoke: ")], [
+            "smoke: FAILED     1.2 s  test_a.py::one", "smoke:     E   assert 1 == 2", "smoke:     E    +  where 1 = f()",
+            "smoke:     a.py:12: AssertionError", "smoke: FAILED     0.0 s  test_a.py::three",
+        ])
+
+    def test_failure_without_a_name(self):
+        self.fake("cargo", "#!/bin/sh\necho error: could not compile\nexit 101\n")
+        shown = self.call(self.room / "scripts/test", "cargo").stdout.splitlines()
+        self.assertEqual(shown[-2:], ["cargo: error: could not compile", "total: 0 passed, 1 failed"])
 
     def test_no_summary_is_a_failure(self):
         self.fake_vms("sys.exit(0)")
