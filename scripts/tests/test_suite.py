@@ -6,6 +6,7 @@ import io
 import json
 import pathlib
 import sys
+import tempfile
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools" / "testing"))
@@ -15,6 +16,7 @@ from harness.suite import (  # noqa: E402
     Results,
     Run,
     files,
+    known_times,
 )
 
 TESTS = ["one", "two", "three"]
@@ -94,6 +96,39 @@ class Boots(unittest.TestCase):
         self.assertEqual((outcomes["passed"], outcomes["failed"]), (3, 0))
 
 
+class Times(unittest.TestCase):
+    """What tests took is kept, and decides the order of the next run."""
+
+    def files(self, times):
+        return files(Chosen.FUNCTIONAL, [], times)
+
+    def test_the_longest_comes_first(self):
+        usual = self.files({})
+        every = {f"{name}::test": {"call": 1} for name in usual}
+        last, before = usual[-1], usual[-2]
+        times = {**every, f"{last}::a": {"setup": 2, "call": 3}, f"{before}::a": {"call": 4}}
+        self.assertEqual(self.files(times), [last, before, *usual[:-2]])
+
+    def test_what_is_not_known_comes_before(self):
+        usual = self.files({})
+        times = {f"{name}::test": {"call": 1} for name in usual if name != "test_tables.py"}
+        self.assertEqual(self.files(times)[0], "test_tables.py")
+
+    def test_others_are_kept(self):
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            path = f"{folder}/times"
+            self.assertEqual(known_times(path), {})
+            for names in (("a", "b"), ("b", "c")):
+                results = Results("suite")
+                for name in names:
+                    results.add(name, "passed", 3, phases={"setup": 1, "call": len(names[0])})
+                results.add("d", "failed", 2)
+                results.keep_times(path)
+            self.assertEqual(known_times(path), {
+                **{name: {"setup": 1, "call": 1} for name in "abc"}, "d": {"call": 2},
+            })
+
+
 class Chosen(unittest.TestCase):
     """No machine is booted for a file of which no test is to run."""
 
@@ -104,7 +139,7 @@ class Chosen(unittest.TestCase):
         return chosen(self.FUNCTIONAL, names, expression, settings)
 
     def test_by_file(self):
-        names = files(self.FUNCTIONAL, [])
+        names = files(self.FUNCTIONAL, [], {})
         self.assertEqual(self.chosen("not test_module.py", names), [name for name in names if name != "test_module.py"])
 
     def test_by_name(self):

@@ -51,11 +51,11 @@ class Events:
 
     def pytest_runtest_logstart(self, nodeid, location):
         kmsg.mark(f"start {nodeid}")
-        self._outcome = ["passed", 0.0, ""]
+        self._outcome = ["passed", {}, ""]
         self._emit("start", test=nodeid)
 
     def pytest_runtest_logreport(self, report):
-        self._outcome[1] += report.duration
+        self._outcome[1][report.when] = round(report.duration, 2)
         if report.failed:
             self._outcome[0] = "failed"
             self._outcome[2] += f"[{report.when}]\n{report.longreprtext}\n"
@@ -64,8 +64,8 @@ class Events:
             self._outcome[2] = str(report.longrepr[2])
 
     def pytest_runtest_logfinish(self, nodeid, location):
-        outcome, seconds, text = self._outcome
-        self._emit("result", test=nodeid, outcome=outcome, seconds=round(seconds, 2), text=text)
+        outcome, phases, text = self._outcome
+        self._emit("result", test=nodeid, outcome=outcome, seconds=round(sum(phases.values()), 2), phases=phases, text=text)
         if kmsg.checks_locking() is False:
             # After a complaint the kernel no longer checks locks: the rest of the tests needs another one.
             self._session.shouldstop = "lockdep is off"

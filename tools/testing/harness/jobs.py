@@ -48,10 +48,11 @@ def functional(options):
             results, test_limit=options.test_timeout or 240, boot_limit=BOOT_LIMIT,
         )
 
-    shares = suite.files(FUNCTIONAL, options.tests)
+    times = times_of(options)
+    shares = suite.files(FUNCTIONAL, options.tests, suite.known_times(times))
     if options.expression:
         shares = collect.chosen(FUNCTIONAL, shares, options.expression, config["settings"])
-    return suite.run(results, shares, options.jobs, make, options.report)
+    return suite.run(results, shares, options.jobs, make, times, options.report)
 
 
 def marked(options):
@@ -61,15 +62,20 @@ def marked(options):
         raise Missing("vng (virtme-ng) is not installed; name it with --vng")
     config = dict(configuration(options, "functional"), mark=options.suite)
     results = suite.Results(options.suite)
+    tests = suite.files(FUNCTIONAL, options.tests, {})
 
     def make(share):
         return suite.Run(
             share, lambda name: Virtme(options.kernel, os.path.join(options.results, name), options.vng, nvme=64 << 20),
-            dict(config, tests=suite.files(FUNCTIONAL, options.tests)),
-            results, test_limit=options.test_timeout or 240, boot_limit=BOOT_LIMIT,
+            dict(config, tests=tests), results, test_limit=options.test_timeout or 240, boot_limit=BOOT_LIMIT,
         )
 
-    return suite.run(results, ["x86_64"], 1, make, options.report)
+    return suite.run(results, ["x86_64"], 1, make, times_of(options), options.report)
+
+
+def times_of(options):
+    """The file that keeps what tests took from one run to the next; `options.results` itself is emptied."""
+    return f"{options.results}.times"
 
 
 def kunit(options):

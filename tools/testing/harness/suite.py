@@ -2,6 +2,7 @@
 """Runs the functional tests: VMs are given test files, and their events become lines on the terminal."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -18,10 +19,13 @@ class Results:
         self.suite = suite
         self.outcomes = {"passed": 0, "failed": 0, "skipped": 0}
         self.figures = []
+        self.times = {}
         self.began = time.monotonic()
 
-    def add(self, test, outcome, seconds, text=""):
+    def add(self, test, outcome, seconds, text="", phases=None):
+        """Counts a test that took `seconds`: in `phases` "setup", "call" and "teardown", as far as is known."""
         self.outcomes[outcome] += 1
+        self.times[test] = phases or {"call": seconds}
         print(f"{outcome.upper() if outcome == 'failed' else outcome:7} {seconds:6.1f} s  {test}", flush=True)
         if outcome == "failed" and text:
             print("    " + text.rstrip().replace("\n", "\n    "), flush=True)
@@ -31,11 +35,29 @@ class Results:
         with open(path, "a") as file:
             file.write(json.dumps({"suite": self.suite, **self.outcomes, "figures": self.figures}) + "\n")
 
+    def keep_times(self, path):
+        """Writes to the file `path` what the tests took, beside what is known there of others: see `known_times`."""
+        kept = {**known_times(path), **self.times}
+        with open(f"{path}.new", "w") as file:
+            json.dump(kept, file, indent=0)
+        os.replace(f"{path}.new", path)
+
     def finish(self):
         """Prints the suite's last line and returns its exit code."""
+        phases = {when: sum(phases.get(when, 0) for phases in self.times.values()) for when in ("setup", "call", "teardown")}
+        print(f"{self.suite}: {', '.join(f'{when} {seconds:.0f} s' for when, seconds in phases.items())}", flush=True)
         counts = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items())
         print(f"{self.suite}: {counts} in {time.monotonic() - self.began:.0f} s", flush=True)
         return 0 if self.outcomes["passed"] and not self.outcomes["failed"] else 1
+
+
+def known_times(path):
+    """What tests took when they ran last: the seconds of "setup", "call" and "teardown" by their names."""
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 class Run:
@@ -100,7 +122,7 @@ class Run:
                 self._current = None
                 if event["test"] in (self._pending or []):
                     self._pending.remove(event["test"])
-                self._results.add(event["test"], event["outcome"], event["seconds"], event["text"])
+                self._results.add(event["test"], event["outcome"], event["seconds"], event["text"], event.get("phases"))
             elif event["event"] == "progress":
                 print(f"[{self._vm.seconds():.0f} s] {event['text']}", file=sys.stderr, flush=True)
             elif event["event"] == "figures":
@@ -130,8 +152,11 @@ def complaints(vm):
     return kmsg.bad(vm.read("dmesg.log").splitlines())
 
 
-def run(results, shares, at_once, make_run, report=None):
-    """Runs all `shares` with at most `at_once` VMs at a time; `make_run(share)` gives a Run. Figures go to the file `report`."""
+def run(results, shares, at_once, make_run, times, report=None):
+    """Runs all `shares` with at most `at_once` VMs at a time; `make_run(share)` gives a Run.
+
+    What the tests took goes to the file `times`, figures to the file `report`.
+    """
     waiting = list(shares)
     active = []
     try:
@@ -143,13 +168,14 @@ def run(results, shares, at_once, make_run, report=None):
     finally:
         for one in active:
             one.kill()
+    results.keep_times(times)
     if report:
         results.report(report)
     return results.finish()
 
 
-def files(folder, wanted):
-    """The test files to run, those that take longest first."""
+def files(folder, wanted, times):
+    """The test files to run: those that nothing is known of, then those that took longest by `times`."""
     found = sorted(name for name in os.listdir(folder) if name.startswith("test_") and name.endswith(".py"))
     if wanted:
         wanted = [os.path.basename(name) for name in wanted]
@@ -157,8 +183,14 @@ def files(folder, wanted):
         if missing:
             raise SystemExit(f"no such test file: {', '.join(missing)}")
         return wanted
+    took = {}
+    for test, phases in times.items():
+        name = test.split("::")[0]
+        took[name] = took.get(name, 0) + sum(phases.values())
+    # Where nothing is known yet.
     slow = [f"test_{name}.py" for name in (
         "external_origin", "lvm2", "bad_input", "power", "faults", "discard", "suspend", "cache", "memory_faults", "scale", "compare",
         "fuzzed_input", "modes", "metadata_space", "tables", "failures",
     )]
-    return [name for name in slow if name in found] + [name for name in found if name not in slow]
+    usual = [name for name in slow if name in found] + [name for name in found if name not in slow]
+    return sorted(usual, key=lambda name: -took.get(name, math.inf))
