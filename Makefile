@@ -48,6 +48,9 @@ demo:
 test:
 	@TURN='$(TURN)' scripts/test $(SUITES)
 
+test-one:
+	@scripts/test-one '$(T)'
+
 bench:
 	@ROWS='$(ROWS)' SIZES='$(SIZES)' PROFILE='$(PROFILE)' IMPL='$(IMPL)' scripts/bench
 
@@ -81,6 +84,8 @@ help:
 	@echo '                     scripts lint cargo fuzz kunit functional thinctl leaks'
 	@echo '                     cache power hostile smoke lvm2 graft;'
 	@echo '                     TURN=all plays also what takes turns from commit to commit'
+	@echo '  test-one         - Run one of the functional tests on the module as it is now:'
+	@echo '                     T=test_commit.py, or T=test_commit.py::test_commit_on_flush'
 	@echo '  bench            - Measure this module beside the C one; ROWS="read-4k-*"'
 	@echo '                     and SIZES="1Mi" measure only a part;'
 	@echo '                     PROFILE=<row> shows what its instructions are, of'
@@ -97,4 +102,4 @@ help:
 	@echo '  rust-analyzer    - Write rust-project.json for rust-analyzer'
 	@echo '  help             - Show this'
 
-.PHONY: modules modules_install clean rust-analyzer fmt fmtcheck setup clippy demo test bench soak help thinctl thinctl_install
+.PHONY: modules modules_install clean rust-analyzer fmt fmtcheck setup clippy demo test test-one bench soak help thinctl thinctl_install

@@ -209,6 +209,9 @@ impl<P> Bio<P> {
     }
 
     /// Whether the write cache is to be flushed before or bypassed; C's `op_is_flush`.
+    ///
+    /// As with [`is_fua`](Self::is_fua) and [`is_preflush`](Self::is_preflush), nothing is known of that once the bio was
+    /// submitted to a device: `submit_bio_noacct` clears the flags if that has no write cache.
     #[inline]
     pub fn is_flush_or_fua(&self) -> bool {
         self.opf() & (bindings::REQ_FUA | bindings::REQ_PREFLUSH) != 0

@@ -193,11 +193,6 @@ impl Dev {
         unsafe { bindings::dm_rs_helper_bdev_nowait(self.bdev()) }
     }
 
-    /// Whether it writes zeroes without being given them; it may find out later that it cannot.
-    pub fn has_write_zeroes(&self) -> bool {
-        self.limits().max_write_zeroes_sectors() != 0
-    }
-
     /// Zeroes `len` sectors from `sector` on and waits for that, in whatever way the device can do it.
     pub fn zero_out(&self, sector: Sector, len: Sector) -> Result {
         // SAFETY: The device is open.

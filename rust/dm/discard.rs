@@ -65,14 +65,14 @@ impl<T: DiscardDone> Discard<T> {
                 live: Live::new(),
             },
         );
-        // SAFETY: There are no vectors, no device and the kernel's own set, which does not fail
-        // when allowed to wait.
+        // SAFETY: There are no vectors, no device and the kernel's own set. What that keeps is not
+        // waited for: others that have it may wait for the caller.
         let parent = unsafe {
             bindings::bio_alloc_bioset(
                 core::ptr::null_mut(),
                 0,
                 bindings::req_op_REQ_OP_DISCARD,
-                bindings::GFP_NOIO,
+                bindings::GFP_NOWAIT | bindings::__GFP_NOWARN,
                 &raw mut bindings::fs_bio_set,
             )
         };
@@ -116,7 +116,8 @@ impl<T: DiscardDone> Discard<T> {
         unsafe { &(*self.parent.as_ref().bi_private.cast::<Context<T>>()).value }
     }
 
-    /// Discards `len` sectors from `sector` on; as many discards as the device's limits ask for.
+    /// Discards `len` sectors from `sector` on; as many discards as the device's limits ask for. Where there is no memory
+    /// for one, which is not waited for, the rest stays as it is.
     pub fn issue(&mut self, sector: Sector, len: Sector) {
         // SAFETY: The parent has not ended, so the context is valid; and the device is open, as the
         // context has it. `last` is null or the discard that the function gave before.
@@ -126,7 +127,7 @@ impl<T: DiscardDone> Discard<T> {
                 (*context).dev.bdev(),
                 sector,
                 len,
-                bindings::GFP_NOIO,
+                bindings::GFP_NOWAIT | bindings::__GFP_NOWARN,
                 &mut self.last,
             );
         }

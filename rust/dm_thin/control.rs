@@ -301,6 +301,14 @@ impl Pool {
         });
     }
 
+    /// No metadata block is free, unless somebody has freed one since that was seen.
+    pub(crate) fn metadata_space_exhausted(self: &Arc<Self>) {
+        let locked = self.control.locked.lock();
+        self.handle_locked(locked, Event::MetadataSpaceExhausted, |pool| {
+            !matches!(pool.metadata.free_metadata_blocks(), Ok(1..))
+        });
+    }
+
     /// Does what an event asks for, if it still `counts`.
     ///
     /// What it does with the lock held is in the order of the events. Bios end without: whoever adds one to those

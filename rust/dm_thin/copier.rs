@@ -50,10 +50,11 @@ impl JobDone for Node {
             return;
         };
         let mapping = preparing.mapping();
-        // kcopyd gives up if the device turns out not to have the write-zeroes that it promises.
+        // kcopyd gives up if the device turns out not to have the write-zeroes that it promised. It may promise none by now,
+        // so whether that is why is not asked: if it is not, this fails, too.
         let dev = &mapping.thin.pool.data_dev;
         let is_ok = outcome.is_ok()
-            || !mapping.zeroes.is_empty() && dev.has_write_zeroes() && {
+            || !mapping.zeroes.is_empty() && {
                 let (sector, len) = pool.copier.zeroed(mapping);
                 dev.zero_out(sector, len).is_ok()
             };

@@ -12,6 +12,7 @@ use kernel::{
 };
 use thin_metadata::{
     DataBlock,
+    Error,
     VirtualBlock, //
 };
 
@@ -68,17 +69,11 @@ impl Pool {
             Err(prepared) => prepared,
         };
         let (new, mut status, overwritten) = prepared.into_parts(&mut worker.rooms);
-        if !status.is_ok() && self.mode().may_change_metadata() {
-            // Nobody will use the block that was allocated. A failure has changed the pool's mode.
-            let end = new.data.saturating_add(1);
-            let _ = self.change("dm_pool_dec_data_range", |pool| {
-                pool.metadata.dec_data_range(new.data, end)
-            });
-        }
         if status.is_ok() && !self.mode().may_change_metadata() {
             status = self.io_error();
         }
         if !status.is_ok() {
+            self.free_unused(worker, new.data);
             return self.give_up(worker, new, status);
         }
         if !worker.insertions.accepts(&new) {
@@ -122,6 +117,9 @@ impl Pool {
 
         for Ready { new, overwritten } in ready.iter_mut().filter_map(Option::take) {
             if !status.is_ok() {
+                if inserted == Err(Error::ReadOnly) {
+                    self.free_unused(worker, new.data);
+                }
                 self.give_up(worker, new, status);
                 continue;
             }
@@ -136,7 +134,7 @@ impl Pool {
             }
             while let Some(bio) = waiting.pop() {
                 match self.unmaps(&thin, &bio) {
-                    true => thin.defer(bio),
+                    true => thin.defer_again(bio),
                     false => self.remap_and_issue(worker, &thin, bio, data),
                 }
             }
@@ -155,7 +153,7 @@ impl Pool {
             bio.end(status);
         }
         while let Some(bio) = waiting.pop() {
-            thin.defer(bio);
+            thin.defer_again(bio);
         }
     }
 }

@@ -29,6 +29,9 @@ pub(crate) struct PerBio {
     /// The mapping that the bio's data is for: the bio fills a whole new block, and has ended only when the
     /// mapping is in the metadata.
     pub(crate) overwrites: Option<Preparing>,
+    /// Whether the bio, which was on its way to the data device, asked for a commit. It may not say so itself any more: a
+    /// device without a write cache has it forget.
+    pub(crate) wants_commit: bool,
     /// The transaction whose commit the bio waits for, if it is among those who do.
     pub(crate) waits_for: Transaction,
     /// The device, once the bio has been handed to the worker.

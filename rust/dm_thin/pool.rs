@@ -475,7 +475,7 @@ impl Pool {
         };
         if !matches!(self.mode(), Mode::OutOfMetadataSpace | Mode::ReadOnly) {
             dm::log::err!(LOG_PREFIX, "{reason}");
-            self.handle(Event::MetadataSpaceExhausted);
+            self.metadata_space_exhausted();
         }
     }
 

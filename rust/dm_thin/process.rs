@@ -271,6 +271,7 @@ impl Pool {
         let thin = preparing.mapping().thin.clone();
         match preparing.take_holder() {
             Some(mut bio) => {
+                bio.data_mut().wants_commit = bio.is_flush_or_fua();
                 bio.data_mut().overwrites = Some(preparing);
                 self.issue(&thin, bio, data);
             }
@@ -318,7 +319,7 @@ impl Pool {
 
     /// Which commit must have happened before `bio` may end.
     pub(crate) fn needed_commit(&self, thin: &Thin, bio: &ThinBio) -> Commit {
-        if !bio.is_flush_or_fua() {
+        if !(bio.is_flush_or_fua() || bio.data().wants_commit) {
             return Commit::None;
         }
         let pool = self.metadata.read();

@@ -41,20 +41,32 @@ fn free_if_empty(pools: &mut KVVec<Entry>) {
 }
 
 /// A user's share in a pool.
-pub(crate) struct PoolRef(Arc<Pool>);
+pub(crate) struct PoolRef {
+    // Dropped first: the last reference is that of the registry.
+    pool: Arc<Pool>,
+    _share: Share,
+}
 
 impl Deref for PoolRef {
     type Target = Arc<Pool>;
 
     fn deref(&self) -> &Arc<Pool> {
-        &self.0
+        &self.pool
     }
 }
 
 impl PoolRef {
     fn share(entry: &mut Entry) -> Self {
         entry.users += 1;
-        Self(entry.pool.clone())
+        Self::counted(entry.pool.clone())
+    }
+
+    /// For one of the users who are counted already.
+    fn counted(pool: Arc<Pool>) -> Self {
+        Self {
+            _share: Share { md: pool.md },
+            pool,
+        }
     }
 
     /// The pool of a mapped device.
@@ -97,34 +109,38 @@ impl PoolRef {
             users: 1,
         };
         pools.push(entry, GFP_KERNEL).map_err(no_memory)?;
-        Ok((Self(pool), true))
+        Ok((Self::counted(pool), true))
     }
 }
 
-impl Drop for PoolRef {
+/// What makes a user count.
+struct Share {
+    md: MdId,
+}
+
+impl Drop for Share {
     fn drop(&mut self) {
         let mut pools = POOLS.lock();
-        let Some(i) = pools
-            .iter()
-            .position(|entry| Arc::ptr_eq(&entry.pool, &self.0))
-        else {
+        let Some(i) = pools.iter().position(|entry| entry.pool.md == self.md) else {
             return;
         };
-        if let Some(entry) = pools.get_mut(i) {
-            entry.users = entry.users.saturating_sub(1);
-            if entry.users > 0 {
-                return;
-            }
+        let Some(entry) = pools.get_mut(i) else {
+            return;
+        };
+        entry.users = entry.users.saturating_sub(1);
+        if entry.users > 0 {
+            return;
         }
-        // Still under the lock, so that nobody opens the metadata before they are closed.
-        if let Err(e) = self.0.close() {
+        // Still under the lock, as is the end of the pool with all that its metadata device may still be sent: nobody opens
+        // the metadata before.
+        if let Err(e) = entry.pool.close() {
             dm::log::warn!(
                 LOG_PREFIX,
                 "{}: closing the metadata failed: {e}",
-                self.0.name()
+                entry.pool.name()
             );
         }
-        let _ = pools.remove(i);
+        drop(pools.remove(i));
         free_if_empty(&mut pools);
     }
 }

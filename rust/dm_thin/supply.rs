@@ -6,6 +6,8 @@
 //! in one round of the worker; what is left then goes back. While a pool is short of space its blocks are allocated
 //! one by one, so that it runs out when there is none, not when there are few.
 
+use core::ops::Range;
+
 use kernel::{
     prelude::*,
     sync::Arc, //
@@ -18,11 +20,13 @@ use thin_metadata::{
 
 use crate::{
     block_set::BlockSet,
+    mode::Mode,
     per_bio::ThinBios,
     pool::Pool,
     pool_metadata::Transaction,
     thin::Thin,
-    worker::Worker, //
+    worker::Worker,
+    LOG_PREFIX, //
 };
 
 /// The most blocks to be allocated at once.
@@ -30,6 +34,9 @@ const MAX_BLOCKS: usize = 128;
 
 /// What an allocation is called in log lines.
 const ALLOCATE: &str = "dm_pool_alloc_data_block";
+
+/// What it is called that a block was not needed.
+const PUT_BACK: &str = "dm_pool_dec_data_range";
 
 /// Allocated blocks, and how many are wanted.
 pub(crate) struct Supply {
@@ -220,20 +227,70 @@ impl Pool {
     }
 
     /// Gives back what is left.
-    pub(crate) fn end_supply(self: &Arc<Self>, supply: &mut Supply) {
+    pub(crate) fn end_supply(self: &Arc<Self>, worker: &mut Worker) {
+        let Worker {
+            supply, unwanted, ..
+        } = worker;
         let left = supply.blocks.get(supply.next..).unwrap_or(&[]);
         for run in left.chunk_by(|a, b| a.checked_add(1) == Some(*b)) {
             let (Some(first), Some(last)) = (run.first(), run.last()) else {
                 continue;
             };
             let blocks = *first..last.saturating_add(1);
-            // A failure has changed the pool's mode, which is all that can be done about it.
-            let _ = self.change("dm_pool_dec_data_range", |pool| {
-                pool.metadata.put_back_data_blocks(blocks)
+            let put_back = self.change(PUT_BACK, |pool| {
+                pool.metadata.put_back_data_blocks(blocks.clone())
             });
+            keep_if_read_only(unwanted, put_back, &blocks);
         }
         supply.blocks.clear();
         supply.next = 0;
         supply.wanted = 0;
+    }
+
+    /// Frees a block that was allocated, and that no mapping will lead to.
+    pub(crate) fn free_unused(self: &Arc<Self>, worker: &mut Worker, block: DataBlock) {
+        let blocks = block..block.saturating_add(1);
+        let freed = match self.mode() {
+            Mode::Write | Mode::OutOfDataSpace => self.dec_data_range(&blocks),
+            Mode::OutOfMetadataSpace | Mode::ReadOnly => Err(Error::ReadOnly),
+            Mode::Fail => return,
+        };
+        keep_if_read_only(&mut worker.unwanted, freed, &blocks);
+    }
+
+    /// Frees what could not be freed before, if the metadata may be changed again.
+    pub(crate) fn free_unwanted(self: &Arc<Self>, worker: &mut Worker) {
+        while self.mode().may_change_metadata() {
+            let Some(blocks) = worker.unwanted.next_run(0, u64::MAX) else {
+                return;
+            };
+            if self.dec_data_range(&blocks) == Err(Error::ReadOnly) {
+                return;
+            }
+            worker.unwanted.remove(&blocks);
+        }
+    }
+
+    fn dec_data_range(self: &Arc<Self>, blocks: &Range<DataBlock>) -> thin_metadata::Result {
+        self.change(PUT_BACK, |pool| {
+            pool.metadata.dec_data_range(blocks.start, blocks.end)
+        })
+    }
+}
+
+/// Keeps `blocks` for later if they were not freed because the metadata may not be changed at the moment. If they never may
+/// be again, the allocation is lost, too; and any other failure has undone it.
+fn keep_if_read_only(
+    unwanted: &mut BlockSet,
+    freed: thin_metadata::Result,
+    blocks: &Range<DataBlock>,
+) {
+    if freed == Err(Error::ReadOnly) && unwanted.insert(blocks).is_err() {
+        dm::log::warn!(
+            LOG_PREFIX,
+            "no memory to note data blocks {}..{}: allocated, but not used",
+            blocks.start,
+            blocks.end
+        );
     }
 }

@@ -132,6 +132,12 @@ impl Thin {
         self.pool.wake();
     }
 
+    /// Leaves a bio to the worker once more. It may be that of another device with the same number.
+    pub(crate) fn defer_again(self: &Arc<Self>, bio: ThinBio) {
+        let device = bio.data().thin.as_ref().unwrap_or(self).clone();
+        device.defer(bio);
+    }
+
     /// Puts `bios` back in front of those that wait for the worker, until its next round.
     pub(crate) fn undo_take(self: &Arc<Self>, mut bios: ThinBios) {
         {

@@ -72,6 +72,8 @@ pub(crate) struct Worker {
     pub(crate) after_rest: AfterRest,
     /// Data blocks that are being discarded, and must not be allocated meanwhile.
     pub(crate) busy: BlockSet,
+    /// Data blocks that are allocated, that nobody will use, and that cannot be freed before the metadata may be changed again.
+    pub(crate) unwanted: BlockSet,
     /// Whether writes wait for a block because all free ones rest or are being discarded, and in which transaction that
     /// was so.
     pub(crate) starved: Option<Transaction>,
@@ -93,6 +95,7 @@ impl Worker {
             pass_down_after_commit: PassDowns::default(),
             after_rest: AfterRest::default(),
             busy: BlockSet::new(),
+            unwanted: BlockSet::new(),
             starved: None,
             deletions: 0,
             last_commit: Instant::now(),
@@ -126,6 +129,7 @@ impl Pool {
             round.update();
         }
         self.insert_mappings(worker);
+        self.free_unwanted(worker);
         let mut passed_down = self.passed_down.take();
         while let Some(one) = passed_down.pop() {
             self.finish_pass_down(worker, one, BlkStatus::OK);
@@ -186,7 +190,7 @@ impl Pool {
             count = count.wrapping_add(1);
         }
         self.insert_mappings(worker);
-        self.end_supply(&mut worker.supply);
+        self.end_supply(worker);
     }
 
     /// Commits if bios wait for it, or if volumes were changed and it is time.

@@ -103,6 +103,12 @@ class Disk:
         self._detach()
         self._attach()
 
+    def lose_write_cache(self):
+        """As a disk that keeps all it was given: nobody flushes it."""
+        with open(f"/sys/block/{os.path.basename(self.path)}/queue/write_cache", "w") as file:
+            file.write("write through")
+        self._is_spoilt = True
+
     def break_write_zeroes(self):
         """The device goes on promising write-zeroes, but they fail from now on; it has no discards any more."""
         with open(f"/sys/block/{os.path.basename(self.path)}/queue/discard_max_bytes", "w") as limit:
@@ -114,7 +120,7 @@ class Disk:
         os.close(self._device)
         _live.remove(self)
         if self._is_spoilt:
-            # This limit cannot be lifted again.
+            # The next one would have what was set.
             with opened("/dev/loop-control", os.O_RDWR) as control:
                 fcntl.ioctl(control, LOOP_CTL_REMOVE, int(self.path.removeprefix("/dev/loop")))
 

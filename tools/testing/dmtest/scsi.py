@@ -19,12 +19,12 @@ WRITE_SAME = ("41", "93")
 
 
 class ScsiDisk:
-    """A disk of `size` bytes whose zeroes can be unmapped blocks. It looks like a `Disk` to a pool."""
+    """A disk of `size` bytes, whose zeroes can be unmapped blocks if it `unmaps`. It looks like a `Disk` to a pool."""
 
-    def __init__(self, modules, size):
+    def __init__(self, modules, size, unmaps=True):
         self._modules = modules
         modules.need("sd_mod")
-        modules.insert_named("scsi_debug", f"dev_size_mb={size // MIB}", "lbpu=1", "lbpws=1", "delay=0")
+        modules.insert_named("scsi_debug", f"dev_size_mb={size // MIB}", "lbpu=1", f"lbpws={int(unmaps)}", "delay=0")
         try:
             wait_until(lambda: self._names() and os.path.exists(f"/dev/{self._names()[0]}"), "the disk of scsi_debug")
         except BaseException:
@@ -47,16 +47,21 @@ class ScsiDisk:
         with open(f"/sys/block/{self.name}/queue/{name}") as file:
             return int(file.read())
 
-    def lose_write_zeroes(self):
-        """Refuses them once, for its last MiB, upon which the kernel does not ask for them any more."""
+    def _inject(self, format):
         [errors] = glob.glob(f"{ERRORS}/*/error")
         for command in WRITE_SAME:
             with open(errors, "w") as file:
-                file.write(f"2 1 {command} 0 0 {ILLEGAL_REQUEST}")
+                file.write(format.format(command))
+
+    def refuse_write_zeroes(self):
+        """Will refuse them once, upon which the kernel does not ask for them any more."""
+        self._inject(f"2 1 {{}} 0 0 {ILLEGAL_REQUEST}")
+
+    def lose_write_zeroes(self):
+        """Refuses them for its last MiB."""
+        self.refuse_write_zeroes()
         disk.zero_out(self.path, self.size - MIB, MIB)
-        for command in WRITE_SAME:
-            with open(errors, "w") as file:
-                file.write(f"- 2 {command}")
+        self._inject("- 2 {}")
 
     def close(self):
         self._modules.remove_named("scsi_debug")

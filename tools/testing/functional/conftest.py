@@ -19,6 +19,7 @@ from dmtest.disk import (
 )
 from dmtest.faulty import Faulty
 from dmtest.gate import Gate
+from dmtest.generator import Generator
 from dmtest.pool import Pool
 from dmtest.thinctl import Thinctl
 from dmtest.trace import (
@@ -137,6 +138,23 @@ def make_gate(make_disk, make_faulty, modules):
         return make_faulty.made[-1]
 
     return make
+
+
+@pytest.fixture
+def make_generator(make_pool, modules):
+    """Makes load generators on volumes."""
+    if "dm-load" not in modules.names():
+        pytest.skip("no dm-load.ko: see --load")
+    modules.need("dm-load")
+    made = []
+
+    def make(thin):
+        made.append(Generator(thin.path, f"generator{len(made)}"))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
 
 
 @pytest.fixture

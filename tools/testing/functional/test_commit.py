@@ -61,6 +61,30 @@ def test_commit_on_fua(pool, thin):
         assert sorted(on_disk(pool)[0]) == list(range(block + 1))
 
 
+@pytest.mark.named_addition
+@pytest.mark.parametrize("cache", ["with a write cache", "without a write cache"])
+@pytest.mark.parametrize("state", ["new", "shared"])
+def test_commit_on_fua_alone(make_pool, make_generator, cache, state):
+    """Without a flush behind it, as file systems send it. It fills its block, so the data go first, and the mapping follows."""
+    pool = make_pool(start=False)
+    if cache == "without a write cache":
+        pool.data.lose_write_cache()
+    pool.start()
+    thin = pool.new_thin(0, SIZE)
+    if state == "shared":
+        for block in range(4):
+            thin.write(block * BLOCK, pattern(block, BLOCK))
+        pool.new_snap(1, 0, SIZE)
+    generator = make_generator(thin)
+    for block in range(4):
+        before = on_disk(pool)[0].get(block)
+        # No commit is due of itself for a second after this.
+        pool.message("set_transaction_id 0 0" if block == 0 else f"set_transaction_id {block - 1} {block}")
+        report = generator.run(f"write seq {BLOCK} 1 depth=1 fua_every=1 start={block * BLOCK}")
+        assert (report["ios"], report["errors"]) == (1, 0)
+        assert on_disk(pool)[0].get(block) != before
+
+
 def test_flush_of_one_volume_commits_the_others(pool, thin):
     other = pool.new_thin(1, SIZE)
     thin.write(0, pattern("first", BLOCK))

@@ -17,9 +17,9 @@ from dmtest.disk import (
 )
 from dmtest.dm import (
     Device,
-    dmsetup,
     environment,
 )
+from dmtest.generator import Generator
 
 BLOCK = 4 * KIB
 SIZE = 4 * MIB
@@ -44,32 +44,9 @@ def target(make_disk):
     return make_disk(SIZE)
 
 
-class Load:
-    """A device of the load generator's, on another one."""
-
-    def __init__(self, path, name="load"):
-        self.name = name
-        self.device = Device.create(name, f"0 8 load {path}")
-
-    def message(self, words):
-        return dmsetup("message", self.name, "0", *words.split())
-
-    def run(self, words):
-        done = self.message(f"run {words}")
-        assert done.returncode == 0, done.stderr
-        report = {key: int(value) for key, value in (word.split("=") for word in done.stdout.split())}
-        assert list(report) == ["ns", "ios", "errors", "min", "p50", "p99", "p999", "max"]
-        return report
-
-    def start(self, words):
-        """A run in the background."""
-        command = ["dmsetup", "message", self.name, "0", "run", *words.split()]
-        return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 @pytest.fixture
 def load(target):
-    return Load(target.path)
+    return Generator(target.path)
 
 
 def touched(target, size=BLOCK):
@@ -192,7 +169,7 @@ def test_latencies(load):
 
 def test_errors_are_counted(target):
     error = Device.create("error", f"0 {SIZE // 512} error")
-    load = Load(error.path)
+    load = Generator(error.path)
     report = load.run(f"write shuffle {BLOCK} 200")
     assert (report["ios"], report["errors"]) == (200, 200)
     load.device.remove()
@@ -219,7 +196,7 @@ def null_blk(run, modules):
 @pytest.mark.smoke
 @pytest.mark.parametrize("mode", [0, 1])
 def test_null_blk(null_blk, mode):
-    load = Load(null_blk(f"irqmode={mode}"))
+    load = Generator(null_blk(f"irqmode={mode}"))
     for op in ("read", "write"):
         for latency in (0, 1):
             report = load.run(f"{op} random {BLOCK} 20000 threads=2 latency={latency}")
@@ -229,7 +206,7 @@ def test_null_blk(null_blk, mode):
 @pytest.mark.smoke
 def test_depth(null_blk):
     """With a device that takes 5 ms, whatever the depth."""
-    load = Load(null_blk("irqmode=2", "completion_nsec=5000000"))
+    load = Generator(null_blk("irqmode=2", "completion_nsec=5000000"))
     deep = load.run(f"read random {BLOCK} 64")
     assert deep["min"] >= 5_000_000
     assert deep["ns"] < 64 * 5_000_000 / 4
@@ -328,7 +305,7 @@ def test_on_a_volume(pool):
     """Blocks that are provisioned are blocks that were touched."""
     size, block = 32 * MIB, 64 * KIB
     thin = pool.new_thin(0, size)
-    load = Load(thin.path)
+    load = Generator(thin.path)
     try:
         report = load.run(f"write shuffle {BLOCK} 200 stride={block} threads=2 fua_every=16")
         assert (report["ios"], report["errors"]) == (200, 0)

@@ -6,7 +6,10 @@ import errno
 import pytest
 
 from dmtest import metadata
-from dmtest.background import wait_until
+from dmtest.background import (
+    Background,
+    wait_until,
+)
 from dmtest.content import (
     Content,
     pattern,
@@ -229,6 +232,38 @@ def test_deleting_without_metadata_space(full, kernel):
     pool.create_thin(99)
     pool.stop()
     assert "1" not in [row[0] for row in metadata.ls(pool.metadata.path)]
+
+
+@pytest.mark.named_addition
+def test_block_for_a_write_under_way(make_pool, make_gate):
+    """It was allocated when there was metadata space, and cannot be mapped when its data have been copied."""
+    pool = make_pool(metadata_size=2 * MIB, data=make_gate(1536 * MIB), features=["skip_block_zeroing"])
+    full = Full(pool)
+    pool.delete(1)
+    assert mode(pool) == "rw"
+    thin = next(iter(pool.thins.values()))
+    pool.data.hold("read")
+    writing = Background(lambda: thin.write(50 * BLOCK, pattern(50, 512)))
+    pool.data.wait_for("read")
+    # Whole blocks need no copies.
+    with pytest.raises(OSError) as error:
+        for thin_id in range(full.last + 1, VOLUMES + 1):
+            other = pool.activate(thin_id, SIZE)
+            for index in range(0, BLOCKS, 100):
+                other.write(index * BLOCK, pattern(index, BLOCK))
+    assert error.value.errno == errno.EIO and mode(pool) == "ro"
+    pool.data.let_pass("read")
+    assert writing.outcome() == "EIO"
+
+    pool.metadata.grow(4 * MIB)
+    pool.device.suspend()
+    pool.device.resume()
+    assert full.write(thin, 50)
+    thin.flush()
+    mapped = metadata.mappings(metadata.dump(pool.metadata.copy("outside")))
+    blocks = {data for volume in mapped.values() for data in volume.values()}
+    assert pool.status().data_blocks[0] == len(blocks)
+    pool.stop()
 
 
 @pytest.mark.named_addition

@@ -23,7 +23,9 @@ pytestmark = pytest.mark.smoke
 
 @pytest.fixture
 def make_pool_on(modules, make_pool):
-    """Makes pools whose data are on the machine's only disk of the kind "scsi" or "nvme". Its last pool is stopped then."""
+    """Makes pools whose data are on the machine's only disk of a kind, "scsi", "nvme" or, one whose zeroes take up space,
+    "writing scsi". Its last pool is stopped then.
+    """
     made = []
 
     def let_go():
@@ -34,7 +36,7 @@ def make_pool_on(modules, make_pool):
 
     def make(kind, before=lambda one: None, **options):
         let_go()
-        data = ScsiDisk(modules, 64 * MIB) if kind == "scsi" else NvmeDisk(modules)
+        data = NvmeDisk(modules) if kind == "nvme" else ScsiDisk(modules, 64 * MIB, unmaps=kind == "scsi")
         try:
             pool = make_pool(metadata_size=4 * MIB, data=data, start=False, **options)
         except BaseException:
@@ -132,3 +134,15 @@ def test_disk_that_loses_its_write_zeroes(make_pool_on, compare):
         pool.stop()
 
     compare(scenario)
+
+
+@pytest.mark.named_addition
+def test_disk_that_takes_its_promise_back(make_pool_on):
+    """The first zeroing of a new block finds out that there are no write-zeroes, and that they are not promised any more."""
+    pool = make_pool_on("writing scsi", lambda one: one.refuse_write_zeroes())
+    assert pool.data.limit("write_zeroes_max_bytes") > 0
+    content = Content(pool.new_thin(0, SIZE))
+    for block in range(4):
+        content.write(block * BLOCK + 4 * KIB, 8 * KIB)
+    assert pool.data.limit("write_zeroes_max_bytes") == 0
+    content.verify()
