@@ -162,6 +162,7 @@ impl Pool {
                     self.end_after_needed_commit(worker, thin, bio);
                 }
             }
+            Ok(_) if is_hint && !any_shared => self.pass_down_at_once(worker, pass_down),
             Ok(transaction) => {
                 pass_down.set_stamp(Stamp {
                     transaction,
@@ -170,10 +171,7 @@ impl Pool {
                         false => Rest::default(),
                     },
                 });
-                match is_hint && !any_shared {
-                    true => self.pass_down_after_rest(worker, pass_down),
-                    false => worker.pass_down_after_commit.push(pass_down),
-                }
+                worker.pass_down_after_commit.push(pass_down);
             }
         }
         Ok(())

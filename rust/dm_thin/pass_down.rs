@@ -203,10 +203,20 @@ impl Pool {
 
     /// Discards what is in `one`, which is kept from use already and has rested. It does not if the transaction was given
     /// up in which the blocks were unmapped.
-    pub(crate) fn pass_down(self: &Arc<Self>, worker: &mut Worker, mut one: KBox<PassDown>) {
+    pub(crate) fn pass_down(self: &Arc<Self>, worker: &mut Worker, one: KBox<PassDown>) {
         if self.metadata.read().is_lost(one.stamp.transaction) {
             return self.finish_pass_down(worker, one, BlkStatus::IOERR);
         }
+        self.pass_down_at_once(worker, one);
+    }
+
+    /// Discards what is in `one`, which is kept from use already, and which only the device knows that asks for it: whether
+    /// it has the blocks again after a rollback makes no difference to anybody else.
+    pub(crate) fn pass_down_at_once(
+        self: &Arc<Self>,
+        worker: &mut Worker,
+        mut one: KBox<PassDown>,
+    ) {
         let dev = one.dev.clone();
         one.hold = Some(self.hold());
         match Discard::new(&dev, one) {
