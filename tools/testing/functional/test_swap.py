@@ -4,6 +4,7 @@
 The disks are in memory that is theirs already, so that they need no more for what is written to them.
 """
 
+import contextlib
 import ctypes
 import os
 import subprocess
@@ -77,26 +78,34 @@ def swap(ram_disks, make_pool):
     pool.stop()
 
 
-def use_too_much_memory():
+def use_too_much_memory(progress):
     """Has a process use more memory than there is; it must get along."""
     # If there is too little memory after all, this process is the one to go.
-    hog = subprocess.run(
-        [sys.executable, "-c", HOG, str(WANTED)], capture_output=True, text=True, timeout=900,
+    hog = subprocess.Popen(
+        [sys.executable, "-c", HOG, str(WANTED)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: open("/proc/self/oom_score_adj", "w").write("1000"),
     )
-    assert hog.stdout == "done\n", f"{hog.returncode}: {hog.stderr}"
+    for seconds in range(900):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            hog.wait(1)
+            break
+        progress(f"swap: {seconds} s")
+    else:
+        hog.kill()
+    output, errors = hog.communicate()
+    assert output == "done\n", f"{hog.returncode}: {errors}"
 
 
-def test_more_memory_than_there_is(swap):
+def test_more_memory_than_there_is(swap, progress):
     """Each page that is swapped out for the first time provisions a block, or a part of one."""
-    use_too_much_memory()
+    use_too_much_memory(progress)
     assert swap.mapped()[0] >= WANTED
 
 
 @pytest.mark.skipif(not allocations.are_there(), reason="this kernel has no failing allocations")
-def test_nothing_to_be_had_without_waiting(swap):
+def test_nothing_to_be_had_without_waiting(swap, progress):
     """As above, while the pool gets no memory unless it waits for it, which it must not."""
     allocations.watch()
     with allocations.failing("failslab", waiting=False):
-        use_too_much_memory()
+        use_too_much_memory(progress)
     assert swap.mapped()[0] >= WANTED
