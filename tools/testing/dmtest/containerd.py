@@ -184,7 +184,7 @@ class Snapshotter:
             if error.errno != errno.ENODATA:
                 raise
 
-    def delete_when_idle(self, number, patience=10):
+    def delete_when_idle(self, number, patience=60):
         """Deletes a snapshot of which a device may be about to go away. How often it tries is not noted."""
         end = time.monotonic() + patience
         while True:

@@ -7,6 +7,7 @@ import subprocess
 import time
 
 from . import ioctl
+from .background import PATIENCE
 from .ioctl import DmError
 
 __all__ = ["Device", "DmError", "dmsetup", "environment", "remove_all"]
@@ -117,7 +118,7 @@ class Device:
                     found[name] = file.read().strip()
         return found
 
-    def remove(self, patience=5.0):
+    def remove(self, patience=PATIENCE):
         """Removes the device, waiting up to `patience` seconds for others to close it."""
         end = time.monotonic() + patience
         while True:

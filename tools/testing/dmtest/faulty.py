@@ -108,6 +108,10 @@ class Faulty:
         """Everything works, later."""
         self._become(f"delay {self.disk.path} 0 {milliseconds}")
 
+    def delay_writes(self, milliseconds):
+        """Writes and discards work later, all else at once."""
+        self._become(f"delay {self.disk.path} 0 0 {self.disk.path} 0 {milliseconds} {self.disk.path} 0 0")
+
     def hold(self, *kinds, start=0, count=None, fails=False):
         """All "reads", "writes" (discards are), "flushes" that come for as many sectors wait until the disk becomes something else.
 

@@ -3,6 +3,8 @@
 
 import subprocess
 
+from . import disk
+from .background import wait_until
 from .dm import (
     Device,
     dmsetup,
@@ -15,6 +17,7 @@ class Generator:
 
     def __init__(self, path, name="load"):
         self.name = name
+        self.path = path
         self.device = Device.create(name, f"0 8 load {path}")
 
     def message(self, words):
@@ -31,6 +34,9 @@ class Generator:
         self.device.remove()
 
     def start(self, words):
-        """A run in the background."""
+        """A run of reads in the background, which is under way."""
+        before = disk.stat(self.path, 0)
         command = ["dmsetup", "message", self.name, "0", "run", *words.split()]
-        return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_until(lambda: disk.stat(self.path, 0) > before, "the first read")
+        return process

@@ -175,7 +175,7 @@ def dmeventd():
         return None
 
 
-def stop_dmeventd(patience=10):
+def stop_dmeventd(patience=60):
     number = dmeventd()
     if number is None:
         return

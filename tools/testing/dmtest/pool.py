@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 from . import disk, metadata
+from .background import PATIENCE
 from .dm import Device
 from .disk import SECTOR
 
@@ -162,7 +163,7 @@ class Thin(Device):
     def table_text(self, sectors=None):
         return self._table(self.pool, self.id, sectors or self.size // SECTOR, self.origin)
 
-    def remove(self, patience=5.0):
+    def remove(self, patience=PATIENCE):
         super().remove(patience)
         if self.pool and self.pool.thins.get(self.id) is self:
             del self.pool.thins[self.id]

@@ -9,17 +9,28 @@ from .background import (
 )
 
 
-def sleeps():
-    """Whether the worker of some pool waits for something in the midst of its work."""
+def _states():
+    """The states of the workers of pools that are in the midst of their work."""
+    found = []
     for path in glob.glob("/proc/[0-9]*/stat"):
         try:
             with open(path) as file:
                 name, state = file.read().rsplit(")", 1)
         except OSError:
             continue
-        if name.endswith("+dm-thin") and state.split()[0] == "D":
-            return True
-    return False
+        if name.endswith("+dm-thin"):
+            found.append(state.split()[0])
+    return found
+
+
+def sleeps():
+    """Whether the worker of some pool waits for something in the midst of its work."""
+    return "D" in _states()
+
+
+def is_at_work():
+    """Whether the worker of some pool is in the midst of its work."""
+    return bool(_states())
 
 
 class Stops:

@@ -27,7 +27,7 @@ def progress(pool):
     return int(pending), int(discarded)
 
 
-def finish(pool, patience=60):
+def finish(pool, patience=200):
     """Waits for the end of all discards; returns how many blocks were discarded."""
     end = time.monotonic() + patience
     while True:

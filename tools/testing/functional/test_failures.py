@@ -20,7 +20,11 @@ from dmtest.disk import (
     KIB,
     MIB,
 )
-from test_modes import look
+from dmtest.worker import is_at_work
+from test_modes import (
+    look,
+    wait_for,
+)
 
 BLOCK = 64 * KIB
 SIZE = 8 * MIB
@@ -55,7 +59,8 @@ def look_after_rollback(trace, pool, label):
 
 
 def wait_for_fault(pool):
-    wait_until(lambda: pool.device.status(noflush=True).split()[4:5] != ["rw"], "a fault of the metadata")
+    # The event and the line in the log come after the mode, from the worker.
+    wait_until(lambda: pool.device.status(noflush=True).split()[4:5] != ["rw"] and not is_at_work(), "a fault of the metadata")
 
 
 def test_metadata_write_error(make_pool, make_faulty, compare):
@@ -212,9 +217,7 @@ def test_failed_pool_lets_go_of_waiting_writes(make_pool, make_faulty, compare, 
         content = Content(pool.new_thin(0, 2 * SIZE))
         content.write(0, SIZE)
         waiting = Background(lambda: content.thin.write(SIZE, pattern("waits", BLOCK)))
-        wait_until(lambda: pool.status().mode == "out_of_data_space", "running full")
-        # One for the mark of low water, and one for the mode, some time after the change.
-        wait_until(lambda: pool.device.event_nr() == 2, "the events")
+        wait_for(pool, "out_of_data_space")
         look(trace, pool, "running full")
         pool.metadata.fail_writes()
         # The C module says that it succeeded.

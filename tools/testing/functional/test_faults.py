@@ -190,7 +190,7 @@ def test_metadata_write_that_fails(make_trial, watchdog, settings, figures, prog
         trial.turn(choice.randrange(15), watchdog)
         before = trial.errors
         trial.pool.metadata.fail_sectors(0, sectors, reads=False)
-        end = time.monotonic() + 20
+        end = time.monotonic() + 100
         while trial.errors == before and trial.mode() == "rw":
             assert time.monotonic() < end, "nothing was written"
             trial.turn(1, watchdog)

@@ -29,10 +29,7 @@ from dmtest.disk import (
     MIB,
     SECTOR,
 )
-from dmtest.dm import (
-    Device,
-    DmError,
-)
+from dmtest.dm import DmError
 
 BLOCK = 64 * KIB
 
@@ -147,51 +144,32 @@ def test_killed_writer_leaves_a_removable_device(pool):
 
 
 @pytest.fixture
-def slow_pool(make_pool, make_disk, modules):
-    """A pool whose data device takes a second for each write; gives the pool and the slow device."""
-    modules.need("dm-delay")
-    pool = make_pool(start=False)
-    slow = pool.slow = Device.create("slow", f"0 {pool.data.sectors} delay {pool.data.path} 0 0 {pool.data.path} 0 1000")
-    pool.device = Device.create(
-        pool.name, f"0 {pool.data.sectors} thin-pool {pool.metadata.path} {slow.path} {pool.block_sectors} 0"
-    )
-    yield pool
-    pool.stop()
-    slow.remove()
-
-
-def delayed_writes(slow_pool):
-    """How many writes the slow device holds at this moment, from its status line."""
-    return int(slow_pool.slow.status(noflush=True).split()[1])
+def slow_pool(make_pool, make_faulty):
+    """A pool whose data device can take its time."""
+    return make_pool(data=make_faulty(512 * MIB))
 
 
 @pytest.mark.parametrize("what", ["pool", "volume"])
 def test_suspend_waits_for_io(slow_pool, what):
     content = Content(slow_pool.new_thin(0, 4 * MIB))
     device = slow_pool.device if what == "pool" else content.thin
-    writer = threading.Thread(target=content.write, args=(0, BLOCK))
-    writer.start()
-    while not delayed_writes(slow_pool):
-        assert writer.is_alive(), "the write was never on its way"
-        time.sleep(0.01)
-    device.suspend()
-    left = delayed_writes(slow_pool)
+    slow_pool.data.hold("writes")
+    writer = Background(lambda: content.write(0, BLOCK))
+    slow_pool.data.wait_for_held()
+    suspending = Background(device.suspend)
+    waits = suspending.waits(1)
+    slow_pool.data.heal()
+    assert suspending.outcome() == "ok"
     device.resume()
-    writer.join()
-    assert not left, "suspend came back while a write was on its way"
+    assert writer.outcome() == "ok"
+    assert waits, "suspend came back while a write was on its way"
     content.verify()
 
 
 @pytest.mark.parametrize("how", ["discard", "delete"])
-def test_block_is_used_again_when_its_readers_are_gone(make_pool, modules, how):
+def test_block_is_used_again_when_its_readers_are_gone(make_pool, make_faulty, how):
     """A read that is still on its way to a block gets what was there, although the block has another owner by then."""
-    modules.need("dm-delay")
-    pool = make_pool(start=False, data_size=16 * BLOCK)
-    slow = Device.create("slow", f"0 {pool.data.sectors} delay {pool.data.path} 0 1500 {pool.data.path} 0 0")
-    pool.device = Device.create(
-        pool.name,
-        f"0 {pool.data.sectors} thin-pool {pool.metadata.path} {slow.path} {pool.block_sectors} 0 2 skip_block_zeroing no_discard_passdown",
-    )
+    pool = make_pool(data=make_faulty(16 * BLOCK), features=["skip_block_zeroing", "no_discard_passdown"])
     old = Content(pool.new_thin(0, 16 * BLOCK))
     new = Content(pool.new_thin(1, 16 * BLOCK))
     old.write(0, 16 * BLOCK)
@@ -199,17 +177,24 @@ def test_block_is_used_again_when_its_readers_are_gone(make_pool, modules, how):
         # A snapshot keeps the blocks that the reader is on its way to, and is deleted meanwhile.
         pool.create_snap(2, 0)
     wanted, found = bytes(old.data[:16 * BLOCK]), []
+    pool.data.hold("reads")
     reader = Background(lambda: found.append(old.thin.read(0, 16 * BLOCK)))
-    wait_until(lambda: int(slow.status(noflush=True).split()[0]) == 16, "the read is on its way")
-    old.thin.discard(0, 16 * BLOCK)
-    if how == "delete":
-        pool.delete(2)
-    new.write(0, 16 * BLOCK)
+    wait_until(lambda: pool.data.held() == 16, "the read is on its way")
+
+    def take():
+        old.thin.discard(0, 16 * BLOCK)
+        if how == "delete":
+            pool.delete(2)
+        new.write(0, 16 * BLOCK)
+
+    taking = Background(take)
+    # Whatever of that does not wait for the read is done by then.
+    taking.waits(1.5)
+    pool.data.heal()
     assert reader.outcome() == "ok"
+    assert taking.outcome() == "ok"
     assert found == [wanted], "the read got what the block's next owner wrote"
     new.verify()
-    pool.stop()
-    slow.remove()
 
 
 def test_removal_waits_for_io(slow_pool):
@@ -217,21 +202,22 @@ def test_removal_waits_for_io(slow_pool):
     content = Content(slow_pool.new_thin(0, 4 * MIB))
     content.write(0, 2 * BLOCK)
     snap = content.snapshot(slow_pool.new_snap(1, 0, 4 * MIB))
+    slow_pool.data.hold("writes")
     writers = [
-        threading.Thread(target=content.write, args=(SECTOR, SECTOR)),
-        threading.Thread(target=snap.write, args=(BLOCK + SECTOR, SECTOR)),
-        threading.Thread(target=snap.write, args=(5 * BLOCK + SECTOR, SECTOR)),
+        Background(lambda: content.write(SECTOR, SECTOR)),
+        Background(lambda: snap.write(BLOCK + SECTOR, SECTOR)),
+        Background(lambda: snap.write(5 * BLOCK + SECTOR, SECTOR)),
     ]
-    for writer in writers:
-        writer.start()
-    time.sleep(0.1)
+    wait_until(lambda: slow_pool.data.held() >= 3, "the copies and the zeroes are on their way")
     with pytest.raises(DmError):
         content.thin.remove(patience=0)
-    content.thin.remove(patience=20)
-    snap.thin.remove(patience=20)
+    # The writes themselves take a second.
+    slow_pool.data.delay_writes(1000)
+    content.thin.remove()
+    snap.thin.remove()
     slow_pool.device.remove()
     for writer in writers:
-        writer.join()
+        assert writer.outcome() == "ok"
     slow_pool.start()
     content.on(slow_pool.activate(0, 4 * MIB)).verify()
     snap.on(slow_pool.activate(1, 4 * MIB)).verify()

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 
 import pytest
 
@@ -177,9 +176,10 @@ def test_errors_are_counted(target):
 
 
 def test_gap(load):
-    report = load.run("flush - 0 10 depth=1 gap_us=20000")
-    assert report["ns"] > 10 * 20_000_000
-    assert report["max"] < report["ns"] / 5
+    report = load.run("flush - 0 10 depth=1 gap_us=100000")
+    assert report["ns"] > 10 * 100_000_000
+    # It does not count as a part of what takes time.
+    assert report["p50"] < 100_000_000
 
 
 @pytest.fixture
@@ -205,13 +205,13 @@ def test_null_blk(null_blk, mode):
 
 @pytest.mark.smoke
 def test_depth(null_blk):
-    """With a device that takes 5 ms, whatever the depth."""
-    load = Generator(null_blk("irqmode=2", "completion_nsec=5000000"))
+    """With a device that takes 200 ms, whatever the depth."""
+    load = Generator(null_blk("irqmode=2", "completion_nsec=200000000"))
     deep = load.run(f"read random {BLOCK} 64")
-    assert deep["min"] >= 5_000_000
-    assert deep["ns"] < 64 * 5_000_000 / 4
+    assert deep["min"] >= 200_000_000
+    assert deep["ns"] < 64 * 200_000_000 / 4
     flat = load.run(f"read random {BLOCK} 16 depth=1")
-    assert flat["ns"] >= 16 * 5_000_000
+    assert flat["ns"] >= 16 * 200_000_000
 
 
 @pytest.mark.parametrize("words", [
@@ -268,32 +268,28 @@ def end(running):
     """Interrupts a run, which would take ages."""
     assert running.poll() is None
     running.send_signal(signal.SIGINT)
-    running.communicate(timeout=20)
+    running.communicate(timeout=60)
     # The message came back, so that the signal could be delivered.
     assert running.returncode == -signal.SIGINT
 
 
 def test_a_signal_ends_a_run(load):
-    running = load.start(LONG)
-    time.sleep(0.5)
-    end(running)
+    end(load.start(LONG))
     assert load.run(f"read seq {BLOCK} 10")["ios"] == 10
 
 
 @pytest.mark.smoke
 def test_removal_waits_for_a_run(load):
     running = load.start(LONG)
-    time.sleep(0.5)
     removal = subprocess.Popen(["dmsetup", "remove", load.name], env=environment())
     with pytest.raises(subprocess.TimeoutExpired):
         removal.wait(1)
     end(running)
-    assert removal.wait(20) == 0
+    assert removal.wait(60) == 0
 
 
 def test_two_runs_at_once(target, load):
     running = load.start(LONG)
-    time.sleep(0.3)
     report = load.run(f"write shuffle {BLOCK} {BLOCKS}")
     end(running)
     assert (report["ios"], report["errors"]) == (BLOCKS, 0)

@@ -19,6 +19,7 @@ from dmtest import (
     load,
     metadata,
 )
+from dmtest.background import wait_until
 from dmtest.content import Content
 from dmtest.disk import (
     KIB,
@@ -113,13 +114,12 @@ class Reader:
         """Waits until it has filled its pipe, which nobody reads."""
         pipe = self._process.stdout.fileno()
         room = fcntl.fcntl(pipe, F_GETPIPE_SZ)
-        for _ in range(1000):
-            count = int.from_bytes(fcntl.ioctl(pipe, FIONREAD, bytes(4)), "little")
-            if count > room - 4096:
-                return
+
+        def is_full():
             assert self._process.poll() is None, "the reader came to its end"
-            time.sleep(0.01)
-        raise AssertionError("the reader does not fill its pipe")
+            return int.from_bytes(fcntl.ioctl(pipe, FIONREAD, bytes(4)), "little") > room - 4096
+
+        wait_until(is_full, "the reader fills its pipe")
 
     def kill(self):
         os.killpg(self._process.pid, signal.SIGKILL)
@@ -130,7 +130,7 @@ class Reader:
 def written_to(thin):
     """fio writes to the volume all the while."""
     fio = load.Background(
-        thin, "--bsrange=4k-64k", "--norandommap", "--time_based", "--runtime=60", depth=8, verify=False,
+        thin, "--bsrange=4k-64k", "--norandommap", "--time_based", "--runtime=3600", depth=8, verify=False,
     )
     try:
         yield

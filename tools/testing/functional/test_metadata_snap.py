@@ -91,25 +91,24 @@ def quiesced(pool):
 
 
 @pytest.mark.smoke
-def test_taken_and_dumped_while_fio_writes(pool):
+def test_taken_and_dumped_while_fio_writes(pool, progress):
     thin = pool.new_thin(0, 64 * MIB)
     pool.new_thin(1, 64 * MIB)
     writers = [
-        load.Background(volume, "--bsrange=4k-64k", "--norandommap", "--time_based", "--runtime=8", depth=8, verify=False)
+        load.Background(volume, "--bsrange=4k-64k", "--norandommap", "--time_based", "--runtime=3600", depth=8, verify=False)
         for volume in pool.thins.values()
     ]
-    turns = 0
-    while all(writer.running() for writer in writers) and turns < 8:
+    for turn in range(6):
+        progress(f"metadata snapshots: {turn}")
         time.sleep(0.2)
         expected, root = quiesced(pool)
         assert metadata.devices(dump(pool, root)) == metadata.devices(expected)
         time.sleep(0.2)
         assert metadata.devices(dump(pool, root)) == metadata.devices(expected)
         pool.release_metadata_snap()
-        if turns % 2:
-            pool.create_snap(100 + turns, 0)
-        turns += 1
-    assert turns >= 3
+        if turn % 2:
+            pool.create_snap(100 + turn, 0)
+    assert all(writer.running() for writer in writers)
     for writer in writers:
         writer.kill()
     assert thin.mapped()[0] > 0

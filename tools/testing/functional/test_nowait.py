@@ -22,7 +22,7 @@ from dmtest.disk import (
 from dmtest.dm import Device
 
 BLOCK = 64 * KIB
-PATIENCE = 30
+PATIENCE = 60
 
 pytestmark = pytest.mark.named_addition
 

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from dmtest import (
+    disk,
     ioctl,
     metadata,
 )
@@ -63,9 +64,14 @@ def fail_the_commit_of_another(pool, stops):
     fail(pool, looking)
 
 
-def is_idle(disk):
+def writes(path):
+    """How many writes a disk has ended."""
+    return disk.stat(path, 4)
+
+
+def is_idle(path):
     """Whether nothing is on its way to a disk."""
-    with open(f"/sys/block/{os.path.basename(disk.path)}/inflight") as file:
+    with open(f"/sys/block/{os.path.basename(path)}/inflight") as file:
         return file.read().split() == ["0", "0"]
 
 
@@ -136,13 +142,14 @@ def test_write_with_fua(make_pool, make_gate, covers, zeroing):
     before = bytes(content.data)
     stops = Stops(pool, others, SIZE)
     stops.stop()
+    before_it = writes(pool.data.path)
     length = BLOCK if covers == "block" else 4 * KIB
     writing = Background(lambda: content.write(8 * BLOCK, length, os.O_DSYNC))
     wait_until(writing.sleeps, "the write")
     stops.stop()
     if zeroing:
         # One round provisions the block, the next one finds it written or zeroed, and inserts its mapping.
-        wait_until(lambda: is_idle(pool.data), "the data are written")
+        wait_until(lambda: writes(pool.data.path) > before_it and is_idle(pool.data.path), "the data are written")
         stops.stop()
     fail_the_commit_of_another(pool, stops)
     if writing.outcome() != "ok":
@@ -157,7 +164,7 @@ def test_discard(make_pool, make_gate):
     snap = content.snapshot(pool.new_snap(9, 0, SIZE))
     stops = Stops(pool, others, SIZE)
     stops.stop()
-    discarding = [Background(lambda: one.thin.discard(0, 4 * BLOCK)) for one in (content, snap)]
+    discarding = [Background(lambda one=one: one.thin.discard(0, 4 * BLOCK)) for one in (content, snap)]
     for one in discarding:
         wait_until(one.sleeps, "the discard")
     stops.stop()

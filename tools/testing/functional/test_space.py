@@ -32,6 +32,7 @@ def test_low_water_mark_sends_one_event(make_pool):
     assert pool.device.event_nr() == before
     for block in range(40, 80):
         thin.write(block * BLOCK, pattern(block, BLOCK))
+    wait_until(lambda: pool.device.event_nr() > before, "the event")
     time.sleep(0.5)
     assert pool.device.event_nr() == before + 1
 

@@ -26,6 +26,7 @@ from dmtest.disk import (
 )
 from test_modes import (
     FULL,
+    WAIT,
     fill,
     look,
     wait_for,
@@ -180,7 +181,7 @@ def test_volume_with_waiting_writes_is_reloaded(make_pool, compare, no_space_tim
 def test_flushing_suspend_waits_for_the_timeout(make_pool, compare, no_space_timeout):
     """All I/O must have ended: those writes do when their time is over."""
     def scenario(trace, turn):
-        no_space_timeout(3)
+        no_space_timeout(WAIT)
         pool = make_pool(data_size=FULL)
         content = fill(pool)
         waiting = Background(lambda: content.thin.write(FULL, pattern(0, BLOCK)))

@@ -4,6 +4,7 @@
 The disks are in memory that is theirs already, so that they need no more for what is written to them.
 """
 
+import contextlib
 import ctypes
 import os
 import subprocess
@@ -24,7 +25,7 @@ SIZE = 96 * MIB
 # How much of it is used in the end.
 WANTED = 32 * MIB
 
-# Takes memory, writing to each page, until so much swap is in use, and reads all of it again.
+# Takes memory, writing to each page, until so much swap is in use, and reads the first half of it again.
 HOG = """
 import mmap, sys
 STEP = 1 << 20
@@ -36,6 +37,11 @@ while used() < int(sys.argv[1]):
     taken.append(mmap.mmap(-1, STEP, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     for offset in range(0, STEP, 4096):
         taken[-1][offset:offset + 8] = (len(taken) * STEP + offset).to_bytes(8, "little")
+print("enough", file=sys.stderr, flush=True)
+# What was taken last is in memory. Without it there is room for what has to be read back, and that needs no more swap.
+for memory in taken[len(taken) // 2:]:
+    memory.close()
+del taken[len(taken) // 2:]
 for number, memory in enumerate(taken, 1):
     for offset in range(0, STEP, 4096):
         assert memory[offset:offset + 8] == (number * STEP + offset).to_bytes(8, "little"), (number, offset)
@@ -77,26 +83,34 @@ def swap(ram_disks, make_pool):
     pool.stop()
 
 
-def use_too_much_memory():
+def use_too_much_memory(progress):
     """Has a process use more memory than there is; it must get along."""
     # If there is too little memory after all, this process is the one to go.
-    hog = subprocess.run(
-        [sys.executable, "-c", HOG, str(WANTED)], capture_output=True, text=True, timeout=900,
+    hog = subprocess.Popen(
+        [sys.executable, "-c", HOG, str(WANTED)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: open("/proc/self/oom_score_adj", "w").write("1000"),
     )
-    assert hog.stdout == "done\n", f"{hog.returncode}: {hog.stderr}"
+    for seconds in range(900):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            hog.wait(1)
+            break
+        progress(f"swap: {seconds} s")
+    else:
+        hog.kill()
+    output, errors = hog.communicate()
+    assert output == "done\n", f"{hog.returncode}: {errors}"
 
 
-def test_more_memory_than_there_is(swap):
+def test_more_memory_than_there_is(swap, progress):
     """Each page that is swapped out for the first time provisions a block, or a part of one."""
-    use_too_much_memory()
+    use_too_much_memory(progress)
     assert swap.mapped()[0] >= WANTED
 
 
 @pytest.mark.skipif(not allocations.are_there(), reason="this kernel has no failing allocations")
-def test_nothing_to_be_had_without_waiting(swap):
+def test_nothing_to_be_had_without_waiting(swap, progress):
     """As above, while the pool gets no memory unless it waits for it, which it must not."""
     allocations.watch()
     with allocations.failing("failslab", waiting=False):
-        use_too_much_memory()
+        use_too_much_memory(progress)
     assert swap.mapped()[0] >= WANTED

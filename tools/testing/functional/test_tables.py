@@ -111,7 +111,7 @@ def test_suspended_volume_holds_its_io(pool):
     time.sleep(0.3)
     assert writer.is_alive()
     thin.resume()
-    writer.join(10)
+    writer.join(60)
     assert not writer.is_alive()
     assert thin.read(0, BLOCK) == pattern("held", BLOCK)
 
@@ -127,7 +127,7 @@ def test_suspended_pool_holds_io_of_its_volumes(pool):
     assert all(writer.is_alive() for writer in writers)
     pool.device.resume()
     for writer, thin in zip(writers, thins):
-        writer.join(10)
+        writer.join(60)
         assert not writer.is_alive()
         assert thin.read(0, BLOCK) == pattern(thin.id, BLOCK)
 

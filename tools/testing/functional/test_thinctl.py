@@ -214,7 +214,7 @@ def test_leaves_the_metadata_snapshot_of_others_alone(pool, thinctl):
     assert pool.status().metadata_snap is None
 
 
-def test_is_recognised_when_it_was_killed(pool, thinctl):
+def test_is_recognised_when_it_was_killed(pool, thinctl, progress):
     """A metadata snapshot that a killed one has left is released, and one that somebody else took afterwards is not."""
     Content(pool.new_thin(0, SIZE)).scatter("first", 20)
     thinctl.snapshot(pool, 0, 1)
@@ -222,6 +222,7 @@ def test_is_recognised_when_it_was_killed(pool, thinctl):
     while turn < 10 or not found:
         assert turn < 200, "it was never killed while it had the metadata snapshot"
         turn += 1
+        progress(f"killed {turn} times")
         process = thinctl.start("send", pool.name, 1, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while pool.status().metadata_snap is None and process.poll() is None:
             pass

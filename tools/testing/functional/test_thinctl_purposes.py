@@ -150,7 +150,7 @@ def test_damaged_backups_are_refused(pool, other, thinctl, repository):
 def test_migrates_a_volume_in_use(pool, other, thinctl, busy):
     thin = pool.new_thin(0, SIZE)
     writer = busy(thin)
-    time.sleep(1)
+    wait_until(lambda: thin.mapped_blocks() > 50, "fio writes")
     moved = thinctl.json("migrate", f"{pool.name}:0", f"{other.name}:5")
     assert moved["switched"] == [thin.name] and moved["passes"] >= 2
     assert thin.table() == f"{other.device.number} 5"
@@ -199,7 +199,7 @@ def test_migrates_although_it_is_cut_off(pool, other, thinctl):
         if str(other.device.number) in thin.table():
             break
         if turns > 12:
-            assert thinctl.cut("migrate", f"{pool.name}:0", f"{other.name}:5", after=60) == 0
+            assert thinctl.cut("migrate", f"{pool.name}:0", f"{other.name}:5", after=200) == 0
             break
         assert code
     # If it was cut off at the very end, it has to be told once more.
@@ -210,8 +210,10 @@ def test_migrates_although_it_is_cut_off(pool, other, thinctl):
     assert volumes(pool) == {0}
 
 
-def test_nothing_that_was_killed_leaves_a_volume_suspended(pool, other, thinctl):
+def test_nothing_that_was_killed_leaves_a_volume_suspended(make_pool, make_faulty, thinctl):
     """Whoever uses the volume cannot wait for the next run."""
+    pool = make_pool(metadata=make_faulty(16 * MIB))
+    other = make_pool(block_sectors=256)
     content = Content(pool.new_thin(0, SIZE))
     content.scatter("first", 60)
 
@@ -220,11 +222,14 @@ def test_nothing_that_was_killed_leaves_a_volume_suspended(pool, other, thinctl)
 
     # First it is suspended for a snapshot, then for the last pass.
     for _ in range(3):
+        # A commit while it is suspended takes so long that it is seen.
+        pool.metadata.delay_writes(200)
         process = thinctl.start("migrate", f"{pool.name}:0", f"{other.name}:5", stderr=subprocess.DEVNULL, start_new_session=True)
-        while not suspended():
-            assert process.poll() is None, "it was never seen suspended"
+        wait_until(lambda: suspended() or process.poll() is not None, "it is suspended")
+        assert process.poll() is None, "it was never seen suspended"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        pool.metadata.heal()
         wait_until(lambda: not suspended(), "the volume goes on")
         content.verify()
     thinctl.run("migrate", f"{pool.name}:0", f"{other.name}:5")
@@ -239,7 +244,8 @@ def test_migrates_under_load_although_it_is_cut_off(pool, other, thinctl, busy):
     choice = random.Random("migrate under load")
     words = "migrate", f"{pool.name}:0", f"{other.name}:5"
     cuts = 0
-    while cuts < 8 and thinctl.cut(*words, after=choice.uniform(0.1, 1.0)):
+    # It has hardly begun the first time, whatever the machine.
+    while cuts < 8 and thinctl.cut(*words, after=choice.uniform(0.1, 1.0) if cuts else 0.05):
         cuts += 1
         thinctl.settle(pool)
         thinctl.settle(other)
@@ -257,7 +263,7 @@ def test_migrates_under_load_although_it_is_cut_off(pool, other, thinctl, busy):
     assert volumes(other) == {5} and volumes(pool) == {0}
 
 
-def test_merges_into_an_external_origin(make_pool, make_disk, thinctl):
+def test_merges_into_an_external_origin(make_pool, make_disk, thinctl, progress):
     pool = make_pool()
     origin = make_disk(SIZE)
     disk.write(origin.path, 0, os.urandom(SIZE))
@@ -266,10 +272,11 @@ def test_merges_into_an_external_origin(make_pool, make_disk, thinctl):
     content.scatter("changes", 60)
     assert "in use" in thinctl.refused("merge", pool.name, 0, "--into", origin.path, code=BUSY)
     content.thin.remove()
-    # A little later each time, from before it has begun until it is done.
+    # A little later each time, from before it has begun until it is done. On a slow machine that takes long.
     cuts = 0
-    while thinctl.cut("merge", pool.name, 0, "--into", origin.path, after=0.02 * cuts):
+    while thinctl.cut("merge", pool.name, 0, "--into", origin.path, after=max(0.02 * cuts, 0.02 * 1.1 ** cuts)):
         cuts += 1
+        progress(f"merges: {cuts} were cut off")
         thinctl.settle(pool)
         assert not thinctl.leftovers(pool)
     assert cuts, "it was never cut off"
@@ -382,7 +389,7 @@ def test_replicates_to_what_hangs(pool, other, thinctl):
     hanging = f"test -e {thinctl.folder}/healed || exec sleep 1000; exec {thinctl.program} receive {other.name} 7"
     begun = time.monotonic()
     assert "took nothing" in thinctl.refused(*words, hanging, code=COMMAND)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 50
     assert not thinctl.leftovers(pool)
     with open(f"{thinctl.folder}/healed", "w"):
         pass

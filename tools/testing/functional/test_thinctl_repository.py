@@ -4,6 +4,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 
 from dmtest.background import wait_until
@@ -44,9 +45,12 @@ def test_one_writes_into_a_repository(pool, other, thinctl):
     try:
         while not any(name.startswith(".tmp-") for _, _, names in os.walk(repository) for name in names):
             assert process.poll() is None, "it was not seen at work"
+        # It takes its time from here on.
+        process.send_signal(signal.SIGSTOP)
         assert "writing into it" in thinctl.refused("backup", other.name, 0, repository, "--name", "data", code=BUSY)
         assert "writing into it" in thinctl.refused("prune", repository, "data", "--keep", 1, code=BUSY)
     finally:
+        process.send_signal(signal.SIGCONT)
         assert process.wait() == 0
     assert volumes(other) == {0}
     assert [one["number"] for one in thinctl.json("backups", repository)["data"]] == [1]

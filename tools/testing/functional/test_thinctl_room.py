@@ -22,6 +22,7 @@ from dmtest.thinctl import (
     received,
     volumes,
 )
+from dmtest.worker import is_at_work
 
 
 @pytest.fixture
@@ -88,16 +89,19 @@ def test_migrates_on_in_its_old_pool(pool, small, thinctl):
     """Others take the room while a volume that is in use is copied."""
     content = Content(pool.new_thin(0, SIZE))
     content.write(0, 5 * MIB)
-    small.data.delay(300)
+    small.data.hold("writes")
     process = thinctl.start("migrate", f"{pool.name}:0", f"{small.name}:7", stderr=subprocess.PIPE)
-    wait_until(lambda: (thinctl.notes(pool, "migrate-0.json") or {}).get("copying"), "it has begun")
-    small.content.write(6 * MIB, 3 * MIB)
-    errors = process.communicate()[1].decode()
+    small.data.wait_for_held()
+    assert thinctl.notes(pool, "migrate-0.json")["copying"]
+    writing = Background(lambda: small.content.write(6 * MIB, 3 * MIB))
+    # The write has its blocks when the worker has seen to it.
+    wait_until(lambda: writing.sleeps() and not is_at_work(), "others take the room")
     small.data.heal()
+    assert writing.outcome() == "ok"
+    errors = process.communicate()[1].decode()
     assert process.returncode == NO_ROOM, errors
     assert content.thin.table() == f"{pool.device.number} 0"
-    writer = Background(lambda: content.scatter("later", 5))
-    assert not writer.waits(2)
+    assert Background(lambda: content.scatter("later", 5)).outcome() == "ok"
     content.verify()
     assert small.status().mode == "rw"
     small.content.verify()

@@ -26,6 +26,10 @@ from dmtest.thinctl import (
 )
 
 
+# At as many moments a run is cut off.
+MOMENTS = 10
+
+
 @pytest.fixture
 def slow(make_faulty):
     """A disk that takes its time."""
@@ -47,20 +51,28 @@ def use(pool, volume, content, seed):
     thin.remove()
 
 
-def moments(most):
-    """Later and later, until the run has come to its end."""
-    return [0.15 * number for number in range(1, most)]
+def moments(whole):
+    """Later and later, up to about the end of a run; `whole()` is one that is not cut off."""
+    begun = time.monotonic()
+    whole()
+    took = time.monotonic() - begun
+    return [took * number / MOMENTS for number in range(1, MOMENTS)]
 
 
-def test_migrates_what_was_used_after_it_was_cut_off(pool, slow_pool, thinctl):
-    cuts = 0
-    for number, moment in enumerate(moments(16)):
+def test_migrates_what_was_used_after_it_was_cut_off(pool, slow_pool, thinctl, progress):
+    def prepare(number):
         content = Content(pool.new_thin(number, SIZE))
         content.scatter(f"first {number}", 60)
         content.thin.remove()
-        words = "migrate", f"{pool.name}:{number}", f"{slow_pool.name}:{100 + number}"
+        return content, ("migrate", f"{pool.name}:{number}", f"{slow_pool.name}:{100 + number}")
+
+    cuts = 0
+    _, words = prepare(0)
+    for number, moment in enumerate(moments(lambda: thinctl.run(*words)), 1):
+        progress(f"migrations: {number} of {MOMENTS}")
+        content, words = prepare(number)
         if not thinctl.cut(*words, after=moment):
-            break
+            continue
         cuts += 1
         use(pool, number, content, f"used {number}")
         thinctl.run(*words, "--delete")
@@ -74,30 +86,37 @@ def test_migrates_what_was_used_after_it_was_cut_off(pool, slow_pool, thinctl):
 def test_migrates_what_becomes_inactive_during_a_pass(pool, slow_pool, thinctl):
     content = Content(pool.new_thin(0, SIZE))
     content.scatter("first", 60)
+    slow_pool.data.hold("writes")
     process = thinctl.start("migrate", f"{pool.name}:0", f"{slow_pool.name}:5", "--delete", stdout=subprocess.DEVNULL)
-    wait_until(lambda: (thinctl.notes(pool, "migrate-0.json") or {}).get("copying"), "the first pass")
+    slow_pool.data.wait_for_held()
     content.scatter("used", 4)
     content.thin.flush()
     content.thin.remove()
+    slow_pool.data.heal()
     assert process.wait() == 0
     received(slow_pool, 5, content)
     assert volumes(pool) == set() and volumes(slow_pool) == {5}
     assert not thinctl.leftovers(pool) and not thinctl.leftovers(slow_pool)
 
 
-def test_merges_what_was_used_after_it_was_cut_off(make_pool, slow, thinctl):
+def test_merges_what_was_used_after_it_was_cut_off(make_pool, slow, thinctl, progress):
     pool = make_pool()
-    cuts = 0
-    for number, moment in enumerate(moments(16)):
+
+    def prepare(number):
         expected = bytearray(disk.read(slow.path, 0, SIZE))
         content = Content(pool.new_thin(number, SIZE, origin=slow.path), expected)
         content.scatter(f"first {number}", 40)
         content.thin.remove()
-        words = "merge", pool.name, number, "--into", slow.path
-        if not thinctl.cut(*words, after=moment):
-            break
-        cuts += 1
-        use(pool, number, content, f"used {number}")
+        return content, ("merge", pool.name, number, "--into", slow.path)
+
+    cuts = 0
+    _, words = prepare(0)
+    for number, moment in enumerate(moments(lambda: thinctl.run(*words, "--delete")), 1):
+        progress(f"merges: {number} of {MOMENTS}")
+        content, words = prepare(number)
+        if thinctl.cut(*words, after=moment):
+            cuts += 1
+            use(pool, number, content, f"used {number}")
         thinctl.run(*words, "--delete")
         assert disk.read(slow.path, 0, SIZE) == bytes(content.data)
         assert volumes(pool) == set()
@@ -111,9 +130,11 @@ def test_merging_does_not_delete_what_is_used_meanwhile(make_pool, slow, thinctl
     content.scatter("first", 40)
     content.thin.remove()
     words = "merge", pool.name, 0, "--into", slow.path, "--delete"
+    slow.hold("writes")
     process = thinctl.start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    wait_until(lambda: thinctl.notes(pool, "merge-0.json"), "its snapshot")
+    slow.wait_for_held()
     use(pool, 0, content, "used")
+    slow.heal()
     errors = process.communicate()[1].decode()
     assert process.returncode == 5 and "was not deleted" in errors, errors
     received(pool, 0, content)
@@ -214,7 +235,7 @@ def test_puts_nothing_in_the_place_of_what_became_active(other, thinctl, streams
     assert not thinctl.leftovers(other)
 
 
-def test_copies_again_what_is_not_there_any_more(pool, other, thinctl):
+def test_copies_again_what_is_not_there_any_more(pool, other, thinctl, progress):
     """A migration was as good as done when it was cut off, and then somebody deleted the copy."""
     contents = []
 
@@ -224,11 +245,12 @@ def test_copies_again_what_is_not_there_any_more(pool, other, thinctl):
 
     def is_cut_off(step):
         """A migration of its own, which is killed before this step if it has as many."""
+        progress(f"migrations: {len(contents)}")
         contents.append(Content(pool.new_thin(len(contents), SIZE)))
         contents[-1].write(MIB, MIB)
         contents[-1].thin.remove()
         thinctl.environment["THINCTL_CUT"] = str(step)
-        code = thinctl.cut(*words(), after=60)
+        code = thinctl.cut(*words(), after=200)
         del thinctl.environment["THINCTL_CUT"]
         return code != 0
 
@@ -260,10 +282,9 @@ def test_notices_that_its_metadata_snapshot_is_gone(make_pool, make_faulty, thin
     pool.metadata.hold("reads", start=8)
     process = thinctl.start("send", pool.name, 1, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     pool.metadata.wait_for_held()
-    released = Background(pool.release_metadata_snap)
-    released.waits(0.5)
+    # Nothing that has to be read is needed for this.
+    assert Background(pool.release_metadata_snap).outcome() == "ok"
     pool.metadata.heal()
-    released.outcome()
     errors = process.communicate()[1].decode()
     assert process.returncode == BUSY and "released by somebody else" in errors, errors
     assert not thinctl.leftovers(pool)

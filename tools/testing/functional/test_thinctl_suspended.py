@@ -28,6 +28,12 @@ def suspended(name):
 
 
 @pytest.fixture
+def pool(make_pool, make_faulty):
+    """Its metadata are on a disk that can be slow."""
+    return make_pool(metadata=make_faulty(16 * MIB))
+
+
+@pytest.fixture
 def root(pool, thinctl, mounted):
     """A volume with a file system that the program lies on, with all that it remembers and what it prints."""
     thin = pool.new_thin(0, 384 * MIB)
@@ -36,7 +42,7 @@ def root(pool, thinctl, mounted):
     thinctl.program = shutil.copy(thinctl.program, folder)
     thinctl.environment["THINCTL_HOME"] = str(folder / "home")
 
-    def run(*words, patience=60):
+    def run(*words, patience=200):
         with open(folder / "log", "ab") as log:
             process = thinctl.start(*words, stdout=log, stderr=log)
             try:
@@ -74,11 +80,14 @@ def test_migrates_nothing_that_it_writes_to(pool, other, root, thinctl):
 def test_resumes_what_it_lies_on_although_it_is_killed(pool, root, thinctl):
     """Its guard does not need what is suspended, either."""
     for number in range(1, 4):
+        # A commit while it is suspended takes so long that it is seen.
+        pool.metadata.delay_writes(200)
         process = thinctl.start("snapshot", pool.name, 0, number, stderr=subprocess.DEVNULL, start_new_session=True)
-        while process.poll() is None and not suspended(root.thin.name):
-            pass
+        wait_until(lambda: suspended(root.thin.name) or process.poll() is not None, "it is suspended")
+        assert process.poll() is None, "it was never seen suspended"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        pool.metadata.heal()
         wait_until(lambda: not suspended(root.thin.name), "the volume goes on")
         (root.folder / f"file {number}").write_bytes(os.urandom(4096))
         os.sync()
@@ -136,7 +145,7 @@ def test_waits_for_who_has_a_volume(pool, thinctl):
             process.wait(2)
         assert not suspended(content.thin.name) and volumes(pool) == {0, 1}
         content.scatter("meanwhile", 5)
-    assert process.wait(60) == 0
+    assert process.wait(200) == 0
     assert volumes(pool) == {0, 1, 2}
 
 
@@ -174,7 +183,7 @@ def test_waits_for_lvm2(make_disk, kernel, modules, run, thinctl):
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(2)
             assert not suspended("vg-data")
-        assert process.wait(60) == 0
+        assert process.wait(200) == 0
         assert not os.path.exists("/run/lock/lvm/V_vg")
         lvm.run("lvcreate", "-q", "-s", "-n", "later", "vg/data")
     finally:

@@ -16,7 +16,8 @@ if [ $$ -eq 1 ]; then
 fi
 mount -t debugfs debug /sys/kernel/debug 2>/dev/null
 mkdir -p /run/tmp /run/lock
-echo 40 >/proc/sys/kernel/hung_task_timeout_secs
+# Tests hold I/O back; it is more than that if it takes as long as this.
+echo 100 >/proc/sys/kernel/hung_task_timeout_secs
 ip link set lo up 2>/dev/null
 # Virtme-ng starts udevd, which would open new devices just when somebody removes them.
 udevadm control --exit 2>/dev/null
