@@ -30,6 +30,7 @@ use crate::{
         is_unchanged,
         Contents, //
     },
+    numbering,
     repository::{
         Generation,
         Locked, //
@@ -89,6 +90,7 @@ pub fn backup(
     let Options {
         name, full, level, ..
     } = *options;
+    numbering::check(session)?;
     let place = options
         .repository
         .canonicalize()

@@ -32,6 +32,7 @@ use crate::{
         Kept,
         Owner, //
     },
+    lvm2,
     naming::{
         contents,
         find,
@@ -136,6 +137,7 @@ pub fn receive(
     changes: &mut dyn Changes,
     mut progress: impl FnMut(u64),
 ) -> Result<Outcome> {
+    lvm2::check_makes(&session.pool, id)?;
     session.pool.check_writable(&session.dm)?;
     let _lock = lock(session, id)?;
     let header = changes.header().clone();

@@ -30,6 +30,7 @@ use crate::{
         Owner, //
     },
     naming::is_unchanged,
+    numbering,
     program::Program,
     send::{
         plan,
@@ -132,6 +133,7 @@ impl<'a> Replication<'a> {
                 return Ok(late);
             }
         }
+        numbering::check(self.session)?;
         let snapshot = self.session.snapshot(self.snapshots.volume)?;
         self.snapshots.pending = Some(snapshot);
         self.session.keep(snapshot, || self.store())?;
