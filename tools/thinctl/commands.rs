@@ -120,7 +120,8 @@ pub fn run(cli: &Cli) -> Result {
             anyway,
         } => {
             let open = || Reader::new(io::stdin().lock());
-            global.take("receive", place, base.as_deref(), *anyway, open)
+            let rehearse = || Ok(());
+            global.take("receive", place, base.as_deref(), *anyway, rehearse, open)
         }
         Command::Token { pool, id } => {
             let session = global.session(pool)?;
@@ -342,7 +343,8 @@ pub fn run(cli: &Cli) -> Result {
             anyway,
         } => {
             let open = || Repository::open(repository)?.restore(name, *generation);
-            global.take("restore", place, None, *anyway, open)
+            let rehearse = || receive::skip(&mut open()?);
+            global.take("restore", place, None, *anyway, rehearse, open)
         }
     }
 }
@@ -435,13 +437,14 @@ fn bad_number(text: &str, e: std::num::ParseIntError) -> Error {
 }
 
 impl Global {
-    /// Takes what `open` gives to where it is to go.
+    /// Takes what `open` gives to where it is to go. `rehearse` looks whether all of it is there.
     fn take<C: Changes>(
         &self,
         what: &str,
         place: &Place,
         base: Option<&str>,
         anyway: bool,
+        rehearse: impl FnOnce() -> Result,
         open: impl FnOnce() -> Result<C>,
     ) -> Result {
         let outcome = match place {
@@ -451,7 +454,7 @@ impl Global {
                 let mut changes = open()?;
                 let progress = self.progress(what);
                 progress.set_total(changes.header().data);
-                write_into(path, anyway, &mut changes, |n| progress.add(n))?;
+                write_into(path, anyway, rehearse, &mut changes, |n| progress.add(n))?;
                 receive::Outcome::Received
             }
             Place {

@@ -13,6 +13,7 @@
 //!   it until it is closed. Whoever opens it otherwise is seen if it is a device of device-mapper, but not who comes later.
 //! - It is no pool, and lies on none.
 //! - It is large enough, its sectors fit, and its pool can be written to and has room.
+//! - If it holds anything, what can be read twice was read to its end, and nothing of it is damaged.
 
 use std::{
     path::Path,
@@ -53,10 +54,12 @@ const PAUSE: Duration = Duration::from_millis(100);
 const PIECE: u64 = 1 << 30;
 
 /// Writes what `changes` lead to into the device `path`, and zeroes everywhere else. Nothing is compared with the room in a
-/// pool if it is to be tried `anyway`. `progress` is told of each piece of data.
+/// pool if it is to be tried `anyway`. `rehearse` is called before the device's content is given up, if it has any.
+/// `progress` is told of each piece of data.
 pub fn write_into(
     path: &Path,
     anyway: bool,
+    rehearse: impl FnOnce() -> Result,
     changes: &mut dyn Changes,
     progress: impl FnMut(u64),
 ) -> Result {
@@ -72,6 +75,9 @@ pub fn write_into(
     let size = device.size;
     check_size(path, &header, &device)?;
     let mut output = Output::new(path, device, number, &header, anyway)?;
+    if !output.is_empty() {
+        rehearse()?;
+    }
     let written = write(&mut output, size, changes, progress);
     if written.is_err() {
         eprintln!(
@@ -147,8 +153,14 @@ fn write(
 
 /// Where it is written to.
 enum Output {
-    /// A thin volume, and whether something else than zeroes is read where nothing is mapped.
-    Thin(Box<Target>, bool),
+    /// A thin volume.
+    Thin {
+        target: Box<Target>,
+        /// Whether something else than zeroes is read where nothing is mapped.
+        has_origin: bool,
+        /// Whether nothing is mapped, and zeroes are read.
+        is_empty: bool,
+    },
     /// Another device.
     Other(Device, Buffer),
 }
@@ -174,32 +186,41 @@ impl Output {
         pool.check_writable(&dm)?;
         let room = Room::of(dm.clone(), pool.clone(), anyway);
         let has_origin = volume.origin.is_some();
+        let mapped = volume.mapped(&dm)?;
         // What is mapped is given up, unless it must hide an origin.
-        let mapped = match has_origin {
-            true => 0,
-            false => volume.mapped(&dm)?,
-        };
-        room.check_over(header.data, mapped)?;
+        let given_up = if has_origin { 0 } else { mapped };
+        room.check_over(header.data, given_up)?;
         let mut target = Target::over(device, &pool, room)?;
         if has_origin {
             target.hides_origin();
         }
-        Ok(Self::Thin(Box::new(target), has_origin))
+        Ok(Self::Thin {
+            target: Box::new(target),
+            has_origin,
+            is_empty: mapped == 0 && !has_origin,
+        })
+    }
+
+    /// Whether nothing is lost when it is written to.
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::Thin { is_empty: true, .. })
     }
 
     /// Unmaps the old content, so that there is room for the new one.
     fn give_up_old(&mut self, size: u64) -> Result {
         match self {
-            Self::Thin(target, false) => {
-                for_pieces(0, size, |offset, len| target.unmap(offset, len))
-            }
-            Self::Thin(..) | Self::Other(..) => Ok(()),
+            Self::Thin {
+                target,
+                has_origin: false,
+                ..
+            } => for_pieces(0, size, |offset, len| target.unmap(offset, len)),
+            Self::Thin { .. } | Self::Other(..) => Ok(()),
         }
     }
 
     fn write(&mut self, mut offset: u64, data: &[u8]) -> Result {
         let (device, buffer) = match self {
-            Self::Thin(target, _) => return target.write(offset, data),
+            Self::Thin { target, .. } => return target.write(offset, data),
             Self::Other(device, buffer) => (device, buffer),
         };
         for part in data.chunks(CHUNK) {
@@ -214,14 +235,14 @@ impl Output {
     /// Makes sure that zeroes are read from `begin` to `end`.
     fn zero(&mut self, begin: u64, end: u64) -> Result {
         for_pieces(begin, end, |offset, len| match self {
-            Self::Thin(target, _) => target.discard(offset, len),
+            Self::Thin { target, .. } => target.discard(offset, len),
             Self::Other(device, _) => device.zero(offset, len),
         })
     }
 
     fn flush(&self) -> Result {
         match self {
-            Self::Thin(target, _) => target.flush(),
+            Self::Thin { target, .. } => target.flush(),
             Self::Other(device, _) => device.flush(),
         }
     }

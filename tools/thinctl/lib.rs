@@ -25,10 +25,12 @@
 //! - [`session`], [`naming`], [`unchanged`]: work with one pool, which state a volume is in, and whether it still is.
 //! - [`extents`], [`room`], [`copy`]: lists of changes, whether there is room for them, and the data for them.
 //! - [`program`]: commands that take a stream.
+//! - [`anchors`]: the snapshots that something goes on from.
 //! - [`send`], [`receive`], [`into`], [`backup`], [`merge`], [`migrate`], [`replicate`]: what it is all for.
 //! - [`kept`], [`numbering`]: what these keep in a pool, and that lvm2 does not come to use the same ids.
 //! - [`cli`], [`commands`]: the command line.
 
+pub mod anchors;
 pub mod backing;
 pub mod backup;
 pub mod bits;

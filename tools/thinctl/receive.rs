@@ -202,7 +202,7 @@ pub fn receive(
 }
 
 /// Takes what is of no use, so that who sends it does not fail.
-fn skip(changes: &mut dyn Changes) -> Result {
+pub fn skip(changes: &mut dyn Changes) -> Result {
     while changes.next()?.is_some() {
         signals::check()?;
     }

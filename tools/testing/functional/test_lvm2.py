@@ -447,7 +447,7 @@ def test_thinctl_knows_names_of_lvm2(play, thinctl):
         lvm.run("lvcreate", "-V", "64M", "-T", "vg/pool", "-n", "copy")
         thinctl.run("receive", "--into", lvm.path("copy"), input=thinctl.run("send", "vg/pool", 2))
         check(lvm, "copy", range(100))
-        thinctl.run("backup", "vg/pool", "vg/data", thinctl.repository("backups"), "--name", "data")
+        thinctl.run("backup", "vg/pool", "vg/data", thinctl.repository(f"backups of {os.path.basename(lvm.disks[0].file)}"), "--name", "data")
         assert thinctl.refused("migrate", "vg/pool:vg/data", "vg/pool:7").count("lvm2") == 1
         assert len(thinctl.json("ls", "vg/pool")["volumes"]) == 4
         thinctl.run("replicate", "/dev/vg/pool", 1, "--to", "true", "--forget")

@@ -255,6 +255,24 @@ def test_a_stream_that_ends_too_early(lvm, thinctl, stream):
     assert lvm.content("target") == content.data
 
 
+def test_nothing_is_given_up_for_a_damaged_backup(lvm, thinctl, backed_up):
+    repository, past = backed_up
+    [path] = glob.glob(os.path.join(repository, "data", "000002.*.thin"))
+    with open(path, "r+b") as file:
+        file.seek(-2000, os.SEEK_END)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 4]))
+    target = lvm.make("target")
+    lvm.scatter("target", "old")
+    before = lvm.everything(), lvm.content("target")
+    restore = "restore", repository, "data", "--into", target
+    assert "holds a part" not in thinctl.refused(*restore, code=DAMAGED)
+    assert (lvm.everything(), lvm.content("target")) == before
+    thinctl.run(*restore, "--generation", 1)
+    assert lvm.content("target") == past[0]
+
+
 def test_what_does_not_fit_is_not_begun(lvm, thinctl, backed_up):
     repository, past = backed_up
     restore = "restore", repository, "data", "--into"
