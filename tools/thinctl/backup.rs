@@ -12,14 +12,17 @@ use serde::{
 };
 
 use crate::{
+    anchors::{
+        self,
+        Anchors, //
+    },
     error::{
         Error,
         Result, //
     },
     home::{
         self,
-        Home,
-        Lock, //
+        Home, //
     },
     kept::{
         Kept,
@@ -30,6 +33,7 @@ use crate::{
         is_unchanged,
         Contents, //
     },
+    numbering,
     repository::{
         Generation,
         Locked, //
@@ -55,9 +59,6 @@ struct Anchor {
     /// The snapshot of the last generation, and one that was about to become it.
     snapshots: Vec<u32>,
 }
-
-/// What the names of anchors' files begin with.
-const ANCHOR: &str = "backup-";
 
 /// How to make a backup.
 pub struct Options<'a> {
@@ -89,6 +90,7 @@ pub fn backup(
     let Options {
         name, full, level, ..
     } = *options;
+    numbering::check(session)?;
     let place = options
         .repository
         .canonicalize()
@@ -96,8 +98,8 @@ pub fn backup(
     // A repository may be moved, but it keeps its id.
     let key = home::key(format!("{}/{name}", repository.id()).as_bytes());
     let key = format!("{id}-{key}");
-    let _lock = lock(&session.home, &key)?;
-    let file = anchor(&key);
+    let _lock = anchors::lock::<Anchor>(&session.home, &key)?;
+    let file = anchors::file::<Anchor>(&key);
     let before = session.home.load::<Anchor>(&file)?;
     let mut kept = Anchor {
         volume: id,
@@ -192,53 +194,33 @@ fn find(session: &Session, kept: &Anchor, state: StateId) -> Result<Option<(u32,
     Ok(None)
 }
 
-fn anchor(key: &str) -> String {
-    format!("{ANCHOR}{key}.json")
-}
+impl Anchors for Anchor {
+    const OWNER: Owner = Owner::Backup;
+    const BUSY: &str = "another thinctl is making this backup";
 
-fn lock(home: &Home, key: &str) -> Result<Lock> {
-    home.try_lock(&format!("{ANCHOR}{key}.lock"))?
-        .ok_or_else(|| Error::Busy("another thinctl is making this backup".to_owned()))
+    fn volume(&self) -> u32 {
+        self.volume
+    }
+
+    fn place(&self) -> String {
+        format!("{} in {}", self.name, self.place)
+    }
+
+    fn ids(&self) -> Vec<u32> {
+        self.snapshots.clone()
+    }
+
+    fn remove(&mut self, id: u32) {
+        self.snapshots.retain(|&other| other != id);
+    }
 }
 
 /// The snapshots that backups go on from.
 pub fn kept(home: &Home) -> Result<Vec<Kept>> {
-    let mut found = Vec::new();
-    for key in home.list(ANCHOR, ".json")? {
-        if let Some(kept) = home.load::<Anchor>(&anchor(&key))? {
-            found.extend(kept.snapshots.iter().map(|&id| Kept {
-                id,
-                volume: kept.volume,
-                owner: Owner::Backup,
-                place: format!("{} in {}", kept.name, kept.place),
-            }));
-        }
-    }
-    Ok(found)
+    anchors::kept::<Anchor>(home)
 }
 
 /// Deletes one of them. The next backup is a full one then.
 pub fn forget(session: &Session, snapshot: u32) -> Result {
-    for key in session.home.list(ANCHOR, ".json")? {
-        let file = anchor(&key);
-        let load = || -> Result<Option<Anchor>> {
-            let kept = session.home.load::<Anchor>(&file)?;
-            Ok(kept.filter(|kept| kept.snapshots.contains(&snapshot)))
-        };
-        if load()?.is_none() {
-            continue;
-        }
-        let _lock = lock(&session.home, &key)?;
-        let Some(mut kept) = load()? else {
-            continue;
-        };
-        session.delete(snapshot)?;
-        kept.snapshots.retain(|&id| id != snapshot);
-        if kept.snapshots.is_empty() {
-            session.home.remove(&file)?;
-        } else {
-            session.home.store(&file, &kept)?;
-        }
-    }
-    Ok(())
+    anchors::forget::<Anchor>(session, snapshot)
 }

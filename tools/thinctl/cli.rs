@@ -91,6 +91,20 @@ pub struct Sending {
     pub rate: Option<NonZeroU64>,
 }
 
+/// Where what was sent or backed up goes to.
+#[derive(Args, Clone)]
+pub struct Place {
+    /// The pool
+    #[arg(required_unless_present = "into")]
+    pub pool: Option<String>,
+    /// The id of the volume
+    #[arg(required_unless_present = "into")]
+    pub id: Option<u32>,
+    /// Write into this device, which nobody uses, for instance a volume that `lvcreate -V` has made; what it holds is lost
+    #[arg(long, value_name = "DEVICE", conflicts_with_all = ["pool", "id"])]
+    pub into: Option<PathBuf>,
+}
+
 /// What to do.
 #[derive(Subcommand)]
 pub enum Command {
@@ -154,17 +168,19 @@ pub enum Command {
         #[command(flatten)]
         sending: Sending,
     },
-    /// Make a volume of a stream from the standard input
+    /// Make a volume of a stream from the standard input, or write it into a device
     ///
     /// A stream of a whole volume makes a new volume. One that has what changed since a state takes the volume from that
-    /// state to the next. The volume is changed all at once in the end.
+    /// state to the next. The volume is changed all at once in the end. A device is changed meanwhile.
+    #[command(
+        override_usage = "thinctl receive [OPTIONS] <POOL> <ID>\n       thinctl receive [OPTIONS] --into <DEVICE>"
+    )]
     Receive {
-        /// The pool
-        pool: String,
-        /// The id of the volume
-        id: u32,
+        /// Where to
+        #[command(flatten)]
+        place: Place,
         /// Apply the stream to a snapshot of this volume, and leave the volume as it is
-        #[arg(long, value_name = "VOLUME")]
+        #[arg(long, value_name = "VOLUME", conflicts_with = "into")]
         base: Option<String>,
         /// Try it also if the pool seems to have no room for it
         #[arg(long)]
@@ -231,16 +247,18 @@ pub enum Command {
         #[arg(long, value_name = "N")]
         keep: usize,
     },
-    /// Make a volume of a backup
+    /// Make a volume of a backup, or write it into a device
+    #[command(
+        override_usage = "thinctl restore [OPTIONS] <REPOSITORY> <NAME> <POOL> <ID>\n       thinctl restore [OPTIONS] <REPOSITORY> <NAME> --into <DEVICE>"
+    )]
     Restore {
         /// The folder with the backups
         repository: PathBuf,
         /// The volume's name there
         name: String,
-        /// The pool
-        pool: String,
-        /// The id of the volume
-        id: u32,
+        /// Where to
+        #[command(flatten)]
+        place: Place,
         /// The generation [default: the last]
         #[arg(long, value_name = "N")]
         generation: Option<u64>,

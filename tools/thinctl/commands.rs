@@ -28,6 +28,7 @@ use crate::{
         Cli,
         Command,
         Global,
+        Place,
         Sending, //
     },
     device,
@@ -35,7 +36,9 @@ use crate::{
         Error,
         Result, //
     },
-    guard, kept, merge, migrate,
+    guard,
+    into::write_into,
+    kept, lvm2, merge, migrate,
     progress::Progress,
     rate::Limited,
     receive,
@@ -78,6 +81,7 @@ pub fn run(cli: &Cli) -> Result {
         } => look::diff(global, pool, left, right, *same),
         Command::Snapshot { pool, origin, id } => {
             let session = global.session(pool)?;
+            lvm2::check_snapshots(&session.pool, *id)?;
             let origin = session.pool.volume_id(&session.dm, origin)?;
             session.snapshot_as(*id, origin)
         }
@@ -111,28 +115,13 @@ pub fn run(cli: &Cli) -> Result {
             Ok(())
         }
         Command::Receive {
-            pool,
-            id,
+            place,
             base,
             anyway,
         } => {
-            let session = global.session(pool)?;
-            let options = receive::Options {
-                base: global.volume(&session, base.as_deref())?,
-                anyway: *anyway,
-            };
-            let mut reader = Reader::new(io::stdin().lock())?;
-            let progress = global.progress("receive");
-            progress.set_total(reader.header().data);
-            let outcome =
-                receive::receive(&session, *id, &options, &mut reader, |n| progress.add(n))?;
-            drop(progress);
-            global.print(&outcome, |f| match outcome {
-                receive::Outcome::Received => Ok(()),
-                receive::Outcome::AlreadyThere => {
-                    writeln!(f, "volume {id} was in the stream's state already")
-                }
-            })
+            let open = || Reader::new(io::stdin().lock());
+            let rehearse = || Ok(());
+            global.take("receive", place, base.as_deref(), *anyway, rehearse, open)
         }
         Command::Token { pool, id } => {
             let session = global.session(pool)?;
@@ -349,23 +338,13 @@ pub fn run(cli: &Cli) -> Result {
         Command::Restore {
             repository,
             name,
-            pool,
-            id,
+            place,
             generation,
             anyway,
         } => {
-            let mut fold = Repository::open(repository)?.restore(name, *generation)?;
-            let session = global.session(pool)?;
-            let options = receive::Options {
-                base: None,
-                anyway: *anyway,
-            };
-            let progress = global.progress("restore");
-            progress.set_total(fold.header().data);
-            let outcome =
-                receive::receive(&session, *id, &options, &mut fold, |n| progress.add(n))?;
-            drop(progress);
-            global.print(&outcome, |_| Ok(()))
+            let open = || Repository::open(repository)?.restore(name, *generation);
+            let rehearse = || receive::skip(&mut open()?);
+            global.take("restore", place, None, *anyway, rehearse, open)
         }
     }
 }
@@ -458,6 +437,53 @@ fn bad_number(text: &str, e: std::num::ParseIntError) -> Error {
 }
 
 impl Global {
+    /// Takes what `open` gives to where it is to go. `rehearse` looks whether all of it is there.
+    fn take<C: Changes>(
+        &self,
+        what: &str,
+        place: &Place,
+        base: Option<&str>,
+        anyway: bool,
+        rehearse: impl FnOnce() -> Result,
+        open: impl FnOnce() -> Result<C>,
+    ) -> Result {
+        let outcome = match place {
+            Place {
+                into: Some(path), ..
+            } => {
+                let mut changes = open()?;
+                let progress = self.progress(what);
+                progress.set_total(changes.header().data);
+                write_into(path, anyway, rehearse, &mut changes, |n| progress.add(n))?;
+                receive::Outcome::Received
+            }
+            Place {
+                pool: Some(pool),
+                id: Some(id),
+                ..
+            } => {
+                let session = self.session(pool)?;
+                lvm2::check_makes(&session.pool, *id)?;
+                let options = receive::Options {
+                    base: self.volume(&session, base)?,
+                    anyway,
+                };
+                let mut changes = open()?;
+                let progress = self.progress(what);
+                progress.set_total(changes.header().data);
+                receive::receive(&session, *id, &options, &mut changes, |n| progress.add(n))?
+            }
+            // clap has refused it.
+            Place { .. } => return Err(Error::Refused("POOL and ID are missing".to_owned())),
+        };
+        self.print(&outcome, |f| match (outcome, place.id) {
+            (receive::Outcome::AlreadyThere, Some(id)) if what == "receive" => {
+                writeln!(f, "volume {id} was in the stream's state already")
+            }
+            _ => Ok(()),
+        })
+    }
+
     /// Begins work with a pool.
     fn session(&self, pool: &str) -> Result<Session> {
         Session::open(&self.home, &self.run, pool, self.force)

@@ -90,6 +90,8 @@ pub struct Target {
     block_size: u64,
     buffer: Buffer,
     can_discard: bool,
+    /// Whether zeroes are written where an external origin shows.
+    hides_origin: bool,
     room: Room,
     /// What is read where nothing is mapped, unless that is zeroes.
     origin: Option<Origin>,
@@ -113,6 +115,21 @@ struct Filler {
 impl Target {
     /// A volume of `pool` whose node is `path`; and that of its external origin, if it has one.
     pub fn open(path: &Path, pool: &Pool, origin: Option<&Path>, room: Room) -> Result<Self> {
+        let origin = match origin {
+            None => None,
+            Some(path) => Some(Origin {
+                device: Device::open(path)?,
+                buffer: Buffer::new(),
+            }),
+        };
+        Ok(Self {
+            origin,
+            ..Self::over(Device::open_for_writing(path)?, pool, room)?
+        })
+    }
+
+    /// A volume of `pool` that reads as zeroes where nothing is mapped.
+    pub fn over(device: Device, pool: &Pool, room: Room) -> Result<Self> {
         let filler = match pool.skips_zeroing {
             false => None,
             true if pool.block_size > MAX_UNZEROED => {
@@ -126,22 +143,22 @@ impl Target {
                 filled: None,
             }),
         };
-        let origin = match origin {
-            None => None,
-            Some(path) => Some(Origin {
-                device: Device::open(path)?,
-                buffer: Buffer::new(),
-            }),
-        };
         Ok(Self {
-            device: Device::open_for_writing(path)?,
+            device,
             block_size: pool.block_size.max(1),
             buffer: Buffer::new(),
             can_discard: true,
+            hides_origin: false,
             room,
-            origin,
+            origin: None,
             filler,
         })
+    }
+
+    /// For a volume with an external origin that is to read as zeroes all the same: nothing is unmapped.
+    pub fn hides_origin(&mut self) {
+        self.can_discard = false;
+        self.hides_origin = true;
     }
 
     /// Whether volumes of a pool, if writing to them was cut off, may show what their blocks held before. One write that
@@ -205,6 +222,12 @@ impl Target {
         Ok(())
     }
 
+    /// Unmaps what can be unmapped, and makes sure of nothing.
+    pub fn unmap(&mut self, offset: u64, len: u64) -> Result {
+        self.can_discard = self.can_discard && self.device.discard(offset, len)?;
+        Ok(())
+    }
+
     /// Makes sure that what is read is what is where nothing is mapped: whole blocks are unmapped where that is possible.
     pub fn discard(&mut self, offset: u64, len: u64) -> Result {
         let end = offset.saturating_add(len).min(self.device.size);
@@ -254,6 +277,11 @@ impl Target {
                 }
             };
             if changes {
+                if self.hides_origin {
+                    // It takes a block.
+                    self.room.check_write(offset, len)?;
+                }
+                let buffer = self.buffer.get(len as usize);
                 self.device
                     .write(offset, buffer)
                     .map_err(|e| self.room.explain(e))?;

@@ -26,7 +26,11 @@ use std::{
 
 use block_devs::BlckExt;
 use rustix::{
-    fs::OFlags,
+    fs::{
+        fallocate,
+        FallocateFlags,
+        OFlags, //
+    },
     io::Errno, //
 };
 
@@ -79,7 +83,13 @@ impl Default for Buffer {
 
 /// The number of the block device whose node is `path`.
 pub fn number(path: &Path) -> Result<devicemapper::Device> {
-    let metadata = fs::metadata(path).map_err(Error::io(path.display()))?;
+    number_in(
+        &fs::metadata(path).map_err(Error::io(path.display()))?,
+        path,
+    )
+}
+
+fn number_in(metadata: &fs::Metadata, path: &Path) -> Result<devicemapper::Device> {
     if !metadata.file_type().is_block_device() {
         return Err(Error::Refused(format!(
             "{} is no block device",
@@ -159,6 +169,37 @@ impl Device {
                 e,
             )),
         }
+    }
+
+    /// Makes sure that zeroes are read, and that they take up no space where the device can see to that.
+    pub fn zero(&self, offset: u64, len: u64) -> Result {
+        cut::point();
+        let unmapped = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        // The kernel writes zeroes itself if the device has nothing better.
+        fallocate(&self.file, unmapped, offset, len)
+            .or_else(|_| fallocate(&self.file, FallocateFlags::ZERO_RANGE, offset, len))
+            .map_err(|e| {
+                Error::Io(
+                    format!("{}: zeroes at {offset}", self.path.display()),
+                    e.into(),
+                )
+            })
+    }
+
+    /// Its number; an error if it is no block device.
+    pub fn number(&self) -> Result<devicemapper::Device> {
+        let metadata = self.file.metadata();
+        number_in(
+            &metadata.map_err(Error::io(self.path.display()))?,
+            &self.path,
+        )
+    }
+
+    /// The size of the smallest part of it that can be read or written, in bytes.
+    pub fn sector_size(&self) -> Result<u64> {
+        self.file
+            .get_size_of_block()
+            .map_err(Error::io(self.path.display()))
     }
 
     /// Makes all that was written stable.

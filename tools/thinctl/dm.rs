@@ -82,6 +82,21 @@ impl Dm {
             .collect())
     }
 
+    /// The name of a device; `None` if there is none of this number.
+    pub fn name(&self, number: Device) -> Result<Option<String>> {
+        let mut devices = self.list()?.into_iter();
+        Ok(devices
+            .find(|(_, device)| *device == number)
+            .map(|(name, _)| name))
+    }
+
+    /// The numbers of the devices that a device lies on.
+    pub fn below(&self, name: &str) -> Result<Vec<Device>> {
+        self.0
+            .table_deps(&id(name)?, DmOptions::default())
+            .map_err(error(name))
+    }
+
     /// What is known of a device; `None` if there is none of this name.
     pub fn info(&self, name: &str) -> Result<Option<Info>> {
         let Ok(dm_name) = DmName::new(name) else {

@@ -135,6 +135,19 @@ impl Journal {
         Ok(false)
     }
 
+    /// The volumes that any journal in this folder has.
+    pub fn volumes(home: &Home) -> Result<Vec<u32>> {
+        let mut found = Vec::new();
+        for name in home.list("run-", ".json")? {
+            let entries: Vec<Entry> = home.load(&entries_file(&name))?.unwrap_or_default();
+            found.extend(entries.iter().filter_map(|entry| match entry {
+                Entry::Volume { id } => Some(*id),
+                _ => None,
+            }));
+        }
+        Ok(found)
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name

@@ -73,7 +73,8 @@ pub fn list(session: &Session) -> Result<Vec<(Kept, bool)>> {
     Ok(found)
 }
 
-fn all(session: &Session) -> Result<Vec<Kept>> {
+/// As [`list`], without a look into the pool.
+pub fn all(session: &Session) -> Result<Vec<Kept>> {
     let mut all = backup::kept(&session.home)?;
     all.extend(replicate::kept(&session.home)?);
     all.extend(receive::kept(&session.home)?);

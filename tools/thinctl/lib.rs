@@ -20,14 +20,17 @@
 //! - [`dm`], [`pool`], [`device`]: device-mapper, pools, and the data of volumes.
 //! - [`home`], [`identity`], [`journal`], [`signals`], [`guard`]: what is remembered, and what is undone however a
 //!   process ends.
+//! - [`lvm2`]: what is left to lvm2 in its pools.
 //! - [`turn`], [`memory`], [`backing`]: who may suspend a volume, and what must not lie on it.
 //! - [`session`], [`naming`], [`unchanged`]: work with one pool, which state a volume is in, and whether it still is.
 //! - [`extents`], [`room`], [`copy`]: lists of changes, whether there is room for them, and the data for them.
 //! - [`program`]: commands that take a stream.
-//! - [`send`], [`receive`], [`backup`], [`merge`], [`migrate`], [`replicate`]: what it is all for.
-//! - [`kept`]: what these keep in a pool.
+//! - [`anchors`]: the snapshots that something goes on from.
+//! - [`send`], [`receive`], [`into`], [`backup`], [`merge`], [`migrate`], [`replicate`]: what it is all for.
+//! - [`kept`], [`numbering`]: what these keep in a pool, and that lvm2 does not come to use the same ids.
 //! - [`cli`], [`commands`]: the command line.
 
+pub mod anchors;
 pub mod backing;
 pub mod backup;
 pub mod bits;
@@ -46,13 +49,16 @@ mod files;
 pub mod guard;
 pub mod home;
 pub mod identity;
+pub mod into;
 pub mod journal;
 pub mod kept;
+pub mod lvm2;
 pub mod map;
 pub mod memory;
 pub mod merge;
 pub mod migrate;
 pub mod naming;
+pub mod numbering;
 pub mod pool;
 pub mod program;
 pub mod progress;

@@ -35,7 +35,9 @@ use crate::{
         Kept,
         Owner, //
     },
+    lvm2,
     naming::contents,
+    numbering,
     send::{
         differences,
         has_data,
@@ -85,6 +87,10 @@ pub fn merge(
     delete: bool,
     mut progress: impl FnMut(Option<u64>, u64),
 ) -> Result<Merged> {
+    if delete {
+        lvm2::check_deletes(&session.pool, id)?;
+    }
+    numbering::check(session)?;
     let file = format!("merge-{id}.json");
     let _lock = session
         .home
@@ -242,12 +248,17 @@ pub fn kept(home: &Home) -> Result<Vec<Kept>> {
     for id in home.list("merge-", ".json")? {
         let merge = home.load::<Merge>(&format!("merge-{id}.json"))?;
         if let (Some(merge), Ok(volume)) = (merge, id.parse()) {
-            found.push(Kept {
-                id: merge.snapshot,
-                volume,
-                owner: Owner::Merge,
-                place: merge.into,
-            });
+            found.extend(
+                [merge.snapshot]
+                    .into_iter()
+                    .chain(merge.before)
+                    .map(|id| Kept {
+                        id,
+                        volume,
+                        owner: Owner::Merge,
+                        place: merge.into.clone(),
+                    }),
+            );
         }
     }
     Ok(found)

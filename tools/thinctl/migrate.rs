@@ -33,10 +33,12 @@ use crate::{
         Kept,
         Owner, //
     },
+    lvm2,
     naming::{
         contents,
         device_id, //
     },
+    numbering,
     pool::{
         node,
         ActiveVolume,
@@ -158,6 +160,11 @@ pub fn migrate(
     options: &Options,
     mut progress: impl FnMut(Option<u64>, u64),
 ) -> Result<Migrated> {
+    lvm2::check_migrates_to(&to.pool, options.to_id)?;
+    if options.delete {
+        lvm2::check_deletes(&from.pool, id)?;
+    }
+    numbering::check(from)?;
     let file = format!("migrate-{id}.json");
     let _lock = from
         .home
@@ -193,22 +200,30 @@ pub fn migrate(
 
 /// Goes on with a migration, or begins one.
 fn begin(from: &Session, id: u32, to: &Session, to_id: u32, file: &str) -> Result<Migration> {
-    if let Some(migration) = from.home.load::<Migration>(file)? {
-        if (migration.to_pool.as_str(), migration.to_id) != (to.pool.name.as_str(), to_id) {
+    let known = from.home.load::<Migration>(file)?;
+    match &known {
+        Some(known) if (known.to_pool.as_str(), known.to_id) != (to.pool.name.as_str(), to_id) => {
             return Err(Error::Refused(format!(
                 "a migration of volume {id} to volume {} of pool {} is not finished",
-                migration.to_id, migration.to_pool
+                known.to_id, known.to_pool
             )));
         }
+        // The copy has its id, or the volume is given up already.
+        Some(known) if known.stage != Stage::Copying => {}
+        _ => {
+            if !from.exists(id)? {
+                return Err(from.no_volume(id));
+            }
+            if to.exists(to_id)? {
+                return Err(to.exists_already(to_id));
+            }
+        }
+    }
+    // What was so when the migration began may be otherwise when it goes on, and nothing is changed before.
+    device(from, id, to)?;
+    if let Some(migration) = known {
         return resume(from, id, to, migration, file);
     }
-    if !from.exists(id)? {
-        return Err(from.no_volume(id));
-    }
-    if to.exists(to_id)? {
-        return Err(to.exists_already(to_id));
-    }
-    device(from, id, to)?;
     let migration = Migration {
         to_pool: to.pool.name.clone(),
         to_id,
@@ -703,7 +718,8 @@ pub fn kept(session: &Session) -> Result<Vec<Kept>> {
                 });
             };
             if home == session.home {
-                for id in migration.copied.into_iter().chain(migration.copying) {
+                let ids = migration.copied.into_iter().chain(migration.copying);
+                for id in ids.chain(migration.before) {
                     add(id, volume, &to);
                 }
             }

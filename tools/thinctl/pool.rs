@@ -32,7 +32,8 @@ use thin_metadata::format::{
 use crate::{
     dm::{
         Dm,
-        Info, //
+        Info,
+        Line, //
     },
     error::{
         Error,
@@ -159,10 +160,58 @@ pub struct ActiveVolume {
 }
 
 impl ActiveVolume {
+    fn new(info: Info, line: &Line, params: &ThinTargetParams) -> Self {
+        Self {
+            info,
+            id: params.thin_id.into(),
+            size: line.sectors.saturating_mul(SECTOR_SIZE),
+            origin: params.external_origin_dev,
+        }
+    }
+
+    /// The volume whose device has this name, and its pool; `None` if it is no thin volume.
+    pub fn find(dm: &Dm, name: &str) -> Result<Option<(Pool, Self)>> {
+        let table = dm.table(name)?;
+        let [line] = table.as_slice() else {
+            return Ok(None);
+        };
+        let (Some(params), Some(info)) = (thin_params(name, line)?, dm.info(name)?) else {
+            return Ok(None);
+        };
+        let pool = dm.name(params.pool)?.ok_or_else(|| {
+            Error::NotFound(format!("{name}: its pool {} is not there", params.pool))
+        })?;
+        Ok(Some((
+            Pool::find(dm, &pool)?,
+            Self::new(info, line, &params),
+        )))
+    }
+
+    /// How much of it is mapped, in bytes; nothing if its status does not tell.
+    pub fn mapped(&self, dm: &Dm) -> Result<u64> {
+        let status = dm.status(&self.info.name)?;
+        let sectors = status
+            .first()
+            .and_then(|line| line.words.split(' ').next()?.parse::<u64>().ok());
+        Ok(sectors.unwrap_or(0).saturating_mul(SECTOR_SIZE))
+    }
+
     /// Whether lvm2 has made the device.
     pub fn is_of_lvm2(&self) -> bool {
         is_of_lvm2(self.info.uuid.as_deref())
     }
+}
+
+/// The parameters of a thin volume; `None` if it is none, or does not tell.
+fn thin_params(name: &str, line: &Line) -> Result<Option<ThinTargetParams>> {
+    // A failed pool's volumes do not tell their tables.
+    if line.target != "thin" || matches!(line.words.as_str(), "Fail" | "-") {
+        return Ok(None);
+    }
+    format!("thin {}", line.words)
+        .parse()
+        .map(Some)
+        .map_err(|e| bad_line(name, e))
 }
 
 /// Whether lvm2 has made a device with this UUID.
@@ -249,25 +298,16 @@ impl Pool {
             let [line] = table.as_slice() else {
                 continue;
             };
-            // A failed pool's volumes do not tell their tables.
-            if line.target != "thin" || matches!(line.words.as_str(), "Fail" | "-") {
+            let Some(params) = thin_params(&name, line)? else {
                 continue;
-            }
-            let params: ThinTargetParams = format!("thin {}", line.words)
-                .parse()
-                .map_err(|e| bad_line(&name, e))?;
+            };
             if params.pool != self.device {
                 continue;
             }
             let Some(info) = dm.info(&name)? else {
                 continue;
             };
-            volumes.push(ActiveVolume {
-                info,
-                id: params.thin_id.into(),
-                size: line.sectors.saturating_mul(SECTOR_SIZE),
-                origin: params.external_origin_dev,
-            });
+            volumes.push(ActiveVolume::new(info, line, &params));
         }
         Ok(volumes)
     }

@@ -32,6 +32,7 @@ use crate::{
         Kept,
         Owner, //
     },
+    lvm2,
     naming::{
         contents,
         find,
@@ -136,6 +137,7 @@ pub fn receive(
     changes: &mut dyn Changes,
     mut progress: impl FnMut(u64),
 ) -> Result<Outcome> {
+    lvm2::check_makes(&session.pool, id)?;
     session.pool.check_writable(&session.dm)?;
     let _lock = lock(session, id)?;
     let header = changes.header().clone();
@@ -200,7 +202,7 @@ pub fn receive(
 }
 
 /// Takes what is of no use, so that who sends it does not fail.
-fn skip(changes: &mut dyn Changes) -> Result {
+pub fn skip(changes: &mut dyn Changes) -> Result {
     while changes.next()?.is_some() {
         signals::check()?;
     }

@@ -16,6 +16,10 @@ use serde::{
 };
 
 use crate::{
+    anchors::{
+        self,
+        Anchors, //
+    },
     error::{
         Error,
         Result, //
@@ -30,6 +34,7 @@ use crate::{
         Owner, //
     },
     naming::is_unchanged,
+    numbering,
     program::Program,
     send::{
         plan,
@@ -87,8 +92,8 @@ impl<'a> Replication<'a> {
         patience: Duration,
     ) -> Result<Self> {
         let key = format!("{id}-{}", home::key(command.as_bytes()));
-        let lock = lock(&session.home, &key)?;
-        let file = file(&key);
+        let lock = anchors::lock::<Snapshots>(&session.home, &key)?;
+        let file = anchors::file::<Snapshots>(&key);
         let snapshots = session.home.load(&file)?.unwrap_or_else(|| Snapshots {
             volume: id,
             command: command.to_owned(),
@@ -132,6 +137,7 @@ impl<'a> Replication<'a> {
                 return Ok(late);
             }
         }
+        numbering::check(self.session)?;
         let snapshot = self.session.snapshot(self.snapshots.volume)?;
         self.snapshots.pending = Some(snapshot);
         self.session.keep(snapshot, || self.store())?;
@@ -196,73 +202,48 @@ impl<'a> Replication<'a> {
 
     /// Deletes the snapshots that were kept. The next turn sends the whole volume.
     pub fn forget(self) -> Result {
-        let Snapshots {
-            common,
-            pending,
-            before,
-            ..
-        } = self.snapshots;
-        for snapshot in common.into_iter().chain(pending).chain(before) {
+        for snapshot in self.snapshots.ids() {
             self.session.delete(snapshot)?;
         }
         self.session.home.remove(&self.file)
     }
 }
 
-/// What the names of replications' files begin with.
-const REPLICATION: &str = "replicate-";
+impl Anchors for Snapshots {
+    const OWNER: Owner = Owner::Replicate;
+    const BUSY: &str = "another thinctl is at this replication";
 
-fn file(key: &str) -> String {
-    format!("{REPLICATION}{key}.json")
-}
+    fn volume(&self) -> u32 {
+        self.volume
+    }
 
-fn lock(home: &Home, key: &str) -> Result<Lock> {
-    home.try_lock(&format!("{REPLICATION}{key}.lock"))?
-        .ok_or_else(|| Error::Busy("another thinctl is at this replication".to_owned()))
+    fn place(&self) -> String {
+        self.command.clone()
+    }
+
+    fn ids(&self) -> Vec<u32> {
+        let Self {
+            common,
+            pending,
+            before,
+            ..
+        } = *self;
+        common.into_iter().chain(pending).chain(before).collect()
+    }
+
+    fn remove(&mut self, id: u32) {
+        for known in [&mut self.common, &mut self.pending, &mut self.before] {
+            known.take_if(|known| *known == id);
+        }
+    }
 }
 
 /// The snapshots that replications go on from.
 pub fn kept(home: &Home) -> Result<Vec<Kept>> {
-    let mut found = Vec::new();
-    for key in home.list(REPLICATION, ".json")? {
-        if let Some(kept) = home.load::<Snapshots>(&file(&key))? {
-            let ids = kept.common.into_iter().chain(kept.pending);
-            found.extend(ids.chain(kept.before).map(|id| Kept {
-                id,
-                volume: kept.volume,
-                owner: Owner::Replicate,
-                place: kept.command.clone(),
-            }));
-        }
-    }
-    Ok(found)
+    anchors::kept::<Snapshots>(home)
 }
 
 /// Deletes one of them. If both sides had it, the next turn sends the whole volume.
 pub fn forget(session: &Session, snapshot: u32) -> Result {
-    for key in session.home.list(REPLICATION, ".json")? {
-        let file = file(&key);
-        let load = || -> Result<Option<Snapshots>> {
-            let kept = session.home.load::<Snapshots>(&file)?;
-            Ok(kept
-                .filter(|kept| [kept.common, kept.pending, kept.before].contains(&Some(snapshot))))
-        };
-        if load()?.is_none() {
-            continue;
-        }
-        let _lock = lock(&session.home, &key)?;
-        let Some(mut kept) = load()? else {
-            continue;
-        };
-        session.delete(snapshot)?;
-        kept.common = kept.common.filter(|&id| id != snapshot);
-        kept.pending = kept.pending.filter(|&id| id != snapshot);
-        kept.before = kept.before.filter(|&id| id != snapshot);
-        if kept.common.or(kept.pending).or(kept.before).is_none() {
-            session.home.remove(&file)?;
-        } else {
-            session.home.store(&file, &kept)?;
-        }
-    }
-    Ok(())
+    anchors::forget::<Snapshots>(session, snapshot)
 }

@@ -35,16 +35,24 @@ pub struct Room {
 impl Room {
     /// That of a session's pool. Nothing is compared if it is to be tried `anyway`.
     pub fn new(session: &Session, anyway: bool) -> Self {
-        Self {
-            dm: session.dm.clone(),
-            pool: session.pool.clone(),
-            anyway,
-        }
+        Self::of(session.dm.clone(), session.pool.clone(), anyway)
+    }
+
+    /// That of a pool.
+    pub fn of(dm: Arc<Dm>, pool: Pool, anyway: bool) -> Self {
+        Self { dm, pool, anyway }
     }
 
     /// Gives an error if so many bytes of data, which are yet to come, cannot fit.
     pub fn check(&self, bytes: u64) -> Result {
-        self.compare(bytes.div_ceil(self.pool.block_size), || {
+        self.check_over(bytes, 0)
+    }
+
+    /// As [`check`](Self::check), where so many bytes are mapped that are given up before.
+    pub fn check_over(&self, bytes: u64, mapped: u64) -> Result {
+        let blocks = bytes.div_ceil(self.pool.block_size);
+        let given_up = mapped / self.pool.block_size;
+        self.compare(blocks, given_up, || {
             format!("{} are to come", usage::bytes(bytes))
         })
     }
@@ -53,18 +61,19 @@ impl Room {
     pub fn check_write(&self, offset: u64, len: u64) -> Result {
         let first = offset / self.pool.block_size;
         let end = offset.saturating_add(len).div_ceil(self.pool.block_size);
-        self.compare(end.saturating_sub(first), || {
+        self.compare(end.saturating_sub(first), 0, || {
             "there is more to come".to_owned()
         })
     }
 
-    fn compare(&self, blocks: u64, what: impl FnOnce() -> String) -> Result {
+    fn compare(&self, blocks: u64, given_up: u64, what: impl FnOnce() -> String) -> Result {
         if self.anyway {
             return Ok(());
         }
         let status = self.pool.status(&self.dm)?;
         let free = status.data_blocks.saturating_sub(status.used_data_blocks);
-        if blocks <= free && status.mode != FULL {
+        let is_full = status.mode == FULL && given_up == 0;
+        if blocks <= free.saturating_add(given_up) && !is_full {
             return Ok(());
         }
         let free = usage::bytes(free.saturating_mul(self.pool.block_size));

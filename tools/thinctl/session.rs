@@ -54,6 +54,10 @@ use crate::{
         Entry,
         Journal, //
     },
+    lvm2::{
+        self,
+        FIRST_OWN_ID, //
+    },
     memory,
     naming::device_id,
     pool::{
@@ -78,9 +82,6 @@ const GUARD_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often to look for devices of a volume that are not suspended yet.
 const SUSPEND_TRIES: u32 = 4;
-
-/// Volumes that thinctl makes for itself have ids in the upper half, where pools that others manage are empty.
-const FIRST_OWN_ID: u32 = 1 << 23;
 
 /// A pool, and what this process has to undo in it.
 pub struct Session {
@@ -353,6 +354,7 @@ impl Session {
 
     /// Takes a snapshot with an id of somebody's choice.
     pub fn snapshot_as(&self, id: u32, origin: u32) -> Result {
+        lvm2::check_snapshots(&self.pool, id)?;
         match self.quiesced(origin, || self.message(&create_snap(id, origin))) {
             Err(e) if e.errno() == Some(Errno::EXIST) => Err(self.exists_already(id)),
             result => result.inspect(|()| self.note_stamp()),
@@ -519,6 +521,9 @@ impl Session {
 
     /// Deletes a volume; that there is none is no error.
     pub fn delete(&self, id: u32) -> Result {
+        if !lvm2::is_own(id) {
+            lvm2::check_deletes(&self.pool, id)?;
+        }
         self.journal
             .keep(&Entry::Volume { id }, || self.pool.delete(&self.dm, id))
     }

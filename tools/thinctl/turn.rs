@@ -19,6 +19,7 @@ use crate::{
         Home,
         Lock, //
     },
+    lvm2,
     pool::Pool, //
 };
 
@@ -66,7 +67,7 @@ impl Turn {
         let volume = Passing::take(run, format!("volume-{id}.lock"))?;
         settle()?;
         let group = match pool.is_of_lvm2() {
-            true => Some(lock_group(&group_of(&pool.name))?),
+            true => Some(lock_group(&lvm2::names(&pool.name).0)?),
             false => None,
         };
         Ok(Self {
@@ -82,29 +83,4 @@ fn lock_group(group: &str) -> Result<Passing> {
     // Who waits for the file holds this one, so that whoever only reads does not get in between.
     let _queue = Passing::take(&home, format!("{file}:aux"))?;
     Passing::take(&home, file)
-}
-
-/// The volume group in the name of a device: what is before the first hyphen that is not doubled.
-fn group_of(device: &str) -> String {
-    let mut group = String::new();
-    let mut rest = device.chars().peekable();
-    while let Some(c) = rest.next() {
-        if c == '-' && rest.next_if_eq(&'-').is_none() {
-            break;
-        }
-        group.push(c);
-    }
-    group
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn volume_groups_are_those_of_the_names() {
-        assert_eq!(group_of("vg-lv"), "vg");
-        assert_eq!(group_of("my--vg-a--b"), "my-vg");
-        assert_eq!(group_of("a----b-c-tpool"), "a--b");
-    }
 }

@@ -3,6 +3,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -11,8 +12,10 @@ import time
 
 from . import (
     disk,
+    dm,
     metadata,
 )
+from .content import pattern
 from .disk import MIB
 
 FOLDER = "/run/lvm2"
@@ -162,6 +165,55 @@ class Lvm2:
         stop_dmeventd()
         self.call("vgremove", "-ff", "vg")
         shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+class Group(Lvm2):
+    """The volume group, its pool `pool`, and in that the volume `data`, which is active."""
+
+    # The device of the pool.
+    pool = "vg-pool-tpool"
+
+    def __init__(self, trace, disks):
+        super().__init__(trace, disks)
+        self.run("lvcreate", "-q", "-L", "128m", "-T", "vg/pool")
+        self.make("data")
+
+    def make(self, name, size=16 * MIB):
+        """Makes a volume, as users are told to."""
+        self.run("lvcreate", "-q", "-V", f"{size}b", "-T", "vg/pool", "-n", name)
+        return self.path(name)
+
+    def scatter(self, name, seed, count=20, size=16 * MIB):
+        choice = random.Random(str(seed))
+        for number in range(count):
+            length = choice.randint(1, 64) * 4096
+            self.write(name, choice.randrange(0, size - length, 4096), pattern((seed, number), length))
+
+    def content(self, name, size=16 * MIB):
+        return self.read(name, 0, size)
+
+    def dump(self):
+        """The pool's metadata of this moment."""
+        assert dm.dmsetup("message", self.pool, "0", "reserve_metadata_snap").returncode == 0
+        try:
+            root = dm.dmsetup("status", self.pool).stdout.split()[6]
+            return metadata.dump(self.path("pool_tmeta"), int(root))
+        finally:
+            assert dm.dmsetup("message", self.pool, "0", "release_metadata_snap").returncode == 0
+
+    def ids(self):
+        return set(metadata.devices(self.dump()))
+
+    def books(self):
+        """What lvm2 knows of its volumes."""
+        columns = "lv_name,lv_uuid,lv_attr,lv_size,thin_id,origin,transaction_id,lv_health_status,lv_active"
+        report = self.call("lvs", "-a", "--reportformat", "json", "--units", "b", "-o", columns, "vg")
+        assert report.returncode == 0, report.stderr
+        return json.loads(report.stdout)["report"][0]["lv"]
+
+    def everything(self):
+        """What must be the same if nothing was changed."""
+        return self.books(), self.dump()
 
 
 def dmeventd():

@@ -20,6 +20,7 @@ from dmtest.disk import (
 from dmtest.faulty import Faulty
 from dmtest.gate import Gate
 from dmtest.generator import Generator
+from dmtest.lvm2 import Group
 from dmtest.pool import Pool
 from dmtest.thinctl import Thinctl
 from dmtest.trace import (
@@ -268,3 +269,16 @@ def thinctl(settings):
 def other(make_pool, pool):
     """A second pool, with blocks of another size."""
     return make_pool(block_sectors=256)
+
+
+@pytest.fixture
+def lvm(run, modules, make_disk, make_pool, kernel):
+    """A volume group of lvm2 with the pool `pool` and in that the volume `data`, under the module under test."""
+    modules.install(run["impl"])
+    group = Group(Trace(kernel), [make_disk(400 * MIB, "lvm2")])
+    yield group
+    try:
+        group.check()
+    finally:
+        group.close()
+        modules.uninstall()

@@ -444,8 +444,10 @@ def test_thinctl_knows_names_of_lvm2(play, thinctl):
         assert [(volume["id"], volume["mapped"]) for volume in listed] == [(1, 120), (2, 100)]
         assert listed[1]["exclusive"] == 50
         # The snapshot of lvm2 is not active; the volume is, and in use.
-        thinctl.run("receive", "vg/pool", 100, input=thinctl.run("send", "vg/pool", 2))
-        thinctl.run("backup", "vg/pool", "vg/data", thinctl.repository("backups"), "--name", "data")
+        lvm.run("lvcreate", "-V", "64M", "-T", "vg/pool", "-n", "copy")
+        thinctl.run("receive", "--into", lvm.path("copy"), input=thinctl.run("send", "vg/pool", 2))
+        check(lvm, "copy", range(100))
+        thinctl.run("backup", "vg/pool", "vg/data", thinctl.repository(f"backups of {os.path.basename(lvm.disks[0].file)}"), "--name", "data")
         assert thinctl.refused("migrate", "vg/pool:vg/data", "vg/pool:7").count("lvm2") == 1
         assert len(thinctl.json("ls", "vg/pool")["volumes"]) == 4
         thinctl.run("replicate", "/dev/vg/pool", 1, "--to", "true", "--forget")

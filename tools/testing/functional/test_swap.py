@@ -25,7 +25,7 @@ SIZE = 96 * MIB
 # How much of it is used in the end.
 WANTED = 32 * MIB
 
-# Takes memory, writing to each page, until so much swap is in use, and reads the first half of it again.
+# Takes memory, writing to each page, until so much swap is in use, and reads all of it again.
 HOG = """
 import mmap, sys
 STEP = 1 << 20
@@ -37,14 +37,14 @@ while used() < int(sys.argv[1]):
     taken.append(mmap.mmap(-1, STEP, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     for offset in range(0, STEP, 4096):
         taken[-1][offset:offset + 8] = (len(taken) * STEP + offset).to_bytes(8, "little")
-print("enough", file=sys.stderr, flush=True)
-# What was taken last is in memory. Without it there is room for what has to be read back, and that needs no more swap.
-for memory in taken[len(taken) // 2:]:
-    memory.close()
-del taken[len(taken) // 2:]
-for number, memory in enumerate(taken, 1):
+# What was read back is given back, so that there is room for the rest: without any, pages would take their places in the
+# swap along into memory until there are none, and the kernel takes no page from a process then.
+taken.reverse()
+for number in range(1, len(taken) + 1):
+    memory = taken.pop()
     for offset in range(0, STEP, 4096):
         assert memory[offset:offset + 8] == (number * STEP + offset).to_bytes(8, "little"), (number, offset)
+    memory.close()
 print("done")
 """
 
