@@ -191,7 +191,12 @@ impl Pool {
             self.keep_metadata_reserve()?;
 
             let end = self.change("dm_thin_remove_range", |pool| {
-                let first = match pool.metadata.next_mapped(&thin.handle, begin, blocks.end) {
+                let first = match thin.cache.get(begin) {
+                    // What the cache knows to be mapped is so: who changes the metadata changes it, too.
+                    Some(Some(_)) => Ok(Some(begin)),
+                    _ => pool.metadata.next_mapped(&thin.handle, begin, blocks.end),
+                };
+                let first = match first {
                     Ok(Some(first)) => first,
                     Ok(None) => return Ok(Ok(None)),
                     // Nothing was changed.
