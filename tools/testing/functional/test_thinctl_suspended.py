@@ -179,7 +179,7 @@ def test_waits_for_lvm2(make_disk, kernel, modules, run, thinctl):
         lvm.run("lvcreate", "-q", "-V", "16m", "-T", "vg/pool", "-n", "data", "-Wn")
         with open("/run/lock/lvm/V_vg", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            process = thinctl.start("snapshot", "vg/pool", "vg/data", 1000)
+            process = thinctl.start("backup", "vg/pool", "vg/data", thinctl.repository("backups"), "--name", "data")
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(2)
             assert not suspended("vg-data")
