@@ -120,6 +120,7 @@ fn run(pool: &Arc<Pool>, command: &Command) -> thin_metadata::Result {
 
     let mut locked = changes.write();
     locked.in_service = true;
+    let free_before = locked.metadata.free_data_blocks().ok();
     let mut result = command.run(pool, &mut locked);
     if result.is_err() && locked.metadata.needs_abort() {
         result = locked.undo().and(result);
@@ -145,8 +146,9 @@ fn run(pool: &Arc<Pool>, command: &Command) -> thin_metadata::Result {
         pool.report_low_metadata();
     }
     let result = pool.after_commit(end).map(drop);
-    // Blocks may have got free.
-    pool.wake();
+    if free_before < pool.metadata.read().metadata.free_data_blocks().ok() {
+        pool.wake();
+    }
     result
 }
 

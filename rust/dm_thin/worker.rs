@@ -148,11 +148,13 @@ impl Pool {
 
         // An external origin may be a volume of this pool, whose bios wait where the throttle is applied.
         drop(round);
-        dm::with_plug(|| {
-            while let Some(bio) = worker.to_origin.pop() {
-                bio.submit();
-            }
-        });
+        if !worker.to_origin.is_empty() {
+            dm::with_plug(|| {
+                while let Some(bio) = worker.to_origin.pop() {
+                    bio.submit();
+                }
+            });
+        }
     }
 
     /// Processes the bios of `thin` that wait for the worker.

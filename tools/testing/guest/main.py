@@ -20,7 +20,7 @@ def functional(results, config):
     # The rest of a run that broke off names its tests one by one.
     tests = [os.path.join(ROOT, "functional", test) for test in config["tests"]]
     return pytest.main(
-        ["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=60", "--rootdir", os.path.join(ROOT, "functional"), *selection, *tests],
+        ["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "--rootdir", os.path.join(ROOT, "functional"), *selection, *tests],
         plugins=[Events(results, config)],
     )
 

@@ -3,11 +3,25 @@
 
 import json
 import os
+import sys
+import threading
 import time
+import traceback
 
 from dmtest import kmemleak, kmsg
 from dmtest.coverage import Coverage
 from dmtest.modules import Modules
+
+
+# After so many seconds a test tells where it is, as it may be ended soon.
+LONG = 200
+
+
+def tell_where(console, nodeid):
+    """Prints where each thread is. Not by faulthandler's own timer, which looks at threads while they run, and can crash."""
+    print(f"{nodeid} is here after {LONG} s:", file=console)
+    for frame in sys._current_frames().values():
+        print("".join(traceback.format_stack(frame)), file=console, flush=True)
 
 
 class Events:
@@ -19,6 +33,9 @@ class Events:
         self.modules = Modules(config["modules"], config["implementations"], config["parameters"], Coverage(os.path.join(results, "profraw")))
         self._session = None
         self._outcome = None
+        self._long = None
+        # pytest keeps what tests write to the usual places.
+        self._console = os.fdopen(os.dup(2), "w")
         self._told = 0.0
 
     def figures(self, test, **numbers):
@@ -53,6 +70,9 @@ class Events:
         kmsg.mark(f"start {nodeid}")
         self._outcome = ["passed", {}, ""]
         self._emit("start", test=nodeid)
+        self._long = threading.Timer(LONG, tell_where, [self._console, nodeid])
+        self._long.daemon = True
+        self._long.start()
 
     def pytest_runtest_logreport(self, report):
         self._outcome[1][report.when] = round(report.duration, 2)
@@ -64,6 +84,7 @@ class Events:
             self._outcome[2] = str(report.longrepr[2])
 
     def pytest_runtest_logfinish(self, nodeid, location):
+        self._long.cancel()
         outcome, phases, text = self._outcome
         self._emit("result", test=nodeid, outcome=outcome, seconds=round(sum(phases.values()), 2), phases=phases, text=text)
         if kmsg.checks_locking() is False:
