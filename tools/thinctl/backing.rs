@@ -5,7 +5,10 @@
 use std::{
     fs,
     io::ErrorKind,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{
+        FileTypeExt,
+        MetadataExt, //
+    },
     path::{
         Path,
         PathBuf, //
@@ -85,6 +88,41 @@ fn device_needs(number: &str, wanted: &str, depth: u32) -> Result<bool> {
         },
         Err(_) => Ok(false),
     }
+}
+
+/// The devices that a device lies on, which is none of device-mapper's.
+pub fn below(device: Device) -> Result<Vec<Device>> {
+    let folder = folder(&device.to_string());
+    let mut found = Vec::new();
+    for slave in entries(&folder.join("slaves"))? {
+        found.extend(number_in(&slave.join("dev")));
+    }
+    found.extend(disk_of(device));
+    if let Ok(file) = fs::read_to_string(folder.join("loop/backing_file")) {
+        // The file may have no name any more.
+        if let Ok(metadata) = fs::metadata(file.trim_end_matches('\n')) {
+            let number = match metadata.file_type().is_block_device() {
+                true => metadata.rdev(),
+                false => metadata.dev(),
+            };
+            found.push(Device::from(number));
+        }
+    }
+    Ok(found)
+}
+
+/// The disk of a partition; `None` if it is none.
+pub fn disk_of(device: Device) -> Option<Device> {
+    let folder = folder(&device.to_string());
+    if !folder.join("partition").exists() {
+        return None;
+    }
+    // The folder above it, wherever the link leads.
+    number_in(&folder.join("../dev"))
+}
+
+fn number_in(file: &Path) -> Option<Device> {
+    fs::read_to_string(file).ok()?.trim_end().parse().ok()
 }
 
 fn folder(number: &str) -> PathBuf {

@@ -55,6 +55,7 @@ use crate::{
         Changes,
         Reader, //
     },
+    tell::tell,
 };
 
 /// Runs the command that the command line names.
@@ -120,8 +121,7 @@ pub fn run(cli: &Cli) -> Result {
             anyway,
         } => {
             let open = || Reader::new(io::stdin().lock());
-            let rehearse = || Ok(());
-            global.take("receive", place, base.as_deref(), *anyway, rehearse, open)
+            global.take("receive", place, base.as_deref(), *anyway, open)
         }
         Command::Token { pool, id } => {
             let session = global.session(pool)?;
@@ -256,10 +256,10 @@ pub fn run(cli: &Cli) -> Result {
             if let (Some(made), Some(size)) = (&made, session.active_size(id)?) {
                 let whole = made.header.size;
                 if whole > size {
-                    eprintln!(
-                        "thinctl: the volume has {size} bytes, and what is restored has {whole}: it was larger, or has \
-                         blocks mapped beyond its end"
-                    );
+                    tell(format_args!(
+                        "the volume has {size} bytes, and what is restored has {whole}: it was larger, or has blocks mapped \
+                         beyond its end"
+                    ));
                 }
             }
             global.print(&made, |f| match &made {
@@ -343,8 +343,7 @@ pub fn run(cli: &Cli) -> Result {
             anyway,
         } => {
             let open = || Repository::open(repository)?.restore(name, *generation);
-            let rehearse = || receive::skip(&mut open()?);
-            global.take("restore", place, None, *anyway, rehearse, open)
+            global.take("restore", place, None, *anyway, open)
         }
     }
 }
@@ -377,10 +376,7 @@ fn replicate(
             })?,
             Err(e @ Error::Interrupted(_)) => return Err(e),
             Err(e) if last => return Err(e),
-            // Nobody may be there any more to read it.
-            Err(e) => {
-                let _ = writeln!(io::stderr(), "thinctl: {e}; the next turn tries again");
-            }
+            Err(e) => tell(format_args!("{e}; the next turn tries again")),
         }
         if last {
             return Ok(());
@@ -437,14 +433,13 @@ fn bad_number(text: &str, e: std::num::ParseIntError) -> Error {
 }
 
 impl Global {
-    /// Takes what `open` gives to where it is to go. `rehearse` looks whether all of it is there.
+    /// Takes what `open` gives to where it is to go.
     fn take<C: Changes>(
         &self,
         what: &str,
         place: &Place,
         base: Option<&str>,
         anyway: bool,
-        rehearse: impl FnOnce() -> Result,
         open: impl FnOnce() -> Result<C>,
     ) -> Result {
         let outcome = match place {
@@ -454,7 +449,8 @@ impl Global {
                 let mut changes = open()?;
                 let progress = self.progress(what);
                 progress.set_total(changes.header().data);
-                write_into(path, anyway, rehearse, &mut changes, |n| progress.add(n))?;
+                let session = |pool: &str| self.session(pool);
+                write_into(path, anyway, session, &mut changes, |n| progress.add(n))?;
                 receive::Outcome::Received
             }
             Place {

@@ -90,8 +90,8 @@ pub struct Target {
     block_size: u64,
     buffer: Buffer,
     can_discard: bool,
-    /// Whether zeroes are written where an external origin shows.
-    hides_origin: bool,
+    /// Whether zeroes are written that may take up blocks.
+    overwrites: bool,
     room: Room,
     /// What is read where nothing is mapped, unless that is zeroes.
     origin: Option<Origin>,
@@ -148,17 +148,23 @@ impl Target {
             block_size: pool.block_size.max(1),
             buffer: Buffer::new(),
             can_discard: true,
-            hides_origin: false,
+            overwrites: false,
             room,
             origin: None,
             filler,
         })
     }
 
-    /// For a volume with an external origin that is to read as zeroes all the same: nothing is unmapped.
-    pub fn hides_origin(&mut self) {
+    /// For a volume with an external origin that is to read as zeroes all the same, or in a pool that ignores discards:
+    /// nothing is unmapped.
+    pub fn overwrites(&mut self) {
         self.can_discard = false;
-        self.hides_origin = true;
+        self.overwrites = true;
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Whether volumes of a pool, if writing to them was cut off, may show what their blocks held before. One write that
@@ -277,7 +283,7 @@ impl Target {
                 }
             };
             if changes {
-                if self.hides_origin {
+                if self.overwrites {
                     // It takes a block.
                     self.room.check_write(offset, len)?;
                 }

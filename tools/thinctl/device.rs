@@ -186,6 +186,13 @@ impl Device {
             })
     }
 
+    /// Its size in bytes at this moment.
+    pub fn size_now(&self) -> Result<u64> {
+        (&self.file)
+            .seek(SeekFrom::End(0))
+            .map_err(Error::io(self.path.display()))
+    }
+
     /// Its number; an error if it is no block device.
     pub fn number(&self) -> Result<devicemapper::Device> {
         let metadata = self.file.metadata();

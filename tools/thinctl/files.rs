@@ -6,22 +6,34 @@ use std::{
     fs::{
         self,
         DirBuilder,
-        File, //
+        File,
+        OpenOptions, //
     },
     io::{
         self,
         BufWriter,
         ErrorKind,
+        Read,
         Write, //
     },
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{
+        DirBuilderExt,
+        OpenOptionsExt, //
+    },
     path::{
         Path,
         PathBuf, //
     },
 };
 
-use rustix::io::Errno;
+use rustix::{
+    fs::{
+        flock,
+        FlockOperation,
+        OFlags, //
+    },
+    io::Errno, //
+};
 use tempfile::{
     PathPersistError,
     TempPath, //
@@ -104,6 +116,14 @@ impl NewFile {
             folder: folder.to_owned(),
             temporary: Some(temporary),
         })
+    }
+
+    /// Shows that somebody is at work on it, where locks are known.
+    pub(crate) fn hold(&mut self) {
+        let _ = flock(
+            &self.output.get_ref().file,
+            FlockOperation::NonBlockingLockExclusive,
+        );
     }
 
     /// Makes sure that what was written stays.
@@ -255,6 +275,43 @@ pub(crate) fn remove_empty(folder: &Path) -> Result {
         }
         _ => Ok(()),
     }
+}
+
+/// Opens a file whose place others may have chosen: nothing but a regular file, and none that a link leads to. That of a
+/// device or a pipe may do anything, or wait for ever.
+pub(crate) fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = options
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)
+        .map_err(|e| match Errno::from_io_error(&e) {
+            Some(Errno::LOOP) => not_regular(),
+            // That of a pipe or a socket.
+            Some(Errno::NXIO) => not_regular(),
+            _ => e,
+        })?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(not_regular()),
+    }
+}
+
+fn not_regular() -> io::Error {
+    io::Error::new(ErrorKind::InvalidInput, "it is no regular file")
+}
+
+/// The content of a [regular](open_regular) file, of which no more than `most` bytes are of interest.
+pub(crate) fn read_regular(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    open_regular(path, OpenOptions::new().read(true))?
+        .take(most)
+        .read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// Whether something is a folder itself, and not a link to one.
+pub(crate) fn is_folder(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }
 
 /// The names in a folder that are text; none if there is no folder.

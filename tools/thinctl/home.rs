@@ -13,6 +13,7 @@
 //! | the same with `.lock` | held by who works on that |
 //! | `slot.lock` | held by who has the pool's metadata snapshot |
 //! | `files.lock` | held while a file of several processes is changed |
+//! | `.tmp-*` | what is being written, locked by who does; or was, until somebody was killed |
 //!
 //! A second folder, in `/run`, has what is of no use after the machine has stopped, and what is written while a volume is
 //! suspended, which may be the one that the first folder lies on:
@@ -62,12 +63,16 @@ use crate::{
         Result, //
     },
     files::{
+        names,
+        open_regular,
         remove,
         sync_folder,
-        NewFile, //
+        NewFile,
+        TEMPORARY, //
     },
     pool::Pool,
-    signals, //
+    signals,
+    tell::tell, //
 };
 
 /// The folder of one pool.
@@ -75,6 +80,9 @@ use crate::{
 pub struct Home {
     folder: PathBuf,
 }
+
+/// How old a file is at least that is taken for one that is never finished.
+const UNFINISHED: Duration = Duration::from_secs(3600);
 
 /// A lock, until it is dropped.
 pub struct Lock(#[expect(dead_code, reason = "closing it unlocks")] File);
@@ -86,20 +94,51 @@ pub fn key(text: &[u8]) -> String {
     digits
 }
 
+/// The name of a folder for a pool of this name: no two have the same.
+fn folder_name(pool: &str) -> String {
+    let mut name: String = pool
+        .chars()
+        .map(|c| match c {
+            'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => c,
+            _ => '_',
+        })
+        .collect();
+    if name != pool {
+        name.push('-');
+        name.push_str(&key(pool.as_bytes()));
+    }
+    name
+}
+
 impl Home {
     /// The folder of `pool` below `root`; it is made if need be.
     pub fn open(root: &Path, pool: &Pool) -> Result<Self> {
-        let name: String = pool
-            .uuid
-            .as_deref()
-            .unwrap_or(&pool.name)
-            .chars()
-            .map(|c| match c {
-                'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => c,
-                _ => '_',
-            })
-            .collect();
-        Self::at(&root.join(name))
+        let home = Self::at(&root.join(folder_name(pool.uuid.as_deref().unwrap_or(&pool.name))))?;
+        home.remove_unfinished(UNFINISHED)?;
+        Ok(home)
+    }
+
+    /// Removes what whoever was killed has not put in place, if it is older than that.
+    fn remove_unfinished(&self, age: Duration) -> Result {
+        for name in names(&self.folder)? {
+            if !name.starts_with(TEMPORARY) {
+                continue;
+            }
+            let path = self.path(&name);
+            let mut options = OpenOptions::new();
+            // Others may be quicker to remove it.
+            let Ok(file) = open_regular(&path, options.read(true)) else {
+                continue;
+            };
+            let is_old = file
+                .metadata()
+                .and_then(|metadata| metadata.modified())
+                .is_ok_and(|time| time.elapsed().is_ok_and(|elapsed| elapsed >= age));
+            if is_old && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                remove(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Any folder; it is made if need be.
@@ -166,6 +205,7 @@ impl Home {
             .map_err(|e| Error::Damaged(format!("{}: {e}", path.display())))?;
         cut::point();
         let mut file = NewFile::new(&self.folder, name)?;
+        file.hold();
         file.write_all(&text).map_err(Error::io(path.display()))?;
         cut::point();
         file.replace(name)
@@ -221,7 +261,7 @@ impl Home {
                 return Ok(lock);
             }
             if !told && begun.elapsed() >= Duration::from_secs(2) {
-                eprintln!("thinctl: waiting for another thinctl");
+                tell("waiting for another thinctl");
                 told = true;
             }
             if begun.elapsed() >= patience {
@@ -276,6 +316,32 @@ mod tests {
         home.remove("list.json")?;
         assert_eq!(home.list("", ".json")?, [""; 0]);
         Ok(())
+    }
+
+    #[test]
+    fn what_is_not_finished_is_removed() -> Result {
+        let folder = tempfile::tempdir().map_err(Error::io("folder"))?;
+        let home = Home::at(folder.path())?;
+        let left = home.path(&format!("{TEMPORARY}list.json-a"));
+        fs::write(&left, "[").map_err(Error::io("left"))?;
+        let mut held = NewFile::new(folder.path(), "list.json")?;
+        held.hold();
+        home.remove_unfinished(UNFINISHED)?;
+        assert!(left.exists());
+        home.remove_unfinished(Duration::ZERO)?;
+        assert!(!left.exists());
+        held.replace("list.json")?;
+        assert_eq!(home.list("", ".json")?, ["list"]);
+        Ok(())
+    }
+
+    #[test]
+    fn each_pool_has_a_folder() {
+        let names = ["pool.1", "pool_1", "pool:1", "LVM-abc-tpool"].map(folder_name);
+        assert_eq!(names[1], "pool_1");
+        assert_eq!(names[3], "LVM-abc-tpool");
+        assert!(names[0] != names[2] && names[0].starts_with("pool_1-"));
+        assert!(names[2].starts_with("pool_1-"));
     }
 
     #[test]

@@ -44,7 +44,8 @@ use crate::{
         Lock, //
     },
     pool::Pool,
-    state, //
+    state,
+    tell::tell, //
 };
 
 /// How often a list is tried to be locked when the process must end, and how long to wait in between.
@@ -249,7 +250,7 @@ impl Journal {
         let mut left = Vec::new();
         while let Some(entry) = entries.pop() {
             if let Err(e) = self.undo_entry(&entry, at_exit) {
-                eprintln!("thinctl: {e}; the next run tries again");
+                tell(format_args!("{e}; the next run tries again"));
                 left.insert(0, entry);
             }
         }
@@ -261,7 +262,7 @@ impl Journal {
             self.store(&left)
         };
         if let Err(e) = stored {
-            eprintln!("thinctl: {e}");
+            tell(e);
         }
     }
 

@@ -21,6 +21,7 @@
 //! - [`home`], [`identity`], [`journal`], [`signals`], [`guard`]: what is remembered, and what is undone however a
 //!   process ends.
 //! - [`lvm2`]: what is left to lvm2 in its pools.
+//! - [`stack`]: what a device lies on.
 //! - [`turn`], [`memory`], [`backing`]: who may suspend a volume, and what must not lie on it.
 //! - [`session`], [`naming`], [`unchanged`]: work with one pool, which state a volume is in, and whether it still is.
 //! - [`extents`], [`room`], [`copy`]: lists of changes, whether there is room for them, and the data for them.
@@ -28,7 +29,7 @@
 //! - [`anchors`]: the snapshots that something goes on from.
 //! - [`send`], [`receive`], [`into`], [`backup`], [`merge`], [`migrate`], [`replicate`]: what it is all for.
 //! - [`kept`], [`numbering`]: what these keep in a pool, and that lvm2 does not come to use the same ids.
-//! - [`cli`], [`commands`]: the command line.
+//! - [`cli`], [`commands`], [`tell`]: the command line, and messages.
 
 pub mod anchors;
 pub mod backing;
@@ -72,9 +73,11 @@ pub mod send;
 pub mod session;
 pub mod signals;
 pub mod size;
+pub mod stack;
 pub mod state;
 pub mod stream;
 pub mod svg;
+pub mod tell;
 pub mod terminal;
 pub mod turn;
 pub mod unchanged;

@@ -8,7 +8,8 @@ use clap::Parser;
 
 use thinctl::{
     cli::Cli,
-    commands, //
+    commands,
+    tell::tell, //
 };
 
 fn main() -> ExitCode {
@@ -16,7 +17,7 @@ fn main() -> ExitCode {
     match commands::run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("thinctl: {e}");
+            tell(&e);
             ExitCode::from(e.exit_code())
         }
     }

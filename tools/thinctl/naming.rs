@@ -52,6 +52,21 @@ impl Contents {
     pub fn is(&self, state: StateId) -> bool {
         self.frozen && self.state == state
     }
+
+    /// Whether the volume is in `state`, by any of its names, and stays so. Volumes without any mapping look the same here,
+    /// whatever they were called where they came from.
+    pub fn is_named(&self, session: &Session, state: StateId) -> Result<bool> {
+        if !self.frozen {
+            return Ok(false);
+        }
+        let received: Received = session.home.load(FILE)?.unwrap_or_default();
+        let is_known = [self.state, self.digest].contains(&state)
+            || received
+                .volumes
+                .iter()
+                .any(|volume| volume.digest == self.digest && volume.state == state);
+        Ok(is_known)
+    }
 }
 
 /// The states of volumes that were received.
@@ -79,9 +94,11 @@ impl Received {
         })
     }
 
-    fn find(&self, digest: StateId) -> Option<StateId> {
+    /// The name of the state of a volume with this digest: the one that volume `id` has, or else any.
+    fn find(&self, id: u32, digest: StateId) -> Option<StateId> {
         // A snapshot of what was received is in the same state.
-        let known = self.volumes.iter().find(|volume| volume.digest == digest);
+        let known = self.volumes.iter().filter(|volume| volume.digest == digest);
+        let known = known.min_by_key(|volume| volume.id != id);
         known.map(|volume| volume.state)
     }
 }
@@ -156,7 +173,7 @@ pub fn contents<B: BlockManager>(
     let digest = StateId::new(*hasher.finalize().as_bytes());
     let received: Received = session.home.load(FILE)?.unwrap_or_default();
     Ok(Contents {
-        state: received.find(digest).unwrap_or(digest),
+        state: received.find(id, digest).unwrap_or(digest),
         digest,
         frozen,
         end,

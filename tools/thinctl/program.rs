@@ -8,6 +8,7 @@ use std::{
         ErrorKind,
         Write, //
     },
+    os::unix::process::CommandExt,
     process::{
         Child,
         ChildStdin,
@@ -15,6 +16,7 @@ use std::{
         ExitStatus,
         Stdio, //
     },
+    thread,
     time::{
         Duration,
         Instant, //
@@ -29,6 +31,11 @@ use rustix::{
         Timespec, //
     },
     io::ioctl_fionbio,
+    process::{
+        kill_process_group,
+        Pid,
+        Signal, //
+    },
 };
 
 use crate::{
@@ -66,6 +73,8 @@ impl Program {
             .arg(command)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
+            // What it starts ends with it.
+            .process_group(0)
             .spawn()
             .map_err(Error::io(command))?;
         let pipe = child
@@ -83,7 +92,7 @@ impl Program {
 
     /// Waits for its end, after its input was closed. `sent` is what came of writing to it.
     pub fn end<T>(mut self, sent: Result<T>) -> Result<T> {
-        signals::check()?;
+        self.go_on()?;
         let kind = match &sent {
             Err(Error::Io(_, e)) => Some(e.kind()),
             _ => None,
@@ -113,14 +122,25 @@ impl Program {
                 self.kill();
                 return Err(self.failed(format!("did not end within {:?}", self.patience)));
             }
-            signals::sleep(Duration::from_millis(10))?;
+            self.go_on()?;
+            thread::sleep(Duration::from_millis(10));
         }
     }
 
+    /// Gives an error if a signal has asked to stop; it is handed on, as no terminal sends it to another group.
+    fn go_on(&self) -> Result {
+        signals::check().inspect_err(|_| self.signal(Signal::TERM))
+    }
+
     fn kill(&mut self) {
-        // If it has ended by now, that is as good.
-        let _ = self.child.kill();
+        self.signal(Signal::KILL);
         let _ = self.child.wait();
+    }
+
+    /// Sends a signal to all that the command has started. Nobody has waited for it yet, so its number is still its own.
+    fn signal(&self, signal: Signal) {
+        // If it has ended by now, that is as good.
+        let _ = kill_process_group(Pid::from_child(&self.child), signal);
     }
 
     fn failed(&self, how: String) -> Error {
@@ -196,6 +216,27 @@ mod tests {
         fails("exec sleep 1000", "took nothing");
         fails("head -c 300000 >/dev/null; exec sleep 1000", "took nothing");
         fails("cat >/dev/null; exec sleep 1000", "did not end");
+    }
+
+    #[test]
+    fn what_it_has_started_ends_with_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().display();
+        fails(
+            &format!("sleep 1000 & echo $! >{path}; wait"),
+            "took nothing",
+        );
+        let number = std::fs::read_to_string(file.path()).unwrap();
+        let is_there = || {
+            // Whoever ought to wait for it may not do so.
+            std::fs::read_to_string(format!("/proc/{}/stat", number.trim_end()))
+                .is_ok_and(|stat| !stat.contains(") Z "))
+        };
+        let begun = Instant::now();
+        while is_there() {
+            assert!(begun.elapsed() < Duration::from_secs(10));
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     #[test]

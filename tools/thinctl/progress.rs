@@ -2,6 +2,11 @@
 
 //! How far it is, on a terminal.
 
+use std::io::{
+    self,
+    Write, //
+};
+
 use indicatif::{
     ProgressBar,
     ProgressDrawTarget,
@@ -65,7 +70,9 @@ impl Progress {
 
     /// Shows something above, for instance a warning; without a terminal, it goes to standard error as it is.
     pub fn say(&self, what: &str) {
-        self.bar.suspend(|| eprintln!("{what}"));
+        // That nobody can read it is no reason to stop.
+        self.bar
+            .suspend(|| io::stderr().write_all(format!("{what}\n").as_bytes()).ok());
     }
 }
 

@@ -223,7 +223,11 @@ fn begin(
     let snap = session.metadata_snap()?;
     let view = snap.view()?;
     let there = find(session, &view, id)?;
-    if there.is_some_and(|now| now.is(header.to)) {
+    let is_there = match there {
+        Some(now) => now.is_named(session, header.to)?,
+        None => false,
+    };
+    if is_there {
         snap.release()?;
         if let Some(known) = known.filter(|known| known.to == header.to) {
             known.discard(session)?;
@@ -274,7 +278,7 @@ fn begin(
                     )))
                 }
             };
-            if !now.frozen || ![now.state, now.digest].contains(&state) {
+            if !now.is_named(session, state)? {
                 return Err(Error::Refused(format!(
                     "volume {from} of pool {} is not in the state that the stream starts from: it is in {}, and the \
                      stream starts from {state}",

@@ -85,8 +85,10 @@ use crate::{
     },
     files::{
         self,
+        is_folder,
         make_folder,
         names,
+        read_regular,
         NewFile,
         TEMPORARY, //
     },
@@ -106,6 +108,9 @@ pub struct Repository {
 const MARKER: &str = ".repository.json";
 const LOCK: &str = ".lock";
 const VERSION: u32 = 2;
+
+/// How long a marker is at most, in bytes.
+const MAX_MARKER: u64 = 4096;
 
 #[derive(Serialize, Deserialize)]
 struct Marker {
@@ -155,7 +160,7 @@ impl Repository {
     /// Opens one, to read.
     pub fn open(root: &Path) -> Result<Self> {
         let marker = root.join(MARKER);
-        let json = match fs::read(&marker) {
+        let json = match read_regular(&marker, MAX_MARKER) {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 return Err(Error::NotFound(format!(
                     "{} is no repository; `thinctl init` makes one",
@@ -297,12 +302,19 @@ impl Repository {
     /// What may be folders of volumes.
     fn folders(&self) -> Result<Vec<String>> {
         let mut names = names(&self.root)?;
-        names.retain(|name| folder(&self.root, name).is_ok_and(|path| path.is_dir()));
+        names.retain(|name| folder(&self.root, name).is_ok_and(|path| is_folder(&path)));
         Ok(names)
     }
 
     fn folder(&self, volume: &str) -> Result<PathBuf> {
-        folder(&self.root, volume)
+        let folder = folder(&self.root, volume)?;
+        match fs::symlink_metadata(&folder) {
+            Ok(metadata) if !metadata.is_dir() => Err(Error::Damaged(format!(
+                "{}: it is no folder",
+                folder.display()
+            ))),
+            _ => Ok(folder),
+        }
     }
 
     fn no_volume(&self, volume: &str) -> Error {

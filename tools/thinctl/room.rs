@@ -48,10 +48,9 @@ impl Room {
         self.check_over(bytes, 0)
     }
 
-    /// As [`check`](Self::check), where so many bytes are mapped that are given up before.
-    pub fn check_over(&self, bytes: u64, mapped: u64) -> Result {
+    /// As [`check`](Self::check), where so many blocks are given up before, or written to without taking up others.
+    pub fn check_over(&self, bytes: u64, given_up: u64) -> Result {
         let blocks = bytes.div_ceil(self.pool.block_size);
-        let given_up = mapped / self.pool.block_size;
         self.compare(blocks, given_up, || {
             format!("{} are to come", usage::bytes(bytes))
         })
@@ -82,6 +81,22 @@ impl Room {
             self.pool.name,
             what()
         )))
+    }
+
+    /// Gives an error if so many bytes cannot fit that are written to devices which lie on volumes of the pool.
+    pub fn check_below(&self, bytes: u64) -> Result {
+        let blocks = bytes.div_ceil(self.pool.block_size);
+        self.compare(blocks, 0, || {
+            format!(
+                "the device lies on a volume of it, and what is written may take up {}",
+                usage::bytes(bytes)
+            )
+        })
+    }
+
+    /// The pool.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     /// Names what a failed write means.

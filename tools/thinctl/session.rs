@@ -68,6 +68,7 @@ use crate::{
     },
     signals,
     state,
+    tell::tell,
     turn::Turn, //
 };
 
@@ -625,7 +626,7 @@ impl Drop for MetadataSnap {
     fn drop(&mut self) {
         // Nothing is undone twice: the entry is gone after that.
         if let Err(e) = self.journal.undo(&self.entry) {
-            eprintln!("thinctl: {e}");
+            tell(e);
         }
     }
 }
@@ -652,7 +653,7 @@ impl Activation {
 impl Drop for Activation {
     fn drop(&mut self) {
         if let Err(e) = self.journal.undo(&self.entry) {
-            eprintln!("thinctl: {e}");
+            tell(e);
         }
     }
 }

@@ -191,4 +191,10 @@ pub trait Changes {
 
     /// The next one; `None` after the last, when all that there should be was there.
     fn next(&mut self) -> Result<Option<Record>>;
+
+    /// Looks whether all of it is there and undamaged, if it can be read twice. For before the first
+    /// [`next`](Self::next).
+    fn rehearse(&mut self) -> Result {
+        Ok(())
+    }
 }

@@ -14,10 +14,12 @@ use crate::{
         Error,
         Result, //
     },
+    naming::device_id,
     relations::{
         relations,
         Relation, //
     },
+    session::Session,
 };
 
 /// What is known of a volume.
@@ -92,6 +94,21 @@ pub fn usage<B: BlockManager>(view: &View<'_, B>, nr_data_blocks: u64) -> Result
         shared: census.shared().count(),
         volumes,
     })
+}
+
+/// How many blocks of volume `id` no other volume has.
+pub fn exclusive(session: &Session, id: u32) -> Result<u64> {
+    let snap = session.metadata_snap()?;
+    // A pool may grow.
+    let blocks = session.pool.status(&session.dm)?.data_blocks;
+    let view = snap.view()?;
+    let census = Census::take(&view, blocks)?;
+    let mut exclusive = 0u64;
+    census.for_exclusive(&view, device_id(id)?, |_, _| {
+        exclusive = exclusive.saturating_add(1);
+    })?;
+    snap.release()?;
+    Ok(exclusive)
 }
 
 /// A number of bytes for people.

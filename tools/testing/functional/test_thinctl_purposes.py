@@ -381,6 +381,22 @@ def test_replicates_at_a_rate_under_load(pool, other, thinctl, busy):
     received(other, 7, Content(thin, thin.read()))
 
 
+def test_replicates_what_is_empty(pool, make_pool, thinctl):
+    """Empty volumes of two pools look the same where they come to."""
+    target = make_pool()
+    second = make_pool()
+    for number, one in enumerate((pool, second)):
+        one.new_thin(0, SIZE)
+        words = "replicate", one.name, 0, "--to", f"{thinctl.program} receive {target.name} {number}", "--turns", 1
+        thinctl.run(*words)
+    for number, one in reversed(list(enumerate((pool, second)))):
+        content = Content(one.thins[0])
+        content.scatter(number, 10)
+        words = "replicate", one.name, 0, "--to", f"{thinctl.program} receive {target.name} {number}", "--turns", 1
+        thinctl.run(*words)
+        received(target, number, content)
+
+
 def test_replicates_to_what_hangs(pool, other, thinctl):
     """The turn is given up, and the next one makes up for it."""
     content = Content(pool.new_thin(0, SIZE))

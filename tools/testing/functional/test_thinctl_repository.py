@@ -14,6 +14,7 @@ from dmtest.thinctl import (
     BUSY,
     COMMAND,
     DAMAGED,
+    FAILED,
     NOT_FOUND,
     SIZE,
     received,
@@ -153,3 +154,55 @@ def test_diff_keeps_nobody_waiting(pool, thinctl):
     with os.fdopen(reader, "rb") as file:
         assert file.read() == whole
     assert process.wait() == 0
+
+
+def test_follows_nothing_that_others_have_put_there(pool, other, thinctl):
+    """A link or a pipe in a repository, which may be anybody's, is neither read nor written to, nor waited for."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 20)
+    secret = os.path.join(thinctl.folder, "secret")
+    with open(secret, "w") as file:
+        file.write("secret" * 100)
+    elsewhere = os.path.join(thinctl.folder, "elsewhere")
+    os.mkdir(elsewhere)
+    left = os.path.join(elsewhere, ".tmp-left")
+    open(left, "w").close()
+
+    def put(path, kind):
+        if os.path.lexists(path):
+            os.unlink(path)
+        if kind == "link":
+            os.symlink(secret, path)
+        else:
+            os.mkfifo(path)
+
+    def refused(*words, code=FAILED):
+        process = thinctl.start(*words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            errors = process.communicate(timeout=60)[1].decode()
+        finally:
+            process.kill()
+        assert process.returncode == code and "secret" not in errors, errors
+        return errors
+
+    for kind in "link", "pipe":
+        repository = thinctl.repository(f"lock-{kind}")
+        put(os.path.join(repository, ".lock"), kind)
+        assert "no regular file" in refused("backup", pool.name, 0, repository, "--name", "data")
+        repository = thinctl.repository(f"marker-{kind}")
+        put(os.path.join(repository, ".repository.json"), kind)
+        assert "no regular file" in refused("backup", pool.name, 0, repository, "--name", "data")
+        for suffix in "json", "thin":
+            repository = thinctl.repository(f"{suffix}-{kind}")
+            thinctl.run("backup", pool.name, 0, repository, "--name", "data")
+            put(os.path.join(repository, "data", f"000001.full.{suffix}"), kind)
+            assert "no regular file" in refused("restore", repository, "data", other.name, 9)
+            refused("verify", repository, code=DAMAGED)
+    repository = thinctl.repository("folder")
+    os.symlink(elsewhere, os.path.join(repository, "data"))
+    assert "no folder" in refused("backup", pool.name, 0, repository, "--name", "data", code=DAMAGED)
+    assert "no folder" in refused("prune", repository, "data", "--keep", 1, code=DAMAGED)
+    thinctl.run("backup", pool.name, 0, repository, "--name", "more")
+    assert os.listdir(elsewhere) == [".tmp-left"]
+    with open(secret) as file:
+        assert file.read() == "secret" * 100

@@ -4,14 +4,13 @@
 
 use std::{
     collections::{
-        btree_map,
+        BTreeMap,
         VecDeque, //
     },
     fs::{
         self,
-        File, //
+        OpenOptions, //
     },
-    iter::Peekable,
     path::Path,
 };
 
@@ -34,6 +33,8 @@ use crate::{
         Error,
         Result, //
     },
+    files::open_regular,
+    signals,
     stream::{
         Changes,
         Header,
@@ -51,7 +52,8 @@ use crate::{
 pub struct Fold {
     header: Header,
     files: Vec<Stored>,
-    pieces: Peekable<btree_map::IntoIter<u64, Piece>>,
+    /// What is yet to be read.
+    pieces: BTreeMap<u64, Piece>,
     frames: Frames,
     /// Whether there was an error.
     broken: bool,
@@ -65,7 +67,8 @@ impl Fold {
         let mut files: Vec<Stored> = Vec::new();
         for generation in chain {
             let path = folder.join(generation.name().stream());
-            let open = File::open(&path).map_err(Error::io(path.display()))?;
+            let open = open_regular(&path, OpenOptions::new().read(true))
+                .map_err(Error::io(path.display()))?;
             let mut stored = Stored::new(open)?;
             let file = files.len();
             let totals = stored.places(|place| match place {
@@ -101,24 +104,27 @@ impl Fold {
                 ..last.header.clone()
             },
             files,
-            pieces: pieces.into_iter().peekable(),
+            pieces: pieces.into_map(),
             frames: Frames::default(),
             broken: false,
         })
     }
 
     fn record(&mut self) -> Result<Option<Record>> {
-        let Some((offset, first)) = self.pieces.next() else {
+        let Some((offset, first)) = self.pieces.pop_first() else {
             return Ok(None);
         };
         let mut data = Vec::new();
         self.frames.append(&mut data, &self.files, offset, first)?;
         // What follows goes along, as far as a frame reaches.
         let mut end = offset.saturating_add(first.len);
-        while let Some((at, next)) = self.pieces.next_if(|(at, next)| {
+        while let Some(entry) = self.pieces.first_entry() {
+            let (at, next) = (*entry.key(), *entry.get());
             let len = end.saturating_sub(offset).saturating_add(next.len);
-            *at == end && len <= MAX_DATA as u64
-        }) {
+            if at != end || len > MAX_DATA as u64 {
+                break;
+            }
+            entry.remove();
             self.frames.append(&mut data, &self.files, at, next)?;
             end = end.saturating_add(next.len);
         }
@@ -136,6 +142,16 @@ impl Changes for Fold {
             return Err(Error::Damaged("what is restored was given up".into()));
         }
         self.record().inspect_err(|_| self.broken = true)
+    }
+
+    /// From the same files, whatever has become of their names.
+    fn rehearse(&mut self) -> Result {
+        let pieces = self.pieces.clone();
+        while self.next()?.is_some() {
+            signals::check()?;
+        }
+        self.pieces = pieces;
+        Ok(())
     }
 }
 

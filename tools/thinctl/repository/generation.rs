@@ -3,10 +3,8 @@
 //! One backup of a volume.
 
 use std::{
-    fs::File,
     io::{
         ErrorKind,
-        Read,
         Write, //
     },
     path::Path,
@@ -23,7 +21,10 @@ use crate::{
         Error,
         Result, //
     },
-    files::NewFile,
+    files::{
+        read_regular,
+        NewFile, //
+    },
     stream::{
         Header,
         Totals,
@@ -80,17 +81,13 @@ impl Generation {
     pub(super) fn load(folder: &Path, name: Name) -> Result<Self> {
         let path = folder.join(name.manifest());
         let damaged = |what: String| Error::Damaged(format!("{}: {what}", path.display()));
-        let file = File::open(&path).map_err(|e| {
+        let json = read_regular(&path, MAX_MANIFEST).map_err(|e| {
             if e.kind() == ErrorKind::NotFound {
                 damaged("the manifest is missing".into())
             } else {
                 Error::Io(path.display().to_string(), e)
             }
         })?;
-        let mut json = Vec::new();
-        file.take(MAX_MANIFEST)
-            .read_to_end(&mut json)
-            .map_err(Error::io(path.display()))?;
         let manifest: Manifest<serde_json::Value> =
             serde_json::from_slice(&json).map_err(|e| damaged(e.to_string()))?;
         if manifest.version != VERSION {

@@ -2,10 +2,7 @@
 
 //! Where the data of a volume are.
 
-use std::collections::{
-    btree_map,
-    BTreeMap, //
-};
+use std::collections::BTreeMap;
 
 /// Data of a volume in a frame of a stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,19 +65,15 @@ impl Layout {
         }
     }
 
+    /// The pieces by offset.
+    pub(super) fn into_map(self) -> BTreeMap<u64, Piece> {
+        self.map
+    }
+
     /// How many bytes there are.
     pub(super) fn total(&self) -> u64 {
         self.map
             .values()
             .fold(0, |sum, piece| sum.saturating_add(piece.len))
-    }
-}
-
-impl IntoIterator for Layout {
-    type Item = (u64, Piece);
-    type IntoIter = btree_map::IntoIter<u64, Piece>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.map.into_iter()
     }
 }

@@ -4,7 +4,6 @@
 
 use std::{
     fs::{
-        self,
         File,
         OpenOptions, //
     },
@@ -37,11 +36,16 @@ use crate::{
     },
     files::{
         names,
+        open_regular,
+        read_regular,
         remove,
         TEMPORARY, //
     },
     state, //
 };
+
+/// How long what is written into it is, in bytes.
+const TOKEN: u64 = 32;
 
 /// The right to write into a repository, until it is dropped.
 #[derive(Debug)]
@@ -64,13 +68,9 @@ impl Deref for Locked {
 impl Locked {
     pub(super) fn new(repository: &Repository) -> Result<Self> {
         let path = repository.root.join(LOCK);
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(Error::io(path.display()))?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let lock = open_regular(&path, &mut options).map_err(Error::io(path.display()))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
             Errno::WOULDBLOCK => taken(repository),
             e => Error::Io(path.display().to_string(), e.into()),
@@ -90,7 +90,7 @@ impl Locked {
     /// locks of one host only. To be called right before what must not be done by two.
     pub(super) fn check(&self) -> Result {
         let path = self.root.join(LOCK);
-        match fs::read(&path) {
+        match read_regular(&path, TOKEN) {
             Ok(token) if token == self.token => Ok(()),
             Err(e) if e.kind() != ErrorKind::NotFound => {
                 Err(Error::Io(path.display().to_string(), e))
@@ -125,12 +125,12 @@ impl Locked {
 
 /// Writes into the lock file who has it; gives what is in there then.
 fn sign(lock: &File, path: &Path) -> Result<Vec<u8>> {
-    match lock.write_all_at(state::random_hex(16)?.as_bytes(), 0) {
+    match lock.write_all_at(state::random_hex(TOKEN as usize / 2)?.as_bytes(), 0) {
         // Pruning makes room, and must not need any.
         Err(e) if e.kind() == ErrorKind::StorageFull => {}
         written => written.map_err(Error::io(path.display()))?,
     }
-    fs::read(path).map_err(Error::io(path.display()))
+    read_regular(path, TOKEN).map_err(Error::io(path.display()))
 }
 
 fn taken(repository: &Repository) -> Error {

@@ -3,7 +3,7 @@
 //! Reads whether backups are all right.
 
 use std::{
-    fs::File,
+    fs::OpenOptions,
     io::BufReader,
     path::Path, //
 };
@@ -24,6 +24,7 @@ use crate::{
         Error,
         Result, //
     },
+    files::open_regular,
     stream::{
         Changes,
         Reader, //
@@ -137,7 +138,8 @@ fn read(folder: &Path, name: Name, progress: &mut dyn FnMut(u64) -> Result) -> R
     let generation = Generation::load(folder, name)?;
     let path = folder.join(name.stream());
     let damaged = |what: &str| Error::Damaged(format!("{}: {what}", path.display()));
-    let file = File::open(&path).map_err(Error::io(path.display()))?;
+    let file =
+        open_regular(&path, OpenOptions::new().read(true)).map_err(Error::io(path.display()))?;
     let len = file.metadata().map_err(Error::io(path.display()))?.len();
     let mut reader = Reader::new(BufReader::new(file))?;
     let mut read = 0;

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Messages for whoever has called the program.
+
+use std::{
+    fmt::Display,
+    io::{
+        self,
+        Write, //
+    },
+};
+
+/// Writes a message to standard error. That nobody can read it is no reason to stop.
+pub fn tell(what: impl Display) {
+    // At once, so that no other message gets in between.
+    let _ = io::stderr().write_all(format!("thinctl: {what}\n").as_bytes());
+}
