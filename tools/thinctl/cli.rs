@@ -330,7 +330,8 @@ pub enum Command {
     },
     /// Delete a snapshot that a backup or a replication goes on from, as `kept` lists them
     ///
-    /// The next backup is a full one then, and the next turn sends the whole volume.
+    /// The next backup is a full one then, and the next turn sends the whole volume. Of a migration or a merge that is not
+    /// finished, all that it keeps is deleted, and it is given up.
     Forget {
         /// The pool
         pool: String,

@@ -225,7 +225,9 @@ pub fn run(cli: &Cli) -> Result {
             )
         }
         Command::Kept { pool } => look::kept(global, pool),
-        Command::Forget { pool, id } => kept::forget(&global.session(pool)?, *id),
+        Command::Forget { pool, id } => {
+            kept::forget(&global.session(pool)?, *id, &|name| global.session(name))
+        }
         Command::Generate { folder, shell } => generate(folder, shell),
         Command::Init { repository } => Repository::create(repository).map(drop),
         Command::Guard { pool, journal } => guard::watch(&global.home, &global.run, pool, journal),

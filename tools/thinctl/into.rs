@@ -520,6 +520,17 @@ fn for_pieces(
     Ok(())
 }
 
+/// Gives an error if a device that this process has opened exclusively is used otherwise, or is not for writing to.
+pub fn check_free(dm: &Dm, path: &Path, number: Number) -> Result {
+    match dm.name(number)? {
+        None => Ok(()),
+        Some(name) => {
+            check_unused(dm, path, &name)?;
+            check_no_pool(dm, path, number)
+        }
+    }
+}
+
 /// Gives an error if somebody else has a device open, or has suspended it.
 fn check_unused(dm: &Dm, path: &Path, name: &str) -> Result {
     for _ in 0..LOOKS {

@@ -12,7 +12,7 @@ use crate::{
         Error,
         Result, //
     },
-    merge, migrate,
+    merge, migration,
     naming::device_id,
     receive, replicate,
     session::Session,
@@ -78,13 +78,14 @@ pub fn all(session: &Session) -> Result<Vec<Kept>> {
     let mut all = backup::kept(&session.home)?;
     all.extend(replicate::kept(&session.home)?);
     all.extend(receive::kept(&session.home)?);
-    all.extend(migrate::kept(session)?);
+    all.extend(migration::kept(session)?);
     all.extend(merge::kept(&session.home)?);
     Ok(all)
 }
 
-/// Deletes a snapshot that a backup or a replication goes on from; the next one begins with the whole volume.
-pub fn forget(session: &Session, id: u32) -> Result {
+/// Deletes a snapshot that a backup or a replication goes on from; the next one begins with the whole volume. Or gives up
+/// a migration or a merge that keeps this volume; `open` opens another pool.
+pub fn forget(session: &Session, id: u32, open: &dyn Fn(&str) -> Result<Session>) -> Result {
     let Some(kept) = all(session)?.into_iter().find(|kept| kept.id == id) else {
         return Err(Error::NotFound(format!(
             "volume {id} of pool {} is none that thinctl keeps",
@@ -98,9 +99,7 @@ pub fn forget(session: &Session, id: u32) -> Result {
         Owner::Receive => Err(Error::Refused(format!(
             "volume {volume} is being received: `thinctl abandon` gives it up"
         ))),
-        Owner::Migrate | Owner::Merge => Err(Error::Refused(format!(
-            "`thinctl {}` of volume {volume} is not finished, and goes on when it is called again",
-            kept.owner
-        ))),
+        Owner::Migrate => migration::forget(session, id, open),
+        Owner::Merge => merge::forget(session, id),
     }
 }

@@ -27,7 +27,7 @@
 //! - [`extents`], [`room`], [`copy`]: lists of changes, whether there is room for them, and the data for them.
 //! - [`program`]: commands that take a stream.
 //! - [`anchors`]: the snapshots that something goes on from.
-//! - [`send`], [`receive`], [`into`], [`backup`], [`merge`], [`migrate`], [`replicate`]: what it is all for.
+//! - [`send`], [`receive`], [`into`], [`backup`], [`merge`], [`migrate`] with [`migration`], [`replicate`]: what it is all for.
 //! - [`kept`], [`numbering`]: what these keep in a pool, and that lvm2 does not come to use the same ids.
 //! - [`cli`], [`commands`], [`tell`]: the command line, and messages.
 
@@ -58,6 +58,7 @@ pub mod map;
 pub mod memory;
 pub mod merge;
 pub mod migrate;
+pub mod migration;
 pub mod naming;
 pub mod numbering;
 pub mod pool;

@@ -4,6 +4,10 @@
 //!
 //! The origin is held for as long as it takes, the volume is not: a merge that was cut off goes on with the snapshot that
 //! it has begun with only if nobody has used the volume since, and the volume is deleted only if that snapshot has all of it.
+//!
+//! Between two runs, anybody may write to the origin, and after a boot the same words may lead to another device. So each
+//! run writes all of it, as long as the volume is there. What happens before the volume is deleted: in the same run, in
+//! which nobody else could mount the origin, all of it was written, and flushed.
 
 use std::path::{
     self,
@@ -19,8 +23,7 @@ use serde::{
 use crate::{
     copy::{
         data_bytes,
-        for_chunks,
-        CHECKPOINT, //
+        for_chunks, //
     },
     device::{
         Buffer,
@@ -30,7 +33,11 @@ use crate::{
         Error,
         Result, //
     },
-    home::Home,
+    home::{
+        Home,
+        Lock, //
+    },
+    into,
     kept::{
         Kept,
         Owner, //
@@ -60,12 +67,24 @@ struct Merge {
     into: String,
     /// The size of that device in bytes.
     size: u64,
-    /// Below this offset, in bytes, all is stable.
-    offset: u64,
-    /// Whether all of the snapshot is written.
+    /// Whether all of the snapshot is written, and stable.
     written: bool,
     /// A snapshot of the volume before it was used again, which is of no use any more.
     before: Option<u32>,
+}
+
+impl Merge {
+    /// What it keeps.
+    fn snapshots(&self) -> impl Iterator<Item = u32> {
+        [self.snapshot].into_iter().chain(self.before)
+    }
+}
+
+fn lock(session: &Session, id: u32) -> Result<Lock> {
+    session
+        .home
+        .try_lock(&format!("merge-{id}.lock"))?
+        .ok_or_else(|| Error::Busy(format!("another thinctl is merging volume {id}")))
 }
 
 /// What a merge has done.
@@ -73,8 +92,6 @@ struct Merge {
 pub struct Merged {
     /// How many bytes were written in this run.
     pub written: u64,
-    /// Where this run went on, in bytes; 0 if it began the merge.
-    pub resumed_at: u64,
 }
 
 /// Writes all that is mapped in volume `id` to the device `into`, at the same offsets, and then deletes the volume if that
@@ -83,7 +100,7 @@ pub struct Merged {
 pub fn merge(
     session: &Session,
     id: u32,
-    into: &Path,
+    path: &Path,
     delete: bool,
     mut progress: impl FnMut(Option<u64>, u64),
 ) -> Result<Merged> {
@@ -92,29 +109,24 @@ pub fn merge(
     }
     numbering::check(session)?;
     let file = format!("merge-{id}.json");
-    let _lock = session
-        .home
-        .try_lock(&format!("merge-{id}.lock"))?
-        .ok_or_else(|| Error::Busy(format!("another thinctl is merging volume {id}")))?;
-    let device = match Device::open_exclusively(into) {
+    let _lock = lock(session, id)?;
+    let device = match Device::open_exclusively(path) {
         Err(e) if e.errno() == Some(Errno::BUSY) => {
             return Err(Error::Busy(format!(
             "{} is in use: unmount it, and deactivate the volumes that have it as external origin",
-            into.display()
+            path.display()
         )))
         }
         result => result?,
     };
-    let into = path::absolute(into)
-        .map_err(Error::io(into.display()))?
+    into::check_free(&session.dm, path, device.number()?)?;
+    let words = path::absolute(path)
+        .map_err(Error::io(path.display()))?
         .display()
         .to_string();
 
-    let mut merge = begin(session, id, into, device.size, &file)?;
-    let mut merged = Merged {
-        written: 0,
-        resumed_at: merge.offset,
-    };
+    let mut merge = begin(session, id, words, device.size, &file)?;
+    let mut merged = Merged { written: 0 };
     if !merge.written {
         merged.written = write(session, id, &device, &file, &mut merge, &mut progress)?;
     }
@@ -155,8 +167,13 @@ fn begin(session: &Session, id: u32, into: String, size: u64, file: &str) -> Res
             session.home.remove(file)?;
             None
         }
-        Some(known) if session.glance(|view| is_unchanged(view, known.snapshot, id))? => {
-            return Ok(known)
+        Some(mut known) if session.glance(|view| is_unchanged(view, known.snapshot, id))? => {
+            // What the words lead to may be another device now, or was written to.
+            if known.written {
+                known.written = false;
+                session.home.store(file, &known)?;
+            }
+            return Ok(known);
         }
         known => known,
     };
@@ -167,7 +184,6 @@ fn begin(session: &Session, id: u32, into: String, size: u64, file: &str) -> Res
         snapshot: session.snapshot(id)?,
         into,
         size,
-        offset: 0,
         written: false,
         before: known.map(|known| known.snapshot),
     };
@@ -209,24 +225,15 @@ fn write(
         return abandon(session, file, merge).and(Err(e));
     }
 
-    let resumed_at = merge.offset;
-    let total = data_bytes(&mut extents, block_size, resumed_at, size)?;
+    let total = data_bytes(&mut extents, block_size, 0, size)?;
     progress(Some(total), 0);
     let source = Source::open(session, merge.snapshot, size)?;
     let mut buffer = Buffer::new();
-    let mut unsaved = 0u64;
-    for_chunks(&mut extents, block_size, resumed_at, size, |chunk| {
+    for_chunks(&mut extents, block_size, 0, size, |chunk| {
         let data = buffer.get(chunk.len as usize);
         source.device().read(chunk.offset, data)?;
         device.write(chunk.offset, data)?;
         progress(None, chunk.len);
-        unsaved = unsaved.saturating_add(chunk.len);
-        if unsaved >= CHECKPOINT {
-            device.flush()?;
-            merge.offset = chunk.offset.saturating_add(chunk.len);
-            session.home.store(file, merge)?;
-            unsaved = 0;
-        }
         Ok(())
     })?;
     device.flush()?;
@@ -242,23 +249,51 @@ fn abandon(session: &Session, file: &str, merge: &Merge) -> Result {
     session.home.remove(file)
 }
 
+/// Gives up the merge that keeps this snapshot: what was written stays, and so does the volume.
+pub fn forget(session: &Session, snapshot: u32) -> Result {
+    for id in session.home.list("merge-", ".json")? {
+        let Ok(id) = id.parse::<u32>() else {
+            continue;
+        };
+        let file = format!("merge-{id}.json");
+        let load = || -> Result<Option<Merge>> {
+            let merge = session.home.load::<Merge>(&file)?;
+            Ok(merge.filter(|merge| merge.snapshots().any(|id| id == snapshot)))
+        };
+        if load()?.is_none() {
+            continue;
+        }
+        let _lock = lock(session, id)?;
+        // Whoever had it locked before may have gone on.
+        let Some(merge) = load()? else {
+            continue;
+        };
+        if !merge.written && !session.exists(id)? {
+            return Err(Error::Refused(format!(
+                "volume {id} is gone, and nothing else has what was to be written into {}",
+                merge.into
+            )));
+        }
+        for kept in merge.snapshots() {
+            session.delete(kept)?;
+        }
+        session.home.remove(&file)?;
+    }
+    Ok(())
+}
+
 /// The snapshots that merges read which are not finished.
 pub fn kept(home: &Home) -> Result<Vec<Kept>> {
     let mut found = Vec::new();
     for id in home.list("merge-", ".json")? {
         let merge = home.load::<Merge>(&format!("merge-{id}.json"))?;
         if let (Some(merge), Ok(volume)) = (merge, id.parse()) {
-            found.extend(
-                [merge.snapshot]
-                    .into_iter()
-                    .chain(merge.before)
-                    .map(|id| Kept {
-                        id,
-                        volume,
-                        owner: Owner::Merge,
-                        place: merge.into.clone(),
-                    }),
-            );
+            found.extend(merge.snapshots().map(|id| Kept {
+                id,
+                volume,
+                owner: Owner::Merge,
+                place: merge.into.clone(),
+            }));
         }
     }
     Ok(found)

@@ -11,10 +11,7 @@
 //! only if nobody has used it. The snapshot that was copied is what tells, so it stays until all else is done.
 
 use devicemapper::Device;
-use serde::{
-    Deserialize,
-    Serialize, //
-};
+use serde::Serialize;
 
 use crate::{
     backing,
@@ -29,15 +26,14 @@ use crate::{
         Result, //
     },
     extents::Kind,
-    kept::{
-        Kept,
-        Owner, //
-    },
     lvm2,
-    naming::{
-        contents,
-        device_id, //
+    migration::{
+        self,
+        Copy,
+        Migration,
+        Stage, //
     },
+    naming::contents,
     numbering,
     pool::{
         node,
@@ -53,10 +49,7 @@ use crate::{
         create_snap,
         Session, //
     },
-    unchanged::{
-        delete_unchanged,
-        is_unchanged, //
-    },
+    unchanged::delete_unchanged,
 };
 
 /// With so many bytes left, the volume is suspended for the last pass.
@@ -64,45 +57,6 @@ const SMALL: u64 = 16 << 20;
 
 /// After so many passes it is, whatever is left.
 const MAX_PASSES: u32 = 12;
-
-/// How far a migration is.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Stage {
-    /// The volume is being copied.
-    Copying,
-    /// The copy may have got its id, and the volume's device may have its new table.
-    Switching,
-    /// The volume is in its new pool, and what is of no use any more may be deleted in part.
-    Done,
-}
-
-/// A migration that is going on.
-#[derive(Clone, Serialize, Deserialize)]
-struct Migration {
-    /// The pool that the volume goes to.
-    to_pool: String,
-    /// The id that it is to have there.
-    to_id: u32,
-    /// The id that it has meanwhile.
-    temporary: u32,
-    /// The snapshot whose content was copied.
-    copied: Option<u32>,
-    /// The snapshot whose content is being copied. There may be none of this id yet.
-    copying: Option<u32>,
-    /// A snapshot that was copied before, and is of no use any more.
-    before: Option<u32>,
-    /// How far it is.
-    stage: Stage,
-}
-
-impl Migration {
-    /// The snapshot whose content the copy has, if it has its id.
-    fn last(&self) -> Option<u32> {
-        // It gets it when all of the last pass is there.
-        self.copying.or(self.copied)
-    }
-}
 
 /// What a migration has done.
 #[derive(Debug, Serialize)]
@@ -165,20 +119,15 @@ pub fn migrate(
         lvm2::check_deletes(&from.pool, id)?;
     }
     numbering::check(from)?;
-    let file = format!("migrate-{id}.json");
-    let _lock = from
-        .home
-        .try_lock(&format!("migrate-{id}.lock"))?
-        .ok_or_else(|| Error::Busy(format!("another thinctl is migrating volume {id}")))?;
+    let _lock = migration::lock(&from.home, id)?;
     to.pool.check_writable(&to.dm)?;
     let mut run = Run {
         from,
         id,
         to,
-        migration: begin(from, id, to, options.to_id, &file)?,
+        migration: Migration::begin(from, id, to, options.to_id)?,
         room: Room::new(to, options.anyway),
         origin: options.origin,
-        file,
         progress: &mut progress,
         result: Migrated {
             passes: 0,
@@ -191,119 +140,15 @@ pub fn migrate(
     match run.run(options.delete) {
         Err(e) if run.migration.copied.is_none() && run.migration.copying.is_none() => {
             // Nothing was done that could be gone on with.
-            run.delete_own()?;
+            run.migration.delete_own(from, id, Some(to))?;
             Err(e)
         }
         result => result.map(|()| run.result),
     }
 }
 
-/// Goes on with a migration, or begins one.
-fn begin(from: &Session, id: u32, to: &Session, to_id: u32, file: &str) -> Result<Migration> {
-    let known = from.home.load::<Migration>(file)?;
-    match &known {
-        Some(known) if (known.to_pool.as_str(), known.to_id) != (to.pool.name.as_str(), to_id) => {
-            return Err(Error::Refused(format!(
-                "a migration of volume {id} to volume {} of pool {} is not finished",
-                known.to_id, known.to_pool
-            )));
-        }
-        // The copy has its id, or the volume is given up already.
-        Some(known) if known.stage != Stage::Copying => {}
-        _ => {
-            if !from.exists(id)? {
-                return Err(from.no_volume(id));
-            }
-            if to.exists(to_id)? {
-                return Err(to.exists_already(to_id));
-            }
-        }
-    }
-    // What was so when the migration began may be otherwise when it goes on, and nothing is changed before.
-    device(from, id, to)?;
-    if let Some(migration) = known {
-        return resume(from, id, to, migration, file);
-    }
-    let migration = Migration {
-        to_pool: to.pool.name.clone(),
-        to_id,
-        temporary: to.new_volume()?,
-        copied: None,
-        copying: None,
-        before: None,
-        stage: Stage::Copying,
-    };
-    to.keep(migration.temporary, || from.home.store(file, &migration))?;
-    Ok(migration)
-}
-
-/// Makes up for what may have happened between a migration's steps.
-fn resume(
-    from: &Session,
-    id: u32,
-    to: &Session,
-    mut migration: Migration,
-    file: &str,
-) -> Result<Migration> {
-    if let Some(before) = migration.before.take() {
-        from.delete(before)?;
-    }
-    match migration.stage {
-        Stage::Copying => {
-            let mut is_of_use = to.exists(migration.temporary)?
-                && !(migration.copying.is_some() && Target::is_spoilt_when_cut_off(&to.pool));
-            // Somebody may have deleted what the next pass would be compared with.
-            for snapshot in migration.copied.into_iter().chain(migration.copying) {
-                is_of_use = is_of_use && from.exists(snapshot)?;
-            }
-            if !is_of_use {
-                start_over(from, to, &mut migration, file)?;
-            }
-        }
-        Stage::Switching => {}
-        // It was done then. The copy may be gone since, and the volume used, so all of it is looked at again.
-        Stage::Done => match migration.last() {
-            Some(last) if from.exists(last)? => migration.stage = Stage::Switching,
-            _ if to.exists(migration.to_id)? => {}
-            // Nothing else may have the content any more.
-            _ if to.exists(migration.temporary)? => {
-                return Err(Error::Refused(format!(
-                    "volume {id} was migrated before, and volume {} of pool {} is not there any more; volume {} has what \
-                     was copied",
-                    migration.to_id, to.pool.name, migration.temporary
-                )));
-            }
-            _ => {
-                from.home.remove(file)?;
-                return Err(Error::Refused(format!(
-                    "volume {id} was migrated before, and volume {} of pool {} is not there any more; nothing was deleted",
-                    migration.to_id, to.pool.name
-                )));
-            }
-        },
-    }
-    Ok(migration)
-}
-
-/// Begins with an empty copy again, as the one that there was is of no use.
-fn start_over(from: &Session, to: &Session, migration: &mut Migration, file: &str) -> Result {
-    to.delete(migration.temporary)?;
-    migration.temporary = to.new_volume()?;
-    migration.before = migration.copied.take();
-    to.keep(migration.temporary, || from.home.store(file, &migration))?;
-    if let Some(before) = migration.before.take() {
-        from.delete(before)?;
-    }
-    // Nothing of it is in the new copy.
-    if let Some(copying) = migration.copying.take() {
-        from.delete(copying)?;
-        from.home.store(file, &migration)?;
-    }
-    Ok(())
-}
-
 /// The device of a volume, if it is active; an error if it cannot be given a table of another pool.
-fn device(from: &Session, id: u32, to: &Session) -> Result<Option<ActiveVolume>> {
+pub fn device(from: &Session, id: u32, to: &Session) -> Result<Option<ActiveVolume>> {
     let mut active = from.active(id)?;
     if active.len() > 1 {
         // They could not be given their new tables at the same time.
@@ -314,6 +159,11 @@ fn device(from: &Session, id: u32, to: &Session) -> Result<Option<ActiveVolume>>
     let device = active.pop();
     if let Some(volume) = &device {
         let name = &volume.info.name;
+        if !volume.is_whole {
+            return Err(Error::Refused(format!(
+                "{name} has several targets, of which volume {id} is one; remove it first"
+            )));
+        }
         if volume.is_of_lvm2() {
             return Err(Error::Refused(format!(
                 "{name} belongs to lvm2, which would not know of a new table; deactivate it first"
@@ -337,17 +187,6 @@ fn device(from: &Session, id: u32, to: &Session) -> Result<Option<ActiveVolume>>
     Ok(device)
 }
 
-/// What has become of the volume in its new pool.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Copy {
-    /// There is none yet.
-    Missing,
-    /// It is another volume than the one that was copied.
-    Foreign,
-    /// It was copied.
-    There,
-}
-
 struct Run<'a> {
     from: &'a Session,
     id: u32,
@@ -355,7 +194,6 @@ struct Run<'a> {
     migration: Migration,
     room: Room,
     origin: Origin,
-    file: String,
     progress: &'a mut dyn FnMut(Option<u64>, u64),
     result: Migrated,
 }
@@ -387,7 +225,7 @@ impl Run<'_> {
                     return self.switch_active(&device.info.name);
                 }
                 Some(_) => {}
-                None if self.is_unchanged()? => {
+                None if self.migration.is_unchanged(self.from, self.id)? => {
                     self.enter(Stage::Switching)?;
                     return self.name_copy();
                 }
@@ -481,10 +319,17 @@ impl Run<'_> {
             .load(&device.info.name, &line, device.info.read_only)
     }
 
-    /// Gives an error unless this device is the volume's only one, and is suspended.
+    /// Gives an error unless this device is the volume's only one, is suspended, and has the table that it had.
     fn check_suspended(&self, expected: &ActiveVolume) -> Result {
         match device(self.from, self.id, self.to)? {
-            Some(found) if found.info.name == expected.info.name && found.info.suspended => Ok(()),
+            Some(found)
+                if found.info.suspended
+                    && found.info.name == expected.info.name
+                    && found.info.read_only == expected.info.read_only
+                    && (found.size, found.origin) == (expected.size, expected.origin) =>
+            {
+                Ok(())
+            }
             _ => Err(Error::Busy(format!(
                 "somebody else has changed or resumed {}",
                 expected.info.name
@@ -495,10 +340,16 @@ impl Run<'_> {
     /// Finds out what a switch has led to, whether this run or another one has begun it.
     fn look_at_copy(&mut self, delete: bool) -> Result {
         let Migration { to_id, .. } = self.migration;
-        match self.copy_there()? {
+        match self.migration.copy(self.to)? {
             Copy::Missing => {
-                if Target::is_spoilt_when_cut_off(&self.to.pool) {
-                    start_over(self.from, self.to, &mut self.migration, &self.file)?;
+                if !self.from.exists(self.id)? {
+                    // What is kept for the next pass may be all that there is of it.
+                    return Err(self.from.no_volume(self.id));
+                }
+                if Target::is_spoilt_when_cut_off(&self.to.pool)
+                    || !self.to.exists(self.migration.temporary)?
+                {
+                    self.migration.start_over(self.from, self.id, self.to)?;
                 }
                 return self.enter(Stage::Copying);
             }
@@ -508,19 +359,21 @@ impl Run<'_> {
                     self.to.pool.name, self.id
                 )))
             }
-            Copy::There => {}
+            Copy::There(made) => self.migration.copy_created = Some(made),
         }
         let Some(last) = self.migration.last() else {
             return self.enter(Stage::Copying);
         };
         let gone = !self.from.exists(self.id)?;
-        if gone || self.is_unchanged()? {
+        if gone || self.migration.is_unchanged(self.from, self.id)? {
             if gone || !delete || delete_unchanged(self.from, last, self.id)? {
                 return self.enter(Stage::Done);
             }
             // It was used just now.
             return Ok(());
         }
+        // What the copy has is given up only for what the same volume has now.
+        self.migration.check_volume(self.from, self.id)?;
         let unused = self.to.active(to_id)?.is_empty()
             && delete_unchanged(self.to, self.migration.temporary, to_id)?;
         if !unused {
@@ -531,39 +384,6 @@ impl Run<'_> {
             )));
         }
         self.enter(Stage::Copying)
-    }
-
-    /// What volume `to_id` of the other pool is.
-    fn copy_there(&self) -> Result<Copy> {
-        let Migration {
-            to_id, temporary, ..
-        } = self.migration;
-        self.to.glance(|view| {
-            let Some(there) = view.device(device_id(to_id)?)? else {
-                return Ok(Copy::Missing);
-            };
-            let Some(source) = view.device(device_id(temporary)?)? else {
-                return Ok(Copy::Foreign);
-            };
-            // That it was made by the last snapshot of what was copied shows also after it was written to.
-            let (made, made_of) = (there.creation_time.get(), source.snapshotted_time.get());
-            if made == made_of && made > source.creation_time.get() {
-                Ok(Copy::There)
-            } else {
-                Ok(Copy::Foreign)
-            }
-        })
-    }
-
-    /// Whether nobody has used the volume in its old pool since all of it was copied, nor does now.
-    fn is_unchanged(&self) -> Result<bool> {
-        let Some(last) = self.migration.last() else {
-            return Ok(false);
-        };
-        if !self.from.active(self.id)?.is_empty() {
-            return Ok(false);
-        }
-        self.from.glance(|view| is_unchanged(view, last, self.id))
     }
 
     /// Copies what has changed since the last pass; says how much that was.
@@ -658,34 +478,23 @@ impl Run<'_> {
 
     /// Deletes what is of no use any more.
     fn finish(&mut self, delete: bool) -> Result {
-        // If another run was cut off here, it may have been told to keep the volume.
-        let stays = delete
-            && self.from.exists(self.id)?
-            && match self.migration.last() {
-                Some(last) => !delete_unchanged(self.from, last, self.id)?,
-                None => true,
+        // If another run was cut off here, it may have been told to keep the volume, which may have been used since.
+        let stays = self.from.exists(self.id)?
+            && !match self.migration.last() {
+                Some(last) if delete => delete_unchanged(self.from, last, self.id)?,
+                Some(_) => self.migration.is_unchanged(self.from, self.id)?,
+                None => false,
             };
-        self.delete_own()?;
+        self.migration
+            .delete_own(self.from, self.id, Some(self.to))?;
         if stays {
             return Err(Error::Refused(format!(
-                "volume {} was migrated before, and it is not known any more whether it was used since; it was not \
-                 deleted",
-                self.id
+                "volume {} was migrated before, and was used since, or it is not known any more whether it was; it was not \
+                 deleted, and volume {} of pool {} has what was copied then",
+                self.id, self.migration.to_id, self.to.pool.name
             )));
         }
         Ok(())
-    }
-
-    /// Deletes what the migration has made for itself, and forgets it.
-    fn delete_own(&self) -> Result {
-        let Migration {
-            copied, copying, ..
-        } = self.migration;
-        for snapshot in copied.into_iter().chain(copying) {
-            self.from.delete(snapshot)?;
-        }
-        self.to.delete(self.migration.temporary)?;
-        self.from.home.remove(&self.file)
     }
 
     fn enter(&mut self, stage: Stage) -> Result {
@@ -694,39 +503,6 @@ impl Run<'_> {
     }
 
     fn store(&self) -> Result {
-        self.from.home.store(&self.file, &self.migration)
+        self.migration.store(self.from, self.id)
     }
-}
-
-/// What migrations keep in a pool that are not finished: snapshots of what goes to another one, and what has come so far
-/// from another one.
-pub fn kept(session: &Session) -> Result<Vec<Kept>> {
-    let mut found = Vec::new();
-    for home in session.home.all()? {
-        for id in home.list("migrate-", ".json")? {
-            let migration = home.load::<Migration>(&format!("migrate-{id}.json"))?;
-            let (Some(migration), Ok(volume)) = (migration, id.parse()) else {
-                continue;
-            };
-            let to = format!("{}:{}", migration.to_pool, migration.to_id);
-            let mut add = |id, volume, place: &str| {
-                found.push(Kept {
-                    id,
-                    volume,
-                    owner: Owner::Migrate,
-                    place: place.to_owned(),
-                });
-            };
-            if home == session.home {
-                let ids = migration.copied.into_iter().chain(migration.copying);
-                for id in ids.chain(migration.before) {
-                    add(id, volume, &to);
-                }
-            }
-            if migration.to_pool == session.pool.name {
-                add(migration.temporary, migration.to_id, "another pool");
-            }
-        }
-    }
-    Ok(found)
 }

@@ -157,6 +157,8 @@ pub struct ActiveVolume {
     pub size: u64,
     /// The number of its external origin.
     pub origin: Option<Device>,
+    /// Whether its device has nothing else.
+    pub is_whole: bool,
 }
 
 impl ActiveVolume {
@@ -166,6 +168,7 @@ impl ActiveVolume {
             id: params.thin_id.into(),
             size: line.sectors.saturating_mul(SECTOR_SIZE),
             origin: params.external_origin_dev,
+            is_whole: true,
         }
     }
 
@@ -291,23 +294,26 @@ impl Pool {
     pub fn active_volumes(&self, dm: &Dm) -> Result<Vec<ActiveVolume>> {
         let mut volumes = Vec::new();
         for (name, _) in dm.list()? {
-            // Devices come and go.
-            let Ok(table) = dm.table(&name) else {
-                continue;
+            let table = match dm.table(&name) {
+                // Devices come and go.
+                Err(e) if e.errno() == Some(Errno::NXIO) => continue,
+                table => table?,
             };
-            let [line] = table.as_slice() else {
-                continue;
-            };
-            let Some(params) = thin_params(&name, line)? else {
-                continue;
-            };
-            if params.pool != self.device {
-                continue;
+            for line in &table {
+                let Some(params) = thin_params(&name, line)? else {
+                    continue;
+                };
+                if params.pool != self.device {
+                    continue;
+                }
+                let Some(info) = dm.info(&name)? else {
+                    break;
+                };
+                volumes.push(ActiveVolume {
+                    is_whole: table.len() == 1,
+                    ..ActiveVolume::new(info, line, &params)
+                });
             }
-            let Some(info) = dm.info(&name)? else {
-                continue;
-            };
-            volumes.push(ActiveVolume::new(info, line, &params));
         }
         Ok(volumes)
     }

@@ -143,6 +143,14 @@ pub fn receive(
     let header = changes.header().clone();
     let mut known = Partial::load(session, id)?;
     if let Some(complete) = known.take_if(|partial| partial.complete) {
+        // Nobody has asked for what came before, unless the stream goes on from it.
+        if complete.to != header.to && Some(complete.to) != header.from {
+            return Err(Error::Refused(format!(
+                "another stream came as volume {id} before, and is not in place yet: receive that again, or `thinctl \
+                 abandon {pool} {id}` gives it up",
+                pool = session.pool.name
+            )));
+        }
         if finish(session, &complete)? && complete.to == header.to {
             skip(changes)?;
             return Ok(Outcome::Received);

@@ -430,6 +430,8 @@ impl Session {
         for _ in 0..SUSPEND_TRIES {
             let mut running = self.active(id)?;
             running.retain(|volume| !volume.info.suspended);
+            // A device may have it more than once.
+            running.dedup_by(|one, other| one.info.name == other.info.name);
             if running.is_empty() {
                 return Ok(());
             }

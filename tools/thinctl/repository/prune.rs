@@ -68,11 +68,15 @@ impl Locked {
             return Ok(Pruned::default());
         };
         let mut pruned = Pruned::default();
-        if oldest.kind == Kind::Incremental {
+        // Whatever is removed, it can be restored from what is left: it was read to its end before.
+        if oldest.kind == Kind::Full {
+            self.read_through(volume, oldest, progress)?;
+        } else {
             let before = generations.get(..first).unwrap_or_default();
             let base = before.iter().rposition(|one| one.kind == Kind::Full);
             let base = base.filter(|older| *older > 0);
             if let Some(base) = base.and_then(|older| before.get(older)) {
+                self.read_through(volume, oldest, progress)?;
                 // What the copy does not need makes room for it.
                 pruned.removed = self.remove_before(volume, base.number)?;
             }
@@ -83,6 +87,21 @@ impl Locked {
             .removed
             .extend(self.remove_before(volume, oldest.number)?);
         Ok(pruned)
+    }
+
+    /// Gives an error unless a generation can be restored.
+    fn read_through(
+        &self,
+        volume: &str,
+        generation: &Generation,
+        progress: &mut dyn FnMut(u64) -> Result,
+    ) -> Result {
+        let mut fold = self.restore(volume, Some(generation.number))?;
+        while fold.next()?.is_some() {
+            // It is not folded, but can be stopped.
+            progress(0)?;
+        }
+        Ok(())
     }
 
     /// Adds the full one of an incremental generation.
