@@ -254,22 +254,7 @@ impl Place<'_> {
         check_size(self.path, &self.header, device)?;
         let shape = self.shape(device)?;
         let dm = &self.dm;
-        if let Some(name) = dm.name(self.number)? {
-            check_unused(dm, self.path, &name)?;
-        }
-        if let Some(name) = stack::loop_device(self.number)? {
-            return Err(in_use(self.path, &format!("{name} lies on it")));
-        }
-        let thins = stack::thins(dm, self.number).map_err(|e| match e {
-            Error::Refused(why) => Error::Refused(format!("{}: {why}", self.path.display())),
-            e => e,
-        })?;
-        for thin in &thins {
-            if let Some(alias) = stack::alias(dm, thin)? {
-                let what = format!("its volume is active as {alias}, too");
-                return Err(in_use(self.path, &what));
-            }
-        }
+        let thins = check_free(dm, self.path, self.number)?;
         let found = match dm.name(self.number)? {
             Some(name) => ActiveVolume::find(dm, &name)?,
             None => None,
@@ -520,15 +505,28 @@ fn for_pieces(
     Ok(())
 }
 
-/// Gives an error if a device that this process has opened exclusively is used otherwise, or is not for writing to.
-pub fn check_free(dm: &Dm, path: &Path, number: Number) -> Result {
-    match dm.name(number)? {
-        None => Ok(()),
-        Some(name) => {
-            check_unused(dm, path, &name)?;
-            check_no_pool(dm, path, number)
+/// Gives an error if a device that this process has opened exclusively is used otherwise, or is not for writing to; else
+/// the thin volumes that it is or lies on.
+pub fn check_free(dm: &Dm, path: &Path, number: Number) -> Result<Vec<Thin>> {
+    if let Some(name) = dm.name(number)? {
+        check_unused(dm, path, &name)?;
+    }
+    if let Some(name) = stack::loop_device(number)? {
+        return Err(in_use(path, &format!("{name} lies on it")));
+    }
+    let thins = stack::thins(dm, number).map_err(|e| match e {
+        Error::Refused(why) => Error::Refused(format!("{}: {why}", path.display())),
+        e => e,
+    })?;
+    for thin in &thins {
+        if let Some(alias) = stack::alias(dm, thin)? {
+            return Err(in_use(
+                path,
+                &format!("its volume is active as {alias}, too"),
+            ));
         }
     }
+    Ok(thins)
 }
 
 /// Gives an error if somebody else has a device open, or has suspended it.

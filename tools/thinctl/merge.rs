@@ -120,6 +120,15 @@ pub fn merge(
         result => result?,
     };
     into::check_free(&session.dm, path, device.number()?)?;
+    // It would have its origin open, which could not be had then.
+    let active = session.pool.active_volumes(&session.dm)?;
+    if let Some(volume) = active.iter().find(|volume| volume.id == id) {
+        return Err(Error::Refused(format!(
+            "volume {id} is active as {}, and {} is not its external origin",
+            volume.info.name,
+            path.display()
+        )));
+    }
     let words = path::absolute(path)
         .map_err(Error::io(path.display()))?
         .display()

@@ -245,9 +245,13 @@ def test_gives_up_a_merge(pool, make_disk, thinctl, progress):
 def test_merges_into_nothing_that_is_used(pool, other, make_disk, thinctl):
     content = Content(pool.new_thin(0, SIZE))
     content.write(0, MIB)
-    content.thin.remove()
     below = make_disk(SIZE)
     before = disk.read(below.path, 0, SIZE)
+    # Its table says that it has no external origin.
+    for path in below.path, content.thin.path:
+        assert "not its external origin" in thinctl.refused("merge", pool.name, 0, "--into", path)
+    content.verify()
+    content.thin.remove()
     # Nobody has the pool open as long as none of its volumes is active.
     assert "is pool" in thinctl.refused("merge", pool.name, 0, "--into", other.device.path)
     assert "is pool" in thinctl.refused("merge", pool.name, 0, "--into", pool.device.path)
