@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """thinctl, as its users call it."""
 
+import contextlib
 import json
 import os
 import random
@@ -67,7 +68,7 @@ class Thinctl:
                 process.wait(after)
             except subprocess.TimeoutExpired:
                 # What it has started goes with it, as at the end of a machine.
-                os.killpg(process.pid, how)
+                end_session(process.pid, how)
             return process.wait()
 
     def send(self, pool, volume, *words):
@@ -113,6 +114,14 @@ class Thinctl:
             for _, _, files in os.walk(self.environment[f"THINCTL_{kind}"]):
                 left += [name for name in files if name.startswith(("run-", ".extents"))]
         return left
+
+
+def end_session(session, how):
+    """Sends a signal to all processes of a session, of whatever group."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(int(name)) == session:
+                os.kill(int(name), how)
 
 
 def volumes(pool):
