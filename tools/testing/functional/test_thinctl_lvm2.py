@@ -27,8 +27,6 @@ from dmtest.thinctl import (
     volumes,
 )
 
-pytestmark = pytest.mark.lvm2
-
 BLOCK = 64 * KIB
 
 # thinctl's own volumes have ids from here on.
@@ -67,6 +65,8 @@ def notes(thinctl, name):
     return None
 
 
+# On x86_64, too: the others would take a quarter of an hour there.
+@pytest.mark.lvm2
 def test_raw_ids_are_left_to_lvm2(lvm, thinctl, stream, backed_up):
     """lvm2 gives out the highest id of its books plus one, and takes what has it already for the new volume."""
     stream, _, pool = stream
@@ -93,6 +93,7 @@ def test_raw_ids_are_left_to_lvm2(lvm, thinctl, stream, backed_up):
     assert not thinctl.leftovers(pool)
 
 
+@pytest.mark.lvm2
 def test_deletion_is_left_to_lvm2(lvm, make_pool, make_disk, thinctl):
     pool, origin = make_pool(), make_disk(SIZE)
     lvm.scatter("data", "first")

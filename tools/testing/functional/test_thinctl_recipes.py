@@ -11,8 +11,6 @@ import re
 import subprocess
 import threading
 
-import pytest
-
 from dmtest import disk, lvm2
 from dmtest.content import Content, pattern
 from dmtest.disk import (
@@ -20,8 +18,6 @@ from dmtest.disk import (
     MIB,
 )
 from dmtest.pool import Thin
-
-pytestmark = pytest.mark.lvm2
 
 DOCUMENT = pathlib.Path(__file__).parents[3] / "Documentation/metadata-snapshots.rst"
 
