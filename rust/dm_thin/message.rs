@@ -138,6 +138,7 @@ fn run(pool: &Arc<Pool>, command: &Command) -> thin_metadata::Result {
         }
         return Err(e);
     }
+    let has_freed = free_before < locked.metadata.free_data_blocks().ok();
     drop(locked);
     // Before anybody else adds to the transaction, or gives it up.
     let end = changes.commit();
@@ -146,7 +147,7 @@ fn run(pool: &Arc<Pool>, command: &Command) -> thin_metadata::Result {
         pool.report_low_metadata();
     }
     let result = pool.after_commit(end).map(drop);
-    if free_before < pool.metadata.read().metadata.free_data_blocks().ok() {
+    if has_freed {
         pool.wake();
     }
     result
