@@ -7,7 +7,10 @@ import re
 MARK = "dmtest: "
 # A mark: up to the next one, allocations fail on purpose.
 ALLOCATIONS_FAIL = "allocations fail"
-NO_MEMORY = re.compile(r"vmalloc error: size|page allocation failure|FAULT_INJECTION: forcing a failure")
+NO_MEMORY = re.compile(
+    r"vmalloc error: size|page allocation failure|FAULT_INJECTION: forcing a failure"
+    r"|__kmem_cache_create_args\(.*\) failed with error -12"
+)
 
 BAD = re.compile(
     r"\bBUG\b|\bWARNING\b|\bOops\b|KASAN|KFENCE|KCSAN|KMSAN|UBSAN|ODEBUG|Kernel panic|panicked at|general protection"
