@@ -8,6 +8,7 @@ import threading
 import time
 import traceback
 
+import pytest
 from dmtest import kmemleak, kmsg
 from dmtest.coverage import Coverage
 from dmtest.modules import Modules
@@ -58,6 +59,12 @@ class Events:
 
     def pytest_sessionstart(self, session):
         self._session = session
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items):
+        """Leaves the run's share of those that are chosen: every so many-th, so that each file gives some."""
+        number, count = self.config["share"]
+        items[:] = items[number::count]
 
     def pytest_collection_finish(self, session):
         self._emit("collected", tests=[item.nodeid for item in session.items])

@@ -60,7 +60,7 @@ def marked(options):
     need_programs()
     if not options.vng:
         raise Missing("vng (virtme-ng) is not installed; name it with --vng")
-    config = dict(configuration(options, "functional"), mark=options.suite)
+    config = dict(configuration(options, "functional"), mark=options.suite, share=options.share)
     results = suite.Results(options.suite)
     tests = suite.files(FUNCTIONAL, options.tests, {})
 
@@ -191,7 +191,7 @@ def configuration(options, job):
     os.makedirs(options.results)
     return {
         "job": job, "modules": modules, "implementations": implementations, "impl": options.impl,
-        "expression": options.expression, "mark": "", "tests": [], "append": options.append,
+        "expression": options.expression, "mark": "", "share": (0, 1), "tests": [], "append": options.append,
         "parameters": options.parameter, "settings": dict(setting.split("=", 1) for setting in options.set),
     }
 

@@ -103,7 +103,7 @@ class Run:
             for test in self._pending or []:
                 self._results.add(test, "failed", 0, "did not run: the VM broke off too often")
             return False
-        self._config = dict(self._config, tests=self._pending, expression="", mark="")
+        self._config = dict(self._config, tests=self._pending, expression="", mark="", share=(0, 1))
         self._boot()
         return True
 
