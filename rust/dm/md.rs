@@ -8,8 +8,8 @@ use crate::{
 };
 use core::ptr::NonNull;
 
-/// The identity of a mapped device, to be compared.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// The identity of a mapped device, to be compared. The order says nothing about the devices.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MdId(usize);
 
 impl MdId {

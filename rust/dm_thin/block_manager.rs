@@ -72,7 +72,7 @@ impl BufioManager {
     /// Finds out whether the device still takes flushes, and gives `block`, which is not looked for in the cache unless
     /// it was changed.
     pub(crate) fn probe(&self, block: BlockNr) -> Result {
-        self.client.issue_flush().map_err(io_error)?;
+        self.flush_device()?;
         self.client.forget(block);
         self.read_raw(block).map(drop)
     }
@@ -231,6 +231,10 @@ impl BlockManager for BufioManager {
             true => Err(Error::ReadOnly),
             false => self.client.write_dirty_buffers().map_err(io_error),
         }
+    }
+
+    fn flush_device(&self) -> Result {
+        self.client.issue_flush().map_err(io_error)
     }
 
     fn reset(&mut self) {

@@ -230,10 +230,14 @@ impl MappingCaches {
         }
     }
 
-    /// Calls `f` with each cache.
-    pub(crate) fn for_each(&self, mut f: impl FnMut(&MappingCache)) {
+    /// Calls `f` with the id of each device that is open, and its cache.
+    pub(crate) fn for_each(&self, mut f: impl FnMut(DeviceId, &MappingCache)) {
         let entries = self.entries.lock();
-        entries.open.values().for_each(|entry| f(&entry.cache));
+        for (id, entry) in &entries.open {
+            if let Ok(id) = DeviceId::try_from(*id) {
+                f(id, &entry.cache);
+            }
+        }
     }
 
     /// Caches mappings of a device, as far as that can be done without waiting; for those who hold the metadata.
@@ -295,7 +299,7 @@ impl MappingCaches {
     /// How much is cached.
     pub(crate) fn usage(&self) -> Usage {
         let mut mappings = 0u64;
-        self.for_each(|cache| mappings = mappings.saturating_add(cache.mappings()));
+        self.for_each(|_, cache| mappings = mappings.saturating_add(cache.mappings()));
         let pages = u64::try_from(self.pages.get()).unwrap_or(0);
         Usage {
             pages,

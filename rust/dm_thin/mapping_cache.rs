@@ -58,8 +58,6 @@ pub(crate) struct MappingCache {
     words: SparseWords,
     /// When the device was last part of a snapshot: mappings that are older may be shared.
     snapshotted_time: Atomic<u32>,
-    /// The same as of the last commit, for those who hold the metadata for writing.
-    committed_time: Atomic<u32>,
     /// What became of the device's changes: [`COMMITTED`], [`UNCOMMITTED`] or [`LOST`].
     changes: Atomic<i32>,
     pages: Arc<PageCount>,
@@ -175,6 +173,9 @@ fn word(value: BlockTime) -> u64 {
     }
 }
 
+// Blocks are numbers of words in memory.
+const _: () = assert!(usize::BITS >= VirtualBlock::BITS);
+
 /// Where the word of a block is: the page, and which of its words.
 #[inline]
 fn place(block: VirtualBlock) -> (usize, usize) {
@@ -187,7 +188,6 @@ impl MappingCache {
     pub(crate) fn new(snapshotted_time: u32, pages: Arc<PageCount>) -> impl PinInit<Self> {
         pin_init!(Self {
             words <- SparseWords::new(),
-            committed_time: Atomic::new(snapshotted_time),
             snapshotted_time: Atomic::new(snapshotted_time),
             changes: Atomic::new(COMMITTED),
             pages,
@@ -334,7 +334,8 @@ impl MappingCache {
         n
     }
 
-    /// The device has become part of a snapshot; for those who hold the metadata for writing.
+    /// When the device was last part of a snapshot has changed, by a new one or by a rollback; for those who hold the
+    /// metadata for writing.
     pub(crate) fn set_snapshotted_time(&self, time: u32) {
         self.snapshotted_time.store(time, Relaxed);
     }
@@ -358,8 +359,6 @@ impl MappingCache {
 
     /// Notes that all changes are committed; for [`Uncommitted`](crate::uncommitted::Uncommitted).
     pub(crate) fn set_committed(&self) {
-        self.committed_time
-            .store(self.snapshotted_time.load(Relaxed), Relaxed);
         if self.changes.load(Relaxed) == UNCOMMITTED {
             self.changes.store(COMMITTED, Release);
         }
@@ -368,8 +367,6 @@ impl MappingCache {
     /// Notes that what was not committed is lost, for as long as the device is open; for
     /// [`Uncommitted`](crate::uncommitted::Uncommitted).
     pub(crate) fn lose_uncommitted(&self) {
-        self.snapshotted_time
-            .store(self.committed_time.load(Relaxed), Relaxed);
         if self.changes.load(Relaxed) == UNCOMMITTED {
             self.changes.store(LOST, Release);
         }
@@ -460,29 +457,6 @@ mod tests {
         cache.forget(&(0..u64::MAX));
         assert_eq!(cache.mappings(), 0);
         caches.close(id(1)?);
-        Ok(())
-    }
-
-    #[test]
-    fn a_snapshot_that_is_lost_shares_nothing() -> Result {
-        let caches = MappingCaches::new()?;
-        let cache = caches.open(id(1)?, 2)?;
-        cache.set_uncommitted();
-        cache.set_snapshotted_time(4);
-        cache.lose_uncommitted();
-        put(&cache, 5, 1)?;
-        assert!(mapping(&cache, 5).map(|m| m.shared) == Some(false));
-        caches.close(id(1)?);
-
-        let cache = caches.open(id(2)?, 2)?;
-        cache.set_uncommitted();
-        cache.set_snapshotted_time(4);
-        cache.set_committed();
-        cache.set_uncommitted();
-        cache.lose_uncommitted();
-        put(&cache, 5, 1)?;
-        assert!(mapping(&cache, 5).map(|m| m.shared) == Some(true));
-        caches.close(id(2)?);
         Ok(())
     }
 

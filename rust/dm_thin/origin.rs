@@ -18,6 +18,7 @@ use dm::{
     kcopyd::Region,
     BlkStatus,
     Dev,
+    MdId,
     Sector, //
 };
 use kernel::sync::{
@@ -39,6 +40,8 @@ use crate::{
 pub(crate) struct Origin {
     /// The device, open for reading.
     pub(crate) dev: Dev,
+    /// If it is a mapped device, which one. It stays that for as long as it is open.
+    pub(crate) md: Option<MdId>,
     /// What of it is used: its size when the thin device was last resumed.
     ///
     /// Nobody else's memory depends on it, and it does not change while bios are in flight, so any memory
@@ -49,6 +52,7 @@ pub(crate) struct Origin {
 impl Origin {
     pub(crate) fn new(dev: Dev) -> Self {
         Self {
+            md: dev.mapped_device().map(|md| md.id()),
             dev,
             sectors: Atomic::new(0),
         }

@@ -403,6 +403,25 @@ impl Pool {
         self.after_commit(end)
     }
 
+    /// Makes permanent what a resume has changed, and what was found when the pool was made: a commit that a crash cut off
+    /// may have left a superblock that the device shows, and can still lose. Bios write to blocks that it maps, and a
+    /// flush of theirs need not ask for a commit.
+    ///
+    /// A failure has changed the pool's mode, which is all that can be done about it.
+    pub(crate) fn settle(self: &Arc<Self>) {
+        if self.commit() != Err(thin_metadata::Error::ReadOnly) {
+            return;
+        }
+        let result = self.changes().write().metadata.stabilise();
+        if let Err(e) = result {
+            dm::log::err!(
+                LOG_PREFIX,
+                "{}: cannot flush the metadata device: {e}",
+                self.name()
+            );
+        }
+    }
+
     /// Does what a commit asks for; not for those who hold changes.
     pub(crate) fn after_commit(
         self: &Arc<Self>,

@@ -118,6 +118,12 @@ impl PoolMetadata {
         self.aborted && !self.is_stable(transaction)
     }
 
+    /// Whether a transaction was given up that a crash may yet decide about: whether the device keeps it is not known, as
+    /// no flush succeeds.
+    pub(crate) fn may_be_undone(&self) -> bool {
+        self.aborted && self.metadata.is_unstable()
+    }
+
     /// Allows or refuses changes. When a transaction was given up they stay refused.
     pub(crate) fn set_read_only(&self, read_only: bool) {
         self.metadata.set_read_only(read_only || self.aborted);
@@ -265,6 +271,10 @@ impl PoolMetadata {
                 if changed {
                     self.uncommitted.note(&cache);
                 }
+                if self.may_be_undone() {
+                    self.uncommitted.note(&cache);
+                    self.uncommitted.lost();
+                }
                 Ok((handle, cache))
             }
             Err(e) => {
@@ -281,11 +291,21 @@ impl PoolMetadata {
     }
 
     /// Undoes what was changed since the last commit, for those who have changed nothing else since.
+    ///
+    /// If that commit's last flush has failed, the transaction may be there all the same, and with it a snapshot whose
+    /// blocks the origin must not write to: what is shared is told by the metadata that were found. If none were, it
+    /// stays as it was, and nothing gets cached any more.
     pub(crate) fn undo(&mut self) -> Result {
         self.reclaim.aborted();
-        self.caches.for_each(MappingCache::clear);
+        self.caches.for_each(|_, cache| cache.clear());
         self.uncommitted.lost();
-        self.metadata.abort()
+        self.metadata.abort()?;
+        self.caches.for_each(|id, cache| {
+            if let Some(time) = self.metadata.snapshotted_time_of(id) {
+                cache.set_snapshotted_time(time);
+            }
+        });
+        Ok(())
     }
 
     /// Gives up all changes since the last commit, and notes that the metadata need a check. Nothing can be changed any

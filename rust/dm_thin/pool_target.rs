@@ -128,13 +128,13 @@ impl PoolTarget {
         );
     }
 
-    /// Grows the data space map to the table's length. Whether there is something to commit.
-    fn maybe_resize_data(&self) -> Result<bool> {
+    /// Grows the data space map to the table's length.
+    fn maybe_resize_data(&self) -> Result {
         let pool = &self.pool;
         let new = pool.block_size.block_of(self.binding.ti.len());
         let old = pool.metadata.read().metadata.nr_data_blocks()?;
         if !self.grows("pool target", "data device", old, new)? {
-            return Ok(false);
+            return Ok(());
         }
         if old != 0 {
             self.log_growth("data device", old, new);
@@ -142,16 +142,16 @@ impl PoolTarget {
         pool.change("dm_pool_resize_data_dev", |pool| {
             pool.metadata.resize_data(new)
         })?;
-        Ok(true)
+        Ok(())
     }
 
-    /// Grows the metadata space map to the metadata device's size. Whether there is something to commit.
-    fn maybe_resize_metadata(&self) -> Result<bool> {
+    /// Grows the metadata space map to the metadata device's size.
+    fn maybe_resize_metadata(&self) -> Result {
         let pool = &self.pool;
         let new = Self::metadata_dev_blocks(&self.metadata_dev);
         let old = pool.metadata.read().metadata.nr_metadata_blocks()?;
         if !self.grows("metadata device", "metadata device", old, new)? {
-            return Ok(false);
+            return Ok(());
         }
         Self::warn_if_too_big(&self.metadata_dev);
         self.log_growth("metadata device", old, new);
@@ -159,22 +159,15 @@ impl PoolTarget {
         pool.change("dm_pool_resize_metadata_dev", |pool| {
             pool.metadata.resize_metadata(new)
         })?;
-        Ok(true)
+        Ok(())
     }
 
     fn bind_and_resize(&self) -> Result {
         self.pool.bind(&self.binding);
-        let data_grew = self.maybe_resize_data()?;
-        let metadata_grew = self.maybe_resize_metadata()?;
-        if data_grew || metadata_grew {
-            // A failure has changed the pool's mode, which is all that can be done about it.
-            let _ = self.pool.commit();
-        }
+        self.maybe_resize_data()?;
+        self.maybe_resize_metadata()?;
+        self.pool.settle();
         Ok(())
-    }
-
-    fn resume_thins(&self) {
-        self.pool.for_each_thin(|thin| thin.ti.internal_resume());
     }
 
     /// The numbers of the status line, as far as the metadata give them.
@@ -308,6 +301,10 @@ impl Target for PoolTarget {
         let data_dev = ctr
             .get_device(data_path, OpenMode::READ_WRITE)
             .map_err(|e| ctr.error(c"Error getting data device", e))?;
+        // Under two names.
+        if metadata_dev.is_same(&data_dev) {
+            return Err(ctr.error(c"Error setting metadata or data device", EINVAL));
+        }
 
         let block_size = parse_ulong(block_size)
             .ok()
@@ -367,7 +364,7 @@ impl Target for PoolTarget {
     }
 
     fn presuspend_undo(&self) {
-        self.resume_thins();
+        self.pool.resume_thins();
         self.pool.set_suspended(false);
     }
 
@@ -387,7 +384,7 @@ impl Target for PoolTarget {
     fn resume(&self) {
         // Thins first: their bios must be on their way before new ones come.
         self.pool.retry_bios();
-        self.resume_thins();
+        self.pool.resume_thins();
         self.pool.rearm_low_water_mark();
         self.pool.set_suspended(false);
         self.pool.start_waker();

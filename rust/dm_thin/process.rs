@@ -323,7 +323,7 @@ impl Pool {
             return Commit::None;
         }
         let pool = self.metadata.read();
-        if pool.metadata.thin_aborted_changes(&thin.handle) {
+        if pool.metadata.thin_aborted_changes(&thin.handle) || pool.may_be_undone() {
             Commit::Lost
         } else if pool.metadata.thin_changed_this_transaction(&thin.handle) {
             Commit::Of(pool.transaction())

@@ -413,7 +413,7 @@ fn set_limits(limits: &mut Limits, size: BlockSize, discard_enabled: bool) {
 
 impl Drop for ThinTarget {
     fn drop(&mut self) {
-        self.pool.remove_thin(self.thin.serial);
+        self.pool.remove_thin(&self.thin);
         self.pool.changes().write().close_thin(&self.thin.handle);
     }
 }

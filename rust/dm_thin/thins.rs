@@ -2,11 +2,15 @@
 
 //! The active thin devices of a pool.
 
-use dm::NoIo;
+use dm::{
+    MdId,
+    NoIo, //
+};
 use kernel::{
     prelude::*,
     rbtree::RBTree,
     sync::{
+        atomic::ordering::Relaxed,
         new_mutex,
         Arc,
         Mutex, //
@@ -32,6 +36,8 @@ pub(crate) struct Thins {
 struct Locked {
     /// By serial number.
     active: RBTree<u64, Arc<Thin>>,
+    /// Those of them that stand on a mapped device, by that and their serial number.
+    above: RBTree<(MdId, u64), Arc<Thin>>,
     next_serial: u64,
 }
 
@@ -41,6 +47,7 @@ impl Thins {
             locked <- new_mutex!(
                 Locked {
                     active: RBTree::new(),
+                    above: RBTree::new(),
                     next_serial: 1,
                 },
                 "dm_thin::Thins"
@@ -67,17 +74,34 @@ impl Pool {
         }
         let serial = thins.next_serial;
         let thin = make(serial)?;
-        thins
+        let origin = thin.origin.as_ref().and_then(|origin| origin.md);
+        if let Some(origin) = origin {
+            let key = (origin, serial);
+            thins
+                .above
+                .try_create_and_insert(key, thin.clone(), GFP_KERNEL)?;
+        }
+        let added = thins
             .active
-            .try_create_and_insert(serial, thin.clone(), GFP_KERNEL)?;
+            .try_create_and_insert(serial, thin.clone(), GFP_KERNEL);
+        if let Err(e) = added {
+            let above = origin.and_then(|origin| thins.above.remove(&(origin, serial)));
+            drop(thins);
+            drop(above);
+            return Err(e);
+        }
         thins.next_serial = serial.wrapping_add(1);
         Ok(thin)
     }
 
     /// Removes an active thin device; the worker does not know it any more when this returns.
-    pub(crate) fn remove_thin(self: &Arc<Self>, serial: u64) {
-        let removed = self.thins.locked.lock().active.remove(&serial);
-        drop(removed);
+    pub(crate) fn remove_thin(self: &Arc<Self>, thin: &Thin) {
+        let mut thins = self.thins.locked.lock();
+        let removed = thins.active.remove(&thin.serial);
+        let origin = thin.origin.as_ref().and_then(|origin| origin.md);
+        let above = origin.and_then(|origin| thins.above.remove(&(origin, thin.serial)));
+        drop(thins);
+        drop((removed, above));
         // It may be in the queue, though there is nothing to be done for it.
         self.flush_work();
     }
@@ -101,21 +125,60 @@ impl Pool {
         }
     }
 
-    /// Suspends all active thin devices.
+    /// Suspends all active thin devices. Only the pool's own suspend calls this, and one at a time.
     ///
     /// The external origin of one may be another one. Bios that wait there because it is suspended keep the device
-    /// above from being suspended. So those that have external origins come first, and the latest of these
-    /// before older ones, as an origin is there before the device on top of it.
+    /// above from being suspended. So a device comes before its origin. If there are others in between, which cannot be
+    /// seen from here: those that have external origins come first, and the latest of these before older ones, as an
+    /// origin is mostly there before the device on top of it.
     pub(crate) fn suspend_thins(&self) {
         for has_origin in [true, false] {
             let mut before = None;
             while let Some(thin) = self.previous_thin(before) {
                 if thin.origin.is_some() == has_origin {
-                    thin.ti.internal_suspend_noflush();
+                    self.suspend_from_above(&thin);
                 }
                 before = Some(thin.serial);
             }
         }
+    }
+
+    /// Suspends `thin`, after all devices that stand on it.
+    fn suspend_from_above(&self, thin: &Arc<Thin>) {
+        while !thin.suspended_with_pool.load(Relaxed) {
+            let mut next = thin.clone();
+            while let Some(above) = self.thin_above(&next) {
+                next = above;
+            }
+            next.suspended_with_pool.store(true, Relaxed);
+            next.ti.internal_suspend_noflush();
+        }
+    }
+
+    /// A device whose external origin `thin` is, and that is not suspended along with the pool yet.
+    fn thin_above(&self, thin: &Thin) -> Option<Arc<Thin>> {
+        let md = thin.ti.md_id();
+        let thins = self.thins.locked.lock();
+        let mut from = 0;
+        loop {
+            let cursor = thins.above.cursor_lower_bound(&(md, from))?;
+            let (&(origin, serial), above) = cursor.current();
+            if origin != md {
+                return None;
+            }
+            if !above.suspended_with_pool.load(Relaxed) {
+                return Some(above.clone());
+            }
+            from = serial.checked_add(1)?;
+        }
+    }
+
+    /// Resumes what [`suspend_thins`](Self::suspend_thins) has suspended.
+    pub(crate) fn resume_thins(&self) {
+        self.for_each_thin(|thin| {
+            thin.suspended_with_pool.store(false, Relaxed);
+            thin.ti.internal_resume();
+        });
     }
 
     /// The active thin device before the one with serial number `before`, or the last one.

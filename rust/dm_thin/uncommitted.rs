@@ -93,7 +93,7 @@ mod tests {
         uncommitted.committed();
         assert!(uncommitted.0.is_empty());
         let mut all = 0;
-        caches.for_each(|cache| all += usize::from(cache.is_committed()));
+        caches.for_each(|_, cache| all += usize::from(cache.is_committed()));
         assert_eq!(all, 10_000);
         for number in 0..10_000 {
             caches.close(id(number)?);

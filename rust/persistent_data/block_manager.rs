@@ -103,6 +103,10 @@ pub trait BlockManager {
     /// Gives [`Error::ReadOnly`](crate::Error::ReadOnly), and does nothing, if the block manager is read-only.
     fn flush(&self) -> Result;
 
+    /// Flushes the device, but writes no block: for what it showed before anything was changed. Works if the block manager
+    /// is read-only, too.
+    fn flush_device(&self) -> Result;
+
     /// Writes the superblock that `superblock` guards after all other blocks have become stable: the guard
     /// is let go, and the device flushed.
     fn commit_superblock<'a>(&'a self, superblock: Self::WriteGuard<'a>) -> Result {

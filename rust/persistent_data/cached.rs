@@ -532,6 +532,10 @@ impl<D: Device> BlockManager for CachedBm<D> {
         earlier.and(written).and(flushed)
     }
 
+    fn flush_device(&self) -> Result {
+        self.device.flush()
+    }
+
     fn reset(&mut self) {
         self.forget_all();
         *lock(&self.write_error) = None;

@@ -337,9 +337,14 @@ impl Devices {
     pub(crate) fn close(&mut self, thin: &ThinHandle) {
         if let Ok(device) = self.get_mut(thin) {
             device.open_count -= 1;
-            if device.open_count == 0 && !device.changed {
-                self.forget(thin.slot);
-            }
+            self.forget_unused(thin.slot);
+        }
+    }
+
+    /// Forgets the device in `slot` if it has no handles and no changes.
+    pub(crate) fn forget_unused(&mut self, slot: usize) {
+        if matches!(self.slot(slot), Ok(device) if device.open_count == 0 && !device.changed) {
+            self.forget(slot);
         }
     }
 

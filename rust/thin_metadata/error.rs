@@ -97,6 +97,8 @@ pub enum Error {
     },
     /// A device's count of mapped blocks contradicts its mappings.
     MappedBlocks(DeviceId),
+    /// A device was part of a snapshot at a time that there is not.
+    BadTime(DeviceId),
     /// The pool's clock has reached its end: no more snapshots can be taken.
     EndOfTime,
     /// The data device could not be flushed, with this (positive) errno.
@@ -128,7 +130,10 @@ impl Error {
             Self::WouldBlock => EAGAIN,
             Self::NoMetadataSpace | Self::NoDataSpace => ENOSPC,
             Self::ReadOnly | Self::Unformatted => EPERM,
-            Self::BadRoot { .. } | Self::BadMapping { .. } | Self::MappedBlocks(_) => EILSEQ,
+            Self::BadRoot { .. }
+            | Self::BadMapping { .. }
+            | Self::MappedBlocks(_)
+            | Self::BadTime(_) => EILSEQ,
             Self::DeviceExists(_) => EEXIST,
             Self::NoDevice(_) => ENODATA,
             Self::DeviceOpen(_) | Self::DevicesOpen(_) | Self::SnapHeld(_) | Self::Prepared => {
@@ -216,6 +221,9 @@ impl fmt::Display for Error {
             ),
             Self::MappedBlocks(id) => {
                 write!(f, "count of mapped blocks of device {id} is wrong")
+            }
+            Self::BadTime(id) => {
+                write!(f, "device {id} has a snapshot of a time that cannot be")
             }
             Self::EndOfTime => f.write_str("no more snapshots can be taken of this pool"),
             Self::DataFlush(errno) => write!(f, "flush of the data device failed, error {errno}"),

@@ -122,6 +122,12 @@ impl<B: BlockManager> Metadata<B> {
         Ok(self.devices.get_live(thin)?.snapshotted_time)
     }
 
+    /// [`snapshotted_time`](Self::snapshotted_time) of device `id`, if that is open.
+    pub fn snapshotted_time_of(&self, id: DeviceId) -> Option<u32> {
+        let device = self.devices.slot(self.devices.find(id)?).ok()?;
+        Some(device.snapshotted_time)
+    }
+
     /// The first run of mapped blocks of a device within `begin..end`, as long as the data blocks are
     /// consecutive and equally shared; `None` if nothing is mapped there.
     pub fn find_mapped_range(

@@ -243,9 +243,12 @@ impl<B: BlockManager> Metadata<B> {
             return Err(Error::NeedsAbort);
         }
         let guard = self.superblock_with_flags()?;
-        if let Err(e) = self.bm.commit_superblock(guard) {
-            self.note_failed_flush(e);
-            self.superblock_with_flags()?;
+        match self.bm.commit_superblock(guard) {
+            Ok(()) => self.unstable = false,
+            Err(e) => {
+                self.note_failed_flush(e);
+                self.superblock_with_flags()?;
+            }
         }
         Ok(())
     }

@@ -70,13 +70,14 @@ impl<B: BlockManager> Metadata<B> {
         let root_end = root
             .checked_add(1)
             .ok_or(persistent_data::Error::OutOfBounds(root))?;
-        if self.time >= MAX_TIME {
-            return Err(Error::EndOfTime);
-        }
-        let time = self.time + 1;
         // A device that is neither open nor changed must not stay: what may fail without an abort comes before.
         self.stabilise()?;
         let origin_slot = self.find_or_load(origin)?;
+        if self.time >= MAX_TIME {
+            self.devices.forget_unused(origin_slot);
+            return Err(Error::EndOfTime);
+        }
+        let time = self.time + 1;
 
         self.change(|md| {
             // The snapshot is one more owner of the origin's tree.
@@ -187,10 +188,26 @@ impl<B: BlockManager> Metadata<B> {
             }
             return Ok(slot);
         }
-        match self.details.lookup(&self.bm, &[id.key()])? {
-            Some(details) => self.devices.add(Device::existing(id, &details)),
-            None => Err(Error::NoDevice(id)),
+        let details = self
+            .details
+            .lookup(&self.bm, &[id.key()])?
+            .ok_or(Error::NoDevice(id))?;
+        let device = Device::existing(id, &details);
+        if device.snapshotted_time > MAX_TIME {
+            return Err(Error::BadTime(id));
         }
+        let slot = self.devices.add(device)?;
+        self.catch_up(device.snapshotted_time);
+        Ok(slot)
+    }
+
+    /// Sees to it that a snapshot at `time` was not taken later than now: metadata that were put together by hand or by a
+    /// repair may say so.
+    ///
+    /// New mappings would count as shared, as they are of now. And the next snapshot would set its origin's time back,
+    /// and make mappings unshared that older snapshots share.
+    pub(crate) fn catch_up(&mut self, time: u32) {
+        self.time = self.time.max(time);
     }
 
     /// Enters the root of a new device's mappings into the upper level of the mapping tree.

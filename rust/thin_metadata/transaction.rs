@@ -66,9 +66,7 @@ impl<B: BlockManager> Metadata<B> {
         match self.state {
             State::Prepared { .. } | State::Written => return Ok(true),
             State::Open if !self.dirty => {
-                if !self.bm.is_read_only() {
-                    self.stabilise()?;
-                }
+                self.stabilise()?;
                 // All else that a commit would do: no block was handed out yet.
                 self.data_sm.look_again()?;
                 return Ok(false);
@@ -272,7 +270,8 @@ impl<B: BlockManager> Metadata<B> {
         self.details = loaded.details;
         self.held_root = loaded.held_root;
         self.released = false;
-        self.time = loaded.time;
+        let times = self.devices.iter().map(|device| device.snapshotted_time);
+        self.time = times.fold(loaded.time, u32::max);
         self.transaction_id = loaded.transaction_id;
         // That a check is needed stays true, even if it could not be written.
         self.flags = loaded.flags | (self.flags & FLAG_NEEDS_CHECK);
@@ -356,13 +355,21 @@ impl<B: BlockManager> Metadata<B> {
     /// Makes the superblock that the device shows stable, if it may not be.
     ///
     /// What its commit freed is still in use if a crash takes the superblock away, so this comes before anything is
-    /// changed. And nobody may be told that there is nothing to commit while a crash can undo what they see.
-    pub(crate) fn stabilise(&mut self) -> Result {
+    /// changed, and before anybody writes to blocks that it maps and has that flushed. And nobody may be told that there
+    /// is nothing to commit while a crash can undo what they see.
+    ///
+    /// Writes nothing, so it is for those as well who only read.
+    pub fn stabilise(&mut self) -> Result {
         if self.unstable {
-            self.bm.flush()?;
+            self.bm.flush_device()?;
             self.unstable = false;
         }
         Ok(())
+    }
+
+    /// Whether a crash can take the superblock away that the device shows.
+    pub fn is_unstable(&self) -> bool {
+        self.unstable
     }
 
     /// Makes a change, whose failure leaves the transaction undefined.

@@ -28,6 +28,7 @@ class Preflight(unittest.TestCase):
             "MODULES": "y",
             "RUST": "y",
             "RUST_INLINE_HELPERS": "y",
+            "64BIT": "y",
             "BLK_DEV_DM": "m",
             "DM_BUFIO": "m",
             "CC_IS_CLANG": "y",
@@ -157,6 +158,10 @@ class Preflight(unittest.TestCase):
                 value = self.options.pop(option)
                 self.assert_reason(f"CONFIG_{option}")
                 self.options[option] = value
+
+    def test_32_bits(self):
+        del self.options["64BIT"]
+        self.assert_reason("32 bits")
 
     def test_rustc_missing(self):
         (self.bin / "rustc").unlink()

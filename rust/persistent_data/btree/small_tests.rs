@@ -146,6 +146,10 @@ impl BlockManager for SmallBm {
         Ok(())
     }
 
+    fn flush_device(&self) -> Result {
+        Ok(())
+    }
+
     fn reset(&mut self) {}
 
     fn is_read_only(&self) -> bool {

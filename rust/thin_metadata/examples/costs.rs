@@ -202,6 +202,10 @@ impl BlockManager for CountingBm {
         Ok(())
     }
 
+    fn flush_device(&self) -> Result {
+        Ok(())
+    }
+
     fn reset(&mut self) {}
 
     fn is_read_only(&self) -> bool {

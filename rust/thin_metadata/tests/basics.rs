@@ -654,6 +654,60 @@ fn look_ups_that_do_not_wait_say_so_and_are_prefetched() {
     md.close_thin(&thin);
 }
 
+/// A device that was part of a snapshot which the pool's clock does not know of: new mappings are not shared, and the next
+/// snapshot does not set its time back.
+#[test]
+fn time_catches_up_with_devices() {
+    let mut md = pool(256, 10);
+    for number in 1..=2 {
+        md.create_thin(id(number)).unwrap();
+    }
+    let thin = md.open_thin(id(1)).unwrap();
+    md.devices
+        .change(md.devices.find(id(1)).unwrap())
+        .unwrap()
+        .snapshotted_time = 7;
+    provision(&mut md, &thin, 0).unwrap();
+    assert!(md.find_block(&thin, 0, true).unwrap().unwrap().shared);
+    md.close_thin(&thin);
+    md.commit().unwrap();
+    assert_eq!(md.time(), 0);
+
+    // The snapshot of another one does not know it yet.
+    md.create_snap(id(3), id(2)).unwrap();
+    assert_eq!(md.time(), 1);
+    let thin = md.open_thin(id(1)).unwrap();
+    assert_eq!(md.time(), 7);
+    provision(&mut md, &thin, 1).unwrap();
+    assert!(md.find_block(&thin, 0, true).unwrap().unwrap().shared);
+    assert!(!md.find_block(&thin, 1, true).unwrap().unwrap().shared);
+    // Nor does it go back when what was not committed is lost.
+    md.abort().unwrap();
+    assert_eq!(md.time(), 7);
+    md.close_thin(&thin);
+    md.commit().unwrap();
+    md.create_snap(id(4), id(1)).unwrap();
+    assert_eq!(md.time(), 8);
+    md.abort().unwrap();
+
+    md.time = 0;
+    md.create_snap(id(4), id(1)).unwrap();
+    assert_eq!(md.time(), 8);
+    md.commit().unwrap();
+
+    // There is no such time.
+    let thin = md.open_thin(id(1)).unwrap();
+    md.devices
+        .change(md.devices.find(id(1)).unwrap())
+        .unwrap()
+        .snapshotted_time = MAX_TIME + 1;
+    md.close_thin(&thin);
+    md.commit().unwrap();
+    assert_eq!(md.open_thin(id(1)), Err(Error::BadTime(id(1))));
+    assert_eq!(md.create_snap(id(5), id(1)), Err(Error::BadTime(id(1))));
+    assert_eq!(md.time(), 8);
+}
+
 #[test]
 fn snapshots_end_with_time() {
     let mut md = pool(256, 10);

@@ -3,6 +3,7 @@
 
 import re
 import subprocess
+import tempfile
 import xml.etree.ElementTree as ElementTree
 
 
@@ -26,6 +27,14 @@ def dump(path, root=None):
     """The XML of thin_dump; with `root`, of the metadata snapshot there. Works on a live pool's device then."""
     xml = _tool("thin_dump", *([f"--metadata-snap={root}"] if root is not None else []), path)
     return _without_block_numbers(xml)
+
+
+def restore(xml, path):
+    """Writes the metadata that a dump tells of."""
+    with tempfile.NamedTemporaryFile("w", suffix=".xml") as file:
+        file.write(xml)
+        file.flush()
+        _tool("thin_restore", "-i", file.name, "-o", path)
 
 
 def _without_block_numbers(xml):

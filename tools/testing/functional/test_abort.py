@@ -229,3 +229,89 @@ def test_look_up_between_failure_and_rollback(make_pool, make_gate, without_cach
     wait_until(lambda: mode(pool) == ["ro"], "read-only mode")
     heal(pool)
     assert content.thin.read(0, BLOCKS * BLOCK) == content.data[:BLOCKS * BLOCK]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_snapshot_that_is_there_although_its_commit_failed(make_pool, make_gate, restarted):
+    """The superblock with it was written, but could not be made stable. Its origin does not write into its blocks."""
+    pool, (content,) = start(make_pool, make_gate, 1)
+    pool.create_thin(100)
+    content.thin.suspend()
+    pool.metadata.hold("flush")
+    asking = Background(lambda: pool.message("create_snap 1 0"))
+    fail_second_flush(pool)
+    asking.outcome()
+    wait_until(lambda: mode(pool) == ["ro"], "read-only mode")
+    heal(pool)
+    content.thin.resume()
+    if restarted:
+        content.thin.remove()
+        content = content.on(pool.activate(0, SIZE))
+    # What is looked up twice is cached.
+    for _ in range(3):
+        assert content.thin.read(0, BLOCKS * BLOCK) == content.data[:BLOCKS * BLOCK]
+    refused = 0
+    for block in range(BLOCKS):
+        try:
+            content.thin.write(block * BLOCK, pattern("after", BLOCK))
+        except OSError:
+            refused += 1
+    pool.stop()
+    metadata.clear_needs_check(pool.metadata.path)
+    assert set(metadata.devices(metadata.dump(pool.metadata.path))) == {0, 1, 100}
+    assert refused == BLOCKS
+    pool.start()
+    content.on(pool.activate(1, SIZE)).verify()
+
+
+@pytest.mark.named_addition
+@pytest.mark.parametrize("features", [[], ["read_only"]], ids=["writable", "read-only"])
+def test_superblock_is_stable_before_anything_is_written(make_pool, make_gate, features):
+    """A crash may have come between a superblock and the flush behind it, and the disk show it all the same. What is written to
+    blocks that it maps, and flushed, must not be lost with it. The C module does without.
+    """
+    pool, (content,) = start(make_pool, make_gate, 1)
+    pool.stop()
+    pool.features = features
+    pool.metadata.hold("flush")
+    starting = Background(pool.start)
+    pool.metadata.wait_for("flush")
+    assert starting.waits(0)
+    pool.metadata.release()
+    assert starting.outcome() == "ok"
+    # Once is enough.
+    content = content.on(pool.activate(0, SIZE))
+    content.write(0, BLOCK)
+    content.thin.flush()
+    assert pool.metadata.held("flush") == 0
+    pool.metadata.let_pass("flush")
+
+
+@pytest.mark.named_addition
+def test_flush_of_what_a_crash_may_undo(make_pool, make_gate):
+    """The superblock was written, but no flush succeeds, so nobody knows what a loss of power leaves. A volume that is activated
+    then has no changes of its own, but its blocks may be those of the lost transaction. The C module says that they are stable.
+    """
+    pool, (content,) = start(make_pool, make_gate, 1)
+    pool.create_thin(100)
+    content.write(BLOCKS * BLOCK, BLOCK)
+    pool.metadata.hold("flush")
+    looking = commit(pool)
+    fail_second_flush(pool)
+    looking.outcome()
+    wait_until(lambda: mode(pool) == ["ro"], "read-only mode")
+    content.thin.remove()
+    content = content.on(pool.activate(0, SIZE))
+    content.thin.write(BLOCKS * BLOCK, pattern("again", BLOCK))
+    with pytest.raises(OSError):
+        content.thin.flush()
+    heal(pool)
+    with pytest.raises(OSError):
+        content.thin.flush()
+    content.thin.remove()
+    pool.stop()
+    metadata.clear_needs_check(pool.metadata.path)
+    pool.start()
+    thin = pool.activate(0, SIZE)
+    thin.write(0, pattern("stable", BLOCK))
+    thin.flush()

@@ -5,6 +5,7 @@ Each is given to the C module and to ours; errno, dmsetup's output and the reaso
 log must be the same, and a pool that runs meanwhile must not change.
 """
 
+import errno
 import os
 
 import pytest
@@ -112,6 +113,18 @@ def test_pool_table(bench, tables):
             trace.note("formatted", any(spare[0].contents()[:BLOCK_SIZE]))
 
     bench(scenario)
+
+
+@pytest.mark.named_addition
+def test_one_disk_under_two_names(make_disk):
+    """The C module compares the names, and puts the data over the metadata."""
+    disk = make_disk(4 * MIB)
+    before = disk.contents()
+    for name in (f"/{disk.path}", "{}:{}".format(*divmod(os.stat(disk.path).st_rdev, 256))):
+        with pytest.raises(DmError) as refused:
+            Device.create("bad", f"0 8192 thin-pool {disk.path} {name} 128 0")
+        assert refused.value.errno == errno.EINVAL
+    assert disk.contents() == before
 
 
 @pytest.mark.parametrize("kib", [0.5, 2, 4, 8, 12, 16, 24, 32, 64, 2047.5])

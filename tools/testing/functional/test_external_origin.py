@@ -504,7 +504,7 @@ def test_write_zeroes_that_the_data_device_refuses(make_pool, make_origin):
 
 
 @pytest.mark.named_addition
-@pytest.mark.parametrize("reloaded", [False, True])
+@pytest.mark.parametrize("reloaded", [None, "plain", "middle", "bottom and middle"])
 def test_suspend_with_a_volume_of_the_same_pool(make_pool, make_origin, reloaded):
     """Volumes are suspended before their external origins; otherwise the C module, too, waits for ever."""
     pool = make_pool(data_size=64 * MIB)
@@ -514,8 +514,9 @@ def test_suspend_with_a_volume_of_the_same_pool(make_pool, make_origin, reloaded
     plain = Content(pool.new_thin(3, SIZE))
     plain.write(0, SIZE)
     above = Layered(pool.new_thin(4, SIZE, plain.thin.path), bytes(plain.data))
-    if reloaded:
-        plain.thin.reload(plain.thin.table_text())
+    for name, content in (("plain", plain), ("bottom", bottom), ("middle", middle)):
+        if reloaded and name in reloaded:
+            content.thin.reload(content.thin.table_text())
     jobs = [
         load.Background(each.thin, "--bs=4k", "--time_based", "--runtime=3", rw="randread", depth=8, verify=False)
         for each in (top, above)

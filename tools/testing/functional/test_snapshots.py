@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0
 """Snapshots: sharing, and its end on either side."""
 
+import os
 import random
+import re
 
 import pytest
 
 from dmtest import metadata
+from dmtest.background import Background
 from dmtest.content import Content
 from dmtest.disk import (
     KIB,
@@ -145,3 +148,45 @@ def test_skip_block_zeroing_still_copies(make_pool):
     snap.scatter("snap", 20, most=40)
     origin.verify()
     snap.verify()
+
+
+def set_back(pool):
+    """Stops a pool, and says in its superblock that no snapshot was taken yet, as a repair may that has lost the number."""
+    pool.stop()
+    xml = metadata.dump(pool.metadata.path)
+    metadata.restore(re.sub(r'(<superblock [^>]*\btime=)"\d+"', r'\1"0"', xml), pool.metadata.path)
+    pool.start()
+
+
+def test_write_with_fua_to_a_volume_of_the_future(pool, origin):
+    """The volume was part of a snapshot at a time that is still to come for the pool."""
+    take(pool, origin, 1)
+    take(pool, origin, 2)
+    set_back(pool)
+    origin = origin.on(pool.activate(0, SIZE))
+    writing = Background(lambda: origin.write(3 * SECTOR, 4 * KIB, os.O_DSYNC))
+    assert writing.outcome() == "ok"
+    origin.verify()
+
+
+@pytest.mark.named_addition
+@pytest.mark.parametrize("active", [False, True])
+def test_snapshot_of_a_volume_of_the_future(pool, origin, active):
+    """An older snapshot keeps its blocks. The C module sets the origin's time back to that of the new one, and then writes to
+    blocks that the older one shares.
+    """
+    take(pool, origin, 1)
+    origin.write(0, SIZE // 2)
+    older = take(pool, origin, 2)
+    set_back(pool)
+    if active:
+        origin = origin.on(pool.activate(0, SIZE))
+        snap = take(pool, origin, 3)
+    else:
+        pool.create_snap(3, 0)
+        origin = origin.on(pool.activate(0, SIZE))
+        snap = origin.snapshot(pool.activate(3, SIZE))
+    origin.write(0, SIZE // 2)
+    older = older.on(pool.activate(2, SIZE))
+    for each in (origin, older, snap):
+        each.verify()

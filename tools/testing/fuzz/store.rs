@@ -215,6 +215,10 @@ impl BlockManager for Watched {
         self.cache.flush()
     }
 
+    fn flush_device(&self) -> Result {
+        self.cache.flush_device()
+    }
+
     fn reset(&mut self) {
         self.cache.reset();
     }
