@@ -96,7 +96,7 @@ class Test(Room):
         table = (self.room / "cache/results/table").read_text()
         self.assertIn(f"\n\n{table}", shown)
         kept = table.splitlines()
-        lines = [re.fullmatch(r"(\w+) +(\d+ passed, \d+ failed) in (\d+) s", line).groups() for line in kept]
+        lines = [re.fullmatch(r"(\w+) +(\d+ passed, \d+ failed) in (\d+) s, \d+ s of a processor", line).groups() for line in kept]
         self.assertEqual([line[:2] for line in lines],
                          [("setup", "0 passed, 0 failed"), ("scripts", "5 passed, 0 failed"), ("cargo", "3 passed, 1 failed")])
         self.assertGreaterEqual(int(lines[2][2]), 2)
@@ -115,20 +115,24 @@ class Test(Room):
         for number in range(3):
             self.fake(f"tools/testing/functional/test_thinctl_{number}.py", "")
         self.fake("scripts/tests/graft", "#!/bin/sh\necho graft: $#: $2 $3: 5 passed, 0 failed\n")
-        played = []
+        played, seeds = [], []
         for turn in ("0", "1", "all"):
             self.env["TURN"] = turn
             self.assertEqual(self.call(self.room / "scripts/test", "cache", "thinctl", "graft").returncode, 0)
             logs = "".join((self.room / f"cache/results/{suite}.log").read_text() for suite in ("cache", "thinctl", "graft"))
             without_module = [line for line in logs.splitlines() if "thinctl=" in line and "--module" not in line]
             self.assertEqual(logs.count("--module"), 3 if turn == "all" else 2)
+            halves = self.call(self.room / "scripts/test", "smoke").stdout
+            seeds.append(re.findall(r"seed=(\d+)", halves + logs))
             played.append({
+                *re.findall(r"--share \d/2|--share 0/1", halves.replace("0/1", "0/2 --share 1/2")),
                 *re.findall(r"mapping_cache_pages=\d", logs), *re.findall(r"built-in|module(?=: 5| : 5)", logs),
                 *(word for line in without_module for word in line.split() if word.endswith(".py")),
             })
         self.assertEqual(played[0] | played[1], played[2])
-        self.assertEqual(len(played[2]), 7)
+        self.assertEqual(len(played[2]), 9)
         self.assertFalse(played[0] & played[1])
+        self.assertEqual([set(each) for each in seeds], [{"1"}, {"2"}, {"1"}])
 
     def test_turn_that_is_no_number(self):
         self.env["TURN"] = "x"
