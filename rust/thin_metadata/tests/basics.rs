@@ -701,6 +701,7 @@ fn time_catches_up_with_devices() {
         .change(md.devices.find(id(1)).unwrap())
         .unwrap()
         .snapshotted_time = MAX_TIME + 1;
+    provision(&mut md, &thin, 2).unwrap();
     md.close_thin(&thin);
     md.commit().unwrap();
     assert_eq!(md.open_thin(id(1)), Err(Error::BadTime(id(1))));

@@ -251,25 +251,27 @@ fn a_flush_for_needs_check_that_fails_is_not_forgotten() {
 
 #[test]
 fn nothing_to_commit_means_that_a_crash_takes_nothing_away() {
-    let (mut md, old) = workload::base();
-    let mut new = old.clone();
-    workload::change(&mut md, &mut new).expect("no faults here");
-    take_steps(&mut md, 3).unwrap();
-    md.bm().fail(Io::Flush, 0);
-    assert_eq!(md.flush().map(drop).map_err(Error::errno), Err(5));
-    md.abort().unwrap();
-    // The superblock is on the device, but not stable.
-    assert!(workload::is_changed(&md));
-    assert!(!check(md.bm().crash(), &old, &new));
+    for read_only in [false, true] {
+        let (mut md, old) = workload::base();
+        let mut new = old.clone();
+        workload::change(&mut md, &mut new).expect("no faults here");
+        take_steps(&mut md, 3).unwrap();
+        md.bm().fail(Io::Flush, 0);
+        assert_eq!(md.flush().map(drop).map_err(Error::errno), Err(5));
+        md.abort().unwrap();
+        // The superblock is on the device, but not stable.
+        assert!(workload::is_changed(&md));
+        assert!(md.is_unstable());
+        assert!(!check(md.bm().crash(), &old, &new));
 
-    md.set_read_only(true);
-    md.commit().unwrap();
-    assert!(!check(md.bm().crash(), &old, &new));
-    md.set_read_only(false);
-    md.bm().fail(Io::Flush, 0);
-    assert_eq!(md.commit().map_err(Error::errno), Err(5));
-    md.commit().unwrap();
-    assert!(check(md.bm().crash(), &old, &new));
+        md.set_read_only(read_only);
+        md.bm().fail(Io::Flush, 0);
+        assert_eq!(md.commit().map_err(Error::errno), Err(5));
+        assert!(md.is_unstable());
+        md.commit().unwrap();
+        assert!(!md.is_unstable());
+        assert!(check(md.bm().crash(), &old, &new));
+    }
 }
 
 #[test]
