@@ -403,17 +403,23 @@ impl Pool {
         self.after_commit(end)
     }
 
-    /// Makes permanent what a resume has changed, and what was found when the pool was made: a commit that a crash cut off
-    /// may have left a superblock that the device shows, and can still lose. Bios write to blocks that it maps, and a
-    /// flush of theirs need not ask for a commit.
+    /// Makes permanent what was found when the pool was made: a commit that a crash cut off may have left a superblock that
+    /// the device shows, and can still lose. Bios write to blocks that it maps, and a flush of theirs need not ask for a
+    /// commit.
     ///
-    /// A failure has changed the pool's mode, which is all that can be done about it.
-    pub(crate) fn settle(self: &Arc<Self>) {
-        if self.commit() != Err(thin_metadata::Error::ReadOnly) {
+    /// A failure changes the pool's mode, as that of a commit does.
+    pub(crate) fn stabilise(self: &Arc<Self>) {
+        let mut changes = self.changes();
+        let mut pool = changes.write();
+        let Err(e) = pool.metadata.stabilise() else {
             return;
-        }
-        let result = self.changes().write().metadata.stabilise();
-        if let Err(e) = result {
+        };
+        if self.mode().may_change_metadata() {
+            let given_up = pool.give_up();
+            drop(pool);
+            drop(changes);
+            self.operation_failed("dm_pool_commit_metadata", e, given_up);
+        } else {
             dm::log::err!(
                 LOG_PREFIX,
                 "{}: cannot flush the metadata device: {e}",

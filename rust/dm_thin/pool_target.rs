@@ -128,13 +128,13 @@ impl PoolTarget {
         );
     }
 
-    /// Grows the data space map to the table's length.
-    fn maybe_resize_data(&self) -> Result {
+    /// Grows the data space map to the table's length. Whether there is something to commit.
+    fn maybe_resize_data(&self) -> Result<bool> {
         let pool = &self.pool;
         let new = pool.block_size.block_of(self.binding.ti.len());
         let old = pool.metadata.read().metadata.nr_data_blocks()?;
         if !self.grows("pool target", "data device", old, new)? {
-            return Ok(());
+            return Ok(false);
         }
         if old != 0 {
             self.log_growth("data device", old, new);
@@ -142,16 +142,16 @@ impl PoolTarget {
         pool.change("dm_pool_resize_data_dev", |pool| {
             pool.metadata.resize_data(new)
         })?;
-        Ok(())
+        Ok(true)
     }
 
-    /// Grows the metadata space map to the metadata device's size.
-    fn maybe_resize_metadata(&self) -> Result {
+    /// Grows the metadata space map to the metadata device's size. Whether there is something to commit.
+    fn maybe_resize_metadata(&self) -> Result<bool> {
         let pool = &self.pool;
         let new = Self::metadata_dev_blocks(&self.metadata_dev);
         let old = pool.metadata.read().metadata.nr_metadata_blocks()?;
         if !self.grows("metadata device", "metadata device", old, new)? {
-            return Ok(());
+            return Ok(false);
         }
         Self::warn_if_too_big(&self.metadata_dev);
         self.log_growth("metadata device", old, new);
@@ -159,14 +159,19 @@ impl PoolTarget {
         pool.change("dm_pool_resize_metadata_dev", |pool| {
             pool.metadata.resize_metadata(new)
         })?;
-        Ok(())
+        Ok(true)
     }
 
     fn bind_and_resize(&self) -> Result {
         self.pool.bind(&self.binding);
-        self.maybe_resize_data()?;
-        self.maybe_resize_metadata()?;
-        self.pool.settle();
+        let data_grew = self.maybe_resize_data()?;
+        let metadata_grew = self.maybe_resize_metadata()?;
+        if data_grew || metadata_grew {
+            // A failure has changed the pool's mode, which is all that can be done about it.
+            let _ = self.pool.commit();
+        } else {
+            self.pool.stabilise();
+        }
         Ok(())
     }
 
