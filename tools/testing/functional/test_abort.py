@@ -177,10 +177,10 @@ def test_commit_fails_among_changes(make_pool, make_gate, without_cache, fault):
         for content in contents:
             content.thin.read(0, BLOCKS * BLOCK)
         before = metadata.devices(metadata.dump(pool.metadata.copy("before")))
-        pool.metadata.hold("flush")
-        changing = [change(content, 4 * KIB if number % 2 else BLOCK) for number, content in enumerate(contents)]
         reading = [read(content) for content in contents]
         wait_until(lambda: all(one.turns for one in reading), "somebody reads")
+        pool.metadata.hold("flush")
+        changing = [change(content, 4 * KIB if number % 2 else BLOCK) for number, content in enumerate(contents)]
         looking = commit(pool, urgent=turn % 2 == 0)
         fault(pool)
         wait_until(lambda: mode(pool) == ["ro"], "read-only mode")
