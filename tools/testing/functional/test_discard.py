@@ -197,7 +197,7 @@ def test_discard_of_a_block_that_is_being_copied(make_pool, modules):
         slow.remove()
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("a discard that passes over a busy block unmaps others")
 def test_discard_waits_for_the_copy_of_its_own_block(make_pool, modules):
     """All blocks are unmapped in the end.
 
@@ -350,7 +350,7 @@ def test_random(make_pool, compare, passdown):
     compare(scenario)
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("a block is discarded that a crash gives back to another volume")
 def test_block_that_a_crash_would_share_again(make_pool, modules):
     """A volume breaks sharing, its origin discards the block, and neither gets committed: the volume needs the block again.
 
