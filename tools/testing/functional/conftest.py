@@ -71,9 +71,14 @@ def both(run):
 
 @pytest.fixture(autouse=True)
 def additions(request, run):
-    """The C module is not asked for what it does not have."""
-    if run["impl"] == "c" and request.node.get_closest_marker("named_addition"):
+    """The C module is not asked for what it does not have, nor tried where it is known to fail."""
+    if run["impl"] != "c":
+        return
+    if request.node.get_closest_marker("named_addition"):
         pytest.skip("an addition of ours")
+    fault = request.node.get_closest_marker("fault_of_c")
+    if fault:
+        pytest.skip(f"the C module fails here: {fault.args[0]}")
 
 
 @pytest.fixture(autouse=True)
@@ -252,6 +257,7 @@ def pytest_generate_tests(metafunc):
 def pytest_configure(config):
     config.addinivalue_line("markers", "seeds(name, usual): random; played with as many seeds as the setting says")
     config.addinivalue_line("markers", "named_addition: the C module has no such thing")
+    config.addinivalue_line("markers", "fault_of_c(what): the C module has this fault, which Documentation/reliability.rst tells of")
     config.addinivalue_line("markers", "lvm2: lvm2 on top; runs on x86_64 as well")
     config.addinivalue_line("markers", "smoke: belongs to the short selection that runs on x86_64")
 

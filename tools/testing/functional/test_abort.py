@@ -38,11 +38,8 @@ def nothing_goes_on(make_pool):
 
 
 @pytest.fixture
-def without_cache(run):
-    """Each mapping is looked up in the metadata, as if there were too many to be kept. The C module does nothing else."""
-    if run["impl"] == "c":
-        yield
-        return
+def without_cache():
+    """Each mapping is looked up in the metadata, as if there were too many to be kept."""
     with open(CACHE) as parameter:
         usual = parameter.read()
     with open(CACHE, "w") as parameter:
@@ -166,6 +163,7 @@ def read(content):
     return Forever(action)
 
 
+@pytest.mark.fault_of_c("commits that fail one after the other make the pool fail for good")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_commit_fails_among_changes(make_pool, make_gate, without_cache, fault):
     """Several volumes are provisioned and read meanwhile."""
@@ -177,10 +175,10 @@ def test_commit_fails_among_changes(make_pool, make_gate, without_cache, fault):
         for content in contents:
             content.thin.read(0, BLOCKS * BLOCK)
         before = metadata.devices(metadata.dump(pool.metadata.copy("before")))
-        pool.metadata.hold("flush")
-        changing = [change(content, 4 * KIB if number % 2 else BLOCK) for number, content in enumerate(contents)]
         reading = [read(content) for content in contents]
         wait_until(lambda: all(one.turns for one in reading), "somebody reads")
+        pool.metadata.hold("flush")
+        changing = [change(content, 4 * KIB if number % 2 else BLOCK) for number, content in enumerate(contents)]
         looking = commit(pool, urgent=turn % 2 == 0)
         fault(pool)
         wait_until(lambda: mode(pool) == ["ro"], "read-only mode")
@@ -203,8 +201,12 @@ def test_commit_fails_among_changes(make_pool, make_gate, without_cache, fault):
         contents = [content.on(pool.activate(number, SIZE)) for number, content in enumerate(contents)]
 
 
+@pytest.mark.named_addition
 def test_look_up_between_failure_and_rollback(make_pool, make_gate, without_cache):
-    """A commit has failed, and who has to roll it back waits for its turn. What is read meanwhile is there."""
+    """A commit has failed, and who has to roll it back waits for its turn. What is read meanwhile is there.
+
+    In the C module nobody looks anything up while a commit is under way.
+    """
     pool, contents = start(make_pool, make_gate, 2)
     pool.restart()
     content = contents[0].on(pool.activate(0, SIZE))
@@ -264,7 +266,7 @@ def test_snapshot_that_is_there_although_its_commit_failed(make_pool, make_gate,
     content.on(pool.activate(1, SIZE)).verify()
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("nothing flushes the superblock")
 @pytest.mark.parametrize("features", [[], ["read_only"]], ids=["writable", "read-only"])
 def test_superblock_is_stable_before_anything_is_written(make_pool, make_gate, features):
     """A crash may have come between a superblock and the flush behind it, and the disk show it all the same. What is written to
@@ -287,7 +289,7 @@ def test_superblock_is_stable_before_anything_is_written(make_pool, make_gate, f
     pool.metadata.let_pass("flush")
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("the flush succeeds")
 def test_flush_of_what_a_crash_may_undo(make_pool, make_gate):
     """The superblock was written, but no flush succeeds, so nobody knows what a loss of power leaves. A volume that is activated
     then has no changes of its own, but its blocks may be those of the lost transaction. The C module says that they are stable.

@@ -115,7 +115,7 @@ def test_pool_table(bench, tables):
     bench(scenario)
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("the data go over the metadata")
 def test_one_disk_under_two_names(make_disk):
     """The C module compares the names, and puts the data over the metadata."""
     disk = make_disk(4 * MIB)

@@ -69,7 +69,7 @@ def test_commit_on_fua(pool, thin):
         assert sorted(on_disk(pool)[0]) == list(range(block + 1))
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("a write with FUA to a new block is not committed without a write cache below")
 @pytest.mark.parametrize("cache", ["with a write cache", "without a write cache"])
 @pytest.mark.parametrize("state", ["new", "shared"])
 def test_commit_on_fua_alone(make_pool, make_generator, cache, state):

@@ -197,7 +197,7 @@ def test_discard_of_a_block_that_is_being_copied(make_pool, modules):
         slow.remove()
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("a discard that passes over a busy block unmaps others")
 def test_discard_waits_for_the_copy_of_its_own_block(make_pool, modules):
     """All blocks are unmapped in the end.
 
@@ -350,7 +350,7 @@ def test_random(make_pool, compare, passdown):
     compare(scenario)
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("a block is discarded that a crash gives back to another volume")
 def test_block_that_a_crash_would_share_again(make_pool, modules):
     """A volume breaks sharing, its origin discards the block, and neither gets committed: the volume needs the block again.
 
@@ -430,6 +430,7 @@ def test_file_system(make_pool, mounted, kind, options):
         assert (folder / path.name).read_bytes() == data
 
 
+@pytest.mark.fault_of_c("a pool stays full if it got full while its last discard was under way")
 def test_blocks_that_wait_for_a_commit_are_not_used(make_pool):
     """A full pool: what a discard frees after sharing goes to others only when its own discard has ended."""
     pool = make_pool(data_size=8 * MIB)

@@ -296,7 +296,7 @@ def test_lines(make_pool, make_origin, compare):
     compare(scenario)
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("it uses memory that it has freed")
 def test_pool_by_another_name(pool, kernel):
     """Refused as by its own name. The C module takes it, and uses memory then that it has freed."""
     pool.create_thin(0)
@@ -321,7 +321,7 @@ def test_volume_of_another_pool(make_pool, make_origin):
         content.thin.remove()
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("the worker waits for itself")
 def test_volume_of_the_same_pool_and_a_slow_worker(make_pool, make_faulty):
     """After a second, the worker holds those back who give it more to do. It must not be one of them. In the C module it is."""
     pool = make_pool(metadata=make_faulty(16 * MIB), data_size=64 * MIB)
@@ -503,7 +503,7 @@ def test_write_zeroes_that_the_data_device_refuses(make_pool, make_origin):
     content.verify()
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("the suspend hangs")
 @pytest.mark.parametrize("reloaded", [None, "plain", "middle", "bottom and middle"])
 def test_suspend_with_a_volume_of_the_same_pool(make_pool, make_origin, reloaded):
     """Volumes are suspended before their external origins; otherwise the C module, too, waits for ever."""

@@ -135,7 +135,7 @@ def test_metadata_write_error_without_a_flush(make_pool, make_faulty, compare):
     compare(scenario)
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("a flush after a rollback can succeed")
 @pytest.mark.parametrize("found_by", ["flush", "time", "message"])
 def test_no_flush_succeeds_after_changes_were_lost(make_pool, make_faulty, found_by):
     """What was written before is gone, so no flush or FUA may say otherwise. The C module's second flush succeeds."""
@@ -166,7 +166,7 @@ def test_no_flush_succeeds_after_changes_were_lost(make_pool, make_faulty, found
     one.thin.flush()
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("a status counts mappings that were rolled back")
 def test_volume_status_after_a_rollback(make_pool, make_faulty):
     """It tells what is mapped. The C module goes on to count what is not any more."""
     pool, one, _ = prepare(make_pool, make_faulty)

@@ -33,6 +33,8 @@ DATA = 64 * MIB
 BLOCK = 64 * KIB
 METADATA_SECTORS = 8
 
+LOSES = pytest.mark.fault_of_c("a flush after a rollback can succeed")
+
 
 class Trial:
     """A pool on disks that can fail, worked on at random; what it must hold is noted."""
@@ -148,6 +150,7 @@ def in_use(trial, choice, tmp_path):
     raise AssertionError("nothing is in use")
 
 
+@pytest.mark.fault_of_c("metadata that cannot be read leave wrong reference counts")
 @pytest.mark.seeds("fault_rounds", 1)
 @pytest.mark.parametrize("writes", [False, True], ids=["reads", "both"])
 def test_bad_metadata_blocks(make_trial, watchdog, settings, figures, progress, tmp_path, writes, seed):
@@ -203,7 +206,7 @@ def test_metadata_write_that_fails(make_trial, watchdog, settings, figures, prog
 
 
 @pytest.mark.seeds("fault_rounds", 1)
-@pytest.mark.parametrize("device", ["metadata", "data", "either"])
+@pytest.mark.parametrize("device", [pytest.param("metadata", marks=LOSES), "data", pytest.param("either", marks=LOSES)])
 @pytest.mark.parametrize("how", ["error_writes", "error_reads", ""], ids=["writes", "reads", "both"])
 def test_disk_that_comes_and_goes(make_trial, watchdog, settings, figures, device, how, seed):
     """For a second it works, for the next one it does not."""

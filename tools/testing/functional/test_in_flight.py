@@ -175,8 +175,9 @@ def test_full_pool_waits_for_reads(make_pool, make_faulty, is_ours, how, no_spac
     for content in (other, taking):
         assert Background(lambda: content.write(2 * BLOCK, 4 * KIB)).outcome() == "ok"
         assert Background(content.thin.flush).outcome() == "ok"
-    # The worker is needed for this.
-    assert Background(lambda: other.thin.discard(3 * MIB, BLOCK)).outcome() == "ok"
+    if is_ours:
+        # The worker is needed for this. In the C module all discards wait for all reads.
+        assert Background(lambda: other.thin.discard(3 * MIB, BLOCK)).outcome() == "ok"
     assert writing.waits(0), "the block was used while it was read"
     assert read.release() == read.wanted, "the read got what the block's next owner wrote"
     assert discarding.outcome() == "ok"

@@ -56,7 +56,7 @@ def is_under_way(device, what):
     return line.split()[3:][COUNTS.index(what)] == "1"
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("I/O fails while the suspend is undone")
 def test_io_while_a_suspend_is_undone(make_pool, make_faulty, make_slow_to_undo):
     """It succeeds, be it at once or when all is undone. The C module fails it, and all that comes later."""
     pool = make_pool(data=make_faulty(64 * MIB))

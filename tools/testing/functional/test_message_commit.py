@@ -52,7 +52,7 @@ def reopen(pool):
     pool.start()
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("messages succeed whatever becomes of their commit")
 @pytest.mark.parametrize("message", MESSAGES)
 def test_message_that_cannot_be_committed(make_pool, make_faulty, message):
     """It fails, and nothing of it is there. The C module tells the mode only."""
@@ -72,7 +72,7 @@ def test_message_that_cannot_be_committed(make_pool, make_faulty, message):
     assert state(pool) != before
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("messages succeed whatever becomes of their commit")
 @pytest.mark.parametrize("message", MESSAGES)
 def test_message_that_somebody_else_rolls_back(make_pool, make_gate, message):
     """Whoever is quicker to commit what the message did fails. The message does, too."""

@@ -259,7 +259,7 @@ def test_flush_needs_no_block(make_pool, features):
         assert too_much.outcome() == "ok"
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("it fails its metadata")
 def test_growing_a_read_only_pool_is_put_off(make_pool, kernel):
     """The C module fails its metadata there, and needs a restart. A pool is none the worse for it here."""
     pool = make_pool(data_size=FULL, metadata_size=2 * MIB)

@@ -31,7 +31,7 @@ BLOCK = 64 * KIB
 SIZE = 4 * MIB
 
 # The C module succeeds, too, where what it was to make permanent was lost.
-pytestmark = pytest.mark.named_addition
+pytestmark = pytest.mark.fault_of_c("what waits for a commit that fails can succeed")
 
 
 def look(pool):

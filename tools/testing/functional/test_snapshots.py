@@ -169,7 +169,7 @@ def test_write_with_fua_to_a_volume_of_the_future(pool, origin):
     origin.verify()
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("the older snapshot changes")
 @pytest.mark.parametrize("active", [False, True])
 def test_snapshot_of_a_volume_of_the_future(pool, origin, active):
     """An older snapshot keeps its blocks. The C module sets the origin's time back to that of the new one, and then writes to

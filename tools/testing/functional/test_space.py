@@ -95,7 +95,7 @@ def test_no_space_timeout_parameter():
         assert parameter.read().strip() == "60"
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("a deletion at the moment of running full goes unnoticed")
 def test_deletion_at_the_very_moment(make_pool, make_gate):
     """A write finds no free block, and somebody deletes a volume before the pool counts as full. The C module has the same gap."""
     pool = make_pool(metadata=make_gate(4 * MIB), data_size=16 * BLOCK, features=["skip_block_zeroing"])

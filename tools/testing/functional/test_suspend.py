@@ -230,7 +230,7 @@ def test_interrupted_suspend_is_undone(make_pool, make_faulty, compare):
     compare(scenario)
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("I/O fails until the next suspend")
 def test_interrupted_suspend_of_a_volume_is_undone(make_pool, make_faulty):
     """The C module's volume goes on to give back all I/O after that, and nobody takes it: it fails."""
     pool = make_pool(data=make_faulty(32 * MIB))

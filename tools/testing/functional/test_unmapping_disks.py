@@ -136,7 +136,7 @@ def test_disk_that_loses_its_write_zeroes(make_pool_on, compare):
     compare(scenario)
 
 
-@pytest.mark.named_addition
+@pytest.mark.fault_of_c("zeroing fails where write-zeroes turn out to be missing")
 def test_disk_that_takes_its_promise_back(make_pool_on):
     """The first zeroing of a new block finds out that there are no write-zeroes, and that they are not promised any more."""
     pool = make_pool_on("writing scsi", lambda one: one.refuse_write_zeroes())

@@ -64,6 +64,7 @@ def parts(place):
         machines("debug", "all functional tests, with a search for lost memory"),
         machines("cache-1", "all functional tests, with a mapping cache of one page", "--parameter", "mapping_cache_pages=1"),
         machines("cache-0", "all functional tests, without a mapping cache", "--parameter", "mapping_cache_pages=0"),
+        machines("c-module", "all functional tests, on the C module", "--impl", "c", "--append", "kmemleak=off"),
         machines("memory", "each allocation of the module fails", "--set", "memory_faults=100000", "--test-timeout", 1800,
                  "test_memory_faults.py"),
         Part("images", "mutated metadata images in pools, under this module and under the C one", [
