@@ -347,7 +347,10 @@ impl Session {
             if result.is_err() && is_taken {
                 self.pool.delete(&self.dm, id)?;
             }
-            result
+            match result {
+                Err(e) if e.errno() == Some(Errno::NODATA) => Err(self.no_volume(origin)),
+                result => result,
+            }
         })?;
         self.note_stamp();
         Ok(id)
@@ -358,6 +361,7 @@ impl Session {
         lvm2::check_snapshots(&self.pool, id)?;
         match self.quiesced(origin, || self.message(&create_snap(id, origin))) {
             Err(e) if e.errno() == Some(Errno::EXIST) => Err(self.exists_already(id)),
+            Err(e) if e.errno() == Some(Errno::NODATA) => Err(self.no_volume(origin)),
             result => result.inspect(|()| self.note_stamp()),
         }
     }

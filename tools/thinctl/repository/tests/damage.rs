@@ -188,7 +188,7 @@ fn damage_does_not_lock_out() {
     let locked = repository.lock().unwrap();
     let first = all[&1].stream(None, &mut Numbers(1));
     locked
-        .add("other", |w| {
+        .add("other", None, |w| {
             w.write_all(&first).map_err(Error::io("writing"))
         })
         .unwrap();
