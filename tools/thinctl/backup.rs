@@ -24,11 +24,11 @@ use crate::{
         self,
         Home, //
     },
+    identity::Identity,
     kept::{
         Kept,
         Owner, //
     },
-    identity::Identity,
     naming::{
         self,
         is_unchanged,
@@ -194,7 +194,10 @@ pub fn backup(
 
 /// What is known of volume `id`, so that it is not taken for another one later.
 fn source(session: &Session, id: u32) -> Result<Source> {
-    let device = session.active(id)?.into_iter().find(ActiveVolume::is_of_lvm2);
+    let device = session
+        .active(id)?
+        .into_iter()
+        .find(ActiveVolume::is_of_lvm2);
     Ok(Source {
         pool: session.pool.name.clone(),
         identity: Identity::name(&session.home)?,
@@ -207,7 +210,10 @@ fn source(session: &Session, id: u32) -> Result<Source> {
 /// Gives an error if the backups of this name are those of another volume: they would count as older ones of this volume,
 /// and pruning would remove them.
 fn check_source(repository: &Locked, options: &Options<'_>, source: &Source) -> Result {
-    let Some(known) = repository.source(options.name)?.filter(|known| !known.is(source)) else {
+    let Some(known) = repository
+        .source(options.name)?
+        .filter(|known| !known.is(source))
+    else {
         return Ok(());
     };
     let Options {

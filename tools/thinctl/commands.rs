@@ -32,8 +32,7 @@ use crate::{
         Place,
         Sending, //
     },
-    date,
-    device,
+    date, device,
     error::{
         Error,
         Result, //
@@ -431,7 +430,11 @@ fn stream() -> Result<Reader<io::StdinLock<'static>>> {
             "a stream does not come from a terminal: redirect the input".to_owned(),
         ));
     }
-    if input.fill_buf().map_err(Error::io("standard input"))?.is_empty() {
+    if input
+        .fill_buf()
+        .map_err(Error::io("standard input"))?
+        .is_empty()
+    {
         return Err(Error::Damaged(
             "the standard input is empty: what should send a stream may have failed".to_owned(),
         ));
@@ -474,7 +477,11 @@ fn print_list(f: &mut dyn Write, all: &BTreeMap<String, Vec<Listed>>) -> io::Res
                     number,
                     kind,
                     problem,
-                } => writeln!(f, "{name:<width$} {number:>10}  {:<11}  {problem}", kind.name())?,
+                } => writeln!(
+                    f,
+                    "{name:<width$} {number:>10}  {:<11}  {problem}",
+                    kind.name()
+                )?,
             }
         }
     }

@@ -9,7 +9,9 @@ pub fn utc(seconds: u64) -> String {
     // Whole periods of 400 years are alike.
     year = year.saturating_add(left / 146_097 * 400);
     left %= 146_097;
-    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let is_leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     loop {
         let length = if is_leap(year) { 366 } else { 365 };
         if left < length {

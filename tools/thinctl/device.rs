@@ -106,7 +106,10 @@ fn number_in(metadata: &fs::Metadata, path: &Path) -> Result<devicemapper::Devic
 /// device-mapper.
 pub fn find(dm: &Dm, path: &Path) -> Result<PathBuf> {
     let node = fs::metadata(path);
-    if !node.as_ref().is_ok_and(|found| found.file_type().is_block_device()) {
+    if !node
+        .as_ref()
+        .is_ok_and(|found| found.file_type().is_block_device())
+    {
         for name in path.to_str().map(candidates).unwrap_or_default() {
             if let Some(info) = dm.info(&name)? {
                 return Ok(info.path());

@@ -25,7 +25,7 @@
 //! - [`turn`], [`memory`], [`backing`]: who may suspend a volume, and what must not lie on it.
 //! - [`session`], [`naming`], [`unchanged`]: work with one pool, which state a volume is in, and whether it still is.
 //! - [`extents`], [`room`], [`copy`]: lists of changes, whether there is room for them, and the data for them.
-//! - [`program`]: commands that take a stream.
+//! - [`program`], [`family`]: commands that take a stream, and what belongs to them.
 //! - [`anchors`]: the snapshots that something goes on from.
 //! - [`send`], [`receive`], [`into`], [`backup`], [`merge`], [`migrate`] with [`migration`], [`replicate`]: what it is all for.
 //! - [`kept`], [`numbering`]: what these keep in a pool, and that lvm2 does not come to use the same ids.
@@ -47,6 +47,7 @@ pub mod diff;
 pub mod dm;
 pub mod error;
 pub mod extents;
+pub mod family;
 mod files;
 pub mod guard;
 pub mod home;

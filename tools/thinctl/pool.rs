@@ -238,7 +238,10 @@ impl Pool {
                     let targets: Vec<_> = lines.iter().map(|line| line.target.as_str()).collect();
                     other = Some(match targets.as_slice() {
                         [] => format!("{candidate} is no pool: it has no table"),
-                        targets => format!("{candidate} is no pool: its target is {}", targets.join(", ")),
+                        targets => format!(
+                            "{candidate} is no pool: its target is {}",
+                            targets.join(", ")
+                        ),
                     });
                     continue;
                 }

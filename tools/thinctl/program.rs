@@ -8,7 +8,6 @@ use std::{
         ErrorKind,
         Write, //
     },
-    os::unix::process::CommandExt,
     process::{
         Child,
         ChildStdin,
@@ -32,7 +31,6 @@ use rustix::{
     },
     io::ioctl_fionbio,
     process::{
-        kill_process_group,
         Pid,
         Signal, //
     },
@@ -43,6 +41,7 @@ use crate::{
         Error,
         Result, //
     },
+    family::Family,
     signals,
 };
 
@@ -56,6 +55,8 @@ const PAUSE: Timespec = Timespec {
 pub struct Program {
     command: String,
     child: Child,
+    /// What it starts ends with it.
+    family: Family,
     patience: Duration,
 }
 
@@ -68,15 +69,14 @@ pub struct Input {
 impl Program {
     /// Starts `command`, for which `patience` is how long it may take nothing, and how long it may run on after that.
     pub fn start(command: &str, patience: Duration) -> Result<(Self, Input)> {
-        let mut child = Command::new("/bin/sh")
+        let mut shell = Command::new("/bin/sh");
+        shell
             .arg("-c")
             .arg(command)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            // What it starts ends with it.
-            .process_group(0)
-            .spawn()
-            .map_err(Error::io(command))?;
+            .stdout(Stdio::null());
+        let family = Family::mark(&mut shell)?;
+        let mut child = shell.spawn().map_err(Error::io(command))?;
         let pipe = child
             .stdin
             .take()
@@ -85,6 +85,7 @@ impl Program {
         let program = Self {
             command: command.to_owned(),
             child,
+            family,
             patience,
         };
         Ok((program, Input { pipe, patience }))
@@ -127,20 +128,19 @@ impl Program {
         }
     }
 
-    /// Gives an error if a signal has asked to stop; it is handed on, as no terminal sends it to another group.
+    /// Gives an error if a signal has asked to stop; it is handed on, as it may not have come from the terminal.
     fn go_on(&self) -> Result {
-        signals::check().inspect_err(|_| self.signal(Signal::TERM))
+        signals::check().inspect_err(|_| self.family.signal(self.head(), Signal::TERM))
     }
 
     fn kill(&mut self) {
-        self.signal(Signal::KILL);
+        self.family.kill(self.head());
         let _ = self.child.wait();
     }
 
-    /// Sends a signal to all that the command has started. Nobody has waited for it yet, so its number is still its own.
-    fn signal(&self, signal: Signal) {
-        // If it has ended by now, that is as good.
-        let _ = kill_process_group(Pid::from_child(&self.child), signal);
+    /// Nobody has waited for it yet, so its number is still its own.
+    fn head(&self) -> Pid {
+        Pid::from_child(&self.child)
     }
 
     fn failed(&self, how: String) -> Error {
@@ -220,22 +220,29 @@ mod tests {
 
     #[test]
     fn what_it_has_started_ends_with_it() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let path = file.path().display();
-        fails(
-            &format!("sleep 1000 & echo $! >{path}; wait"),
-            "took nothing",
-        );
-        let number = std::fs::read_to_string(file.path()).unwrap();
-        let is_there = || {
-            // Whoever ought to wait for it may not do so.
-            std::fs::read_to_string(format!("/proc/{}/stat", number.trim_end()))
-                .is_ok_and(|stat| !stat.contains(") Z "))
-        };
-        let begun = Instant::now();
-        while is_there() {
-            assert!(begun.elapsed() < Duration::from_secs(10));
-            thread::sleep(Duration::from_millis(10));
+        for start in [
+            // Its child, also without the environment.
+            "sleep 1000 & echo $! >PATH; wait",
+            "env -i sleep 1000 & echo $! >PATH; wait",
+            // That of one who is gone.
+            "(sleep 1000 & echo $! >PATH); sleep 1000",
+            // In a group of its own.
+            "set -m; sleep 1000 & echo $! >PATH; wait",
+        ] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let path = file.path().display().to_string();
+            fails(&start.replace("PATH", &path), "took nothing");
+            let number = std::fs::read_to_string(file.path()).unwrap();
+            let is_there = || {
+                // Whoever ought to wait for it may not do so.
+                std::fs::read_to_string(format!("/proc/{}/stat", number.trim_end()))
+                    .is_ok_and(|stat| !stat.contains(") Z "))
+            };
+            let begun = Instant::now();
+            while is_there() {
+                assert!(begun.elapsed() < Duration::from_secs(10), "{start}");
+                thread::sleep(Duration::from_millis(10));
+            }
         }
     }
 

@@ -43,6 +43,8 @@ class Case:
         """Makes what the command needs, and sets `words`, `input`."""
 
     input = None
+    # How many of its steps are left out at most, as some have few.
+    step = 12
     # Whether it matters what somebody does between the two runs.
     uses = True
 
@@ -317,6 +319,7 @@ class InRepository(Case):
 
 
 class Init(InRepository):
+    step = 2
     uses = False
     generations = 0
     stay = ()
@@ -366,6 +369,7 @@ class BackupFirst(Backup):
 class Prune(InRepository):
     """Generations 1 and 2 go, 4 becomes a full one, and 3 goes."""
     generations = 5
+    step = 3
     full = 1, 3
     stay = 4, 5
 
@@ -409,6 +413,8 @@ class Restore(InRepository):
 
 
 class RestoreInto(Restore):
+    step = 3
+
     def prepare(self):
         super().prepare()
         self.disk = self.make_disk(SIZE)
@@ -461,7 +467,7 @@ def test_cut_off_anywhere(pool, other, thinctl, make_disk, settings, figures, pr
         pytest.skip("it is the same as MigrateInactive")
     if used and not case.uses:
         pytest.skip("it is the same alone")
-    step = settings("cut_step", 12)
+    step = min(settings("cut_step", 12), case.step)
     choice = random.Random(f"{case.__name__} {used} {settings('seed', 1)}")
     number = cuts = 0
     while True:

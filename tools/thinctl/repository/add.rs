@@ -61,8 +61,7 @@ impl Locked {
             Some((last, _)) => last.checked_add(1),
         };
         let about = About {
-            number: number
-                .ok_or_else(|| Error::Refused(format!("{volume}: no number is left")))?,
+            number: number.ok_or_else(|| Error::Refused(format!("{volume}: no number is left")))?,
             created: stream::now(),
             source,
         };
