@@ -47,17 +47,22 @@ pub struct Cli {
 /// What the process ends with; in the help and in the manual page of each command.
 pub const EXIT_CODES: &str = "\
 Exit codes:
-  0    done
-  1    a system call or a request to device-mapper failed, for want of root's rights, for instance
-  2    the command line is wrong
-  3    there is no pool, volume, generation or file of this name
-  4    something is in the way that may go away: a lock, somebody else's metadata snapshot, an open volume
-  5    refused: something is of another kind or in another state than is needed, or exists already
-  6    a stream, a backup or a file of thinctl's own is cut off, damaged or of another version
-  7    the metadata cannot be read
-  8    a command that was called failed
-  9    a pool has no room for what is to be written
-  128+ stopped by the signal of that number, less 128; 141 if nobody reads the output any more";
+  0     done
+  1     a system call or a request to device-mapper failed, for want of root's
+        rights, for instance
+  2     the command line is wrong
+  3     there is no pool, volume, device, generation or file of this name
+  4     something is in the way that may go away: a lock, somebody else's metadata
+        snapshot, an open volume
+  5     refused: something is of another kind or in another state than is needed,
+        or exists already
+  6     a stream, a backup or a file of thinctl's own is cut off, damaged or of
+        another version
+  7     the metadata cannot be read
+  8     a command that was called failed
+  9     a pool has no room for what is to be written
+  128+  stopped by the signal of that number, less 128; 141 if nobody reads the
+        output any more";
 
 /// The command line, with the exit codes told of by each command.
 pub fn command() -> clap::Command {
@@ -387,4 +392,26 @@ pub enum Command {
         /// The name of the journals
         journal: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words of a table.
+    fn words(text: &str) -> Vec<&str> {
+        text.split_whitespace().collect()
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_the_documentation() {
+        let document = include_str!("../../Documentation/metadata-snapshots.rst");
+        let (_, rest) = document.split_once("Exit codes\n==========").unwrap();
+        let table = rest.split("\n=====  ").nth(2).unwrap();
+        let table = table.split_once('\n').unwrap().1;
+        assert_eq!(
+            words(table),
+            words(EXIT_CODES.strip_prefix("Exit codes:").unwrap())
+        );
+    }
 }

@@ -246,6 +246,39 @@ mod tests {
         }
     }
 
+    /// Asks as ssh does.
+    #[test]
+    #[ignore = "the next one calls it, at a terminal"]
+    fn asks_at_the_terminal() {
+        let ask = "stty -echo </dev/tty && read -r answer </dev/tty && test \"$answer\" = secret";
+        let command = format!("cat >/dev/null | ({ask}) || exit; exec cat >/dev/null");
+        let (program, input) = Program::start(&command, Duration::from_secs(60)).unwrap();
+        drop(input);
+        program.end(Ok(())).unwrap();
+    }
+
+    #[test]
+    fn a_password_can_be_asked_for() {
+        let test = std::env::current_exe().unwrap();
+        let words = "--ignored --exact program::tests::asks_at_the_terminal";
+        for (answer, is_right) in [("secret\n", true), ("wrong\n", false)] {
+            // It makes a terminal, and a session for that.
+            let mut script = Command::new("script")
+                .args(["-qec", &format!("{} {words}", test.display()), "/dev/null"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut keyboard = script.stdin.take().unwrap();
+            keyboard.write_all(answer.as_bytes()).unwrap();
+            let output = script.wait_with_output().unwrap();
+            drop(keyboard);
+            let told = String::from_utf8_lossy(&output.stdout);
+            assert!(told.contains("1 passed") == is_right, "{told}");
+            assert!(told.contains("1 failed") != is_right, "{told}");
+        }
+    }
+
     #[test]
     fn who_fails_has_failed() {
         fails("exit 3", "3");

@@ -56,6 +56,7 @@ impl Locked {
         write: impl FnOnce(&mut dyn Write) -> Result,
     ) -> Result<Generation> {
         let folder = self.folder(volume)?;
+        let last = self.last_of_chain(volume);
         let number = match self.numbers(volume)?.last_key_value() {
             None => Some(1),
             Some((last, _)) => last.checked_add(1),
@@ -77,7 +78,7 @@ impl Locked {
                 return Ok(());
             };
             // On what cannot be restored, there is nothing to build.
-            match self.last_of_chain(volume)? {
+            match last? {
                 Some(last) if last.header.to == from && last.header.size <= header.size => Ok(()),
                 Some(last) if last.header.to == from => Err(Error::Refused(format!(
                     "{volume}: the volume has shrunk, which takes a full backup"
