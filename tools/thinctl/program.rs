@@ -227,7 +227,7 @@ mod tests {
             // That of one who is gone.
             "(sleep 1000 & echo $! >PATH); sleep 1000",
             // In a group of its own.
-            "set -m; sleep 1000 & echo $! >PATH; wait",
+            "timeout 1000 sleep 1000 & echo $! >PATH; wait",
         ] {
             let file = tempfile::NamedTempFile::new().unwrap();
             let path = file.path().display().to_string();

@@ -334,7 +334,7 @@ impl Repository {
         if let Some(number) = number {
             if !names.contains_key(&number) {
                 return Err(Error::NotFound(format!(
-                    "{volume} has no generation {number}"
+                    "{volume} has no generation {number}; `thinctl backups` lists those that it has"
                 )));
             }
             names.retain(|other, _| *other <= number);
@@ -389,7 +389,7 @@ impl Repository {
 
     fn no_volume(&self, volume: &str) -> Error {
         Error::NotFound(format!(
-            "{} has no backups of {volume}",
+            "{0} has no backups of {volume}; `thinctl backups {0}` lists what it has",
             self.root.display()
         ))
     }

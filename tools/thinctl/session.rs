@@ -369,7 +369,7 @@ impl Session {
     /// The error of a volume that must not be there.
     pub fn exists_already(&self, id: u32) -> Error {
         Error::Refused(format!(
-            "there is a volume {id} in pool {} already",
+            "there is a volume {id} in pool {} already: choose another id",
             self.pool.name
         ))
     }
@@ -377,7 +377,7 @@ impl Session {
     /// The error of a volume that must be there.
     pub fn no_volume(&self, id: u32) -> Error {
         Error::NotFound(format!(
-            "there is no volume {id} in pool {}",
+            "there is no volume {id} in pool {0}; `thinctl ls {0}` lists those that there are",
             self.pool.name
         ))
     }
