@@ -113,10 +113,12 @@ def spoil(path, how):
             file.write(b"x" * 64)
 
 
-@pytest.mark.parametrize("file", ["000001.full.thin", "000001.full.json", "000002.incremental.thin", "000002.incremental.json",
-                                  "000003.incremental.json"])
-@pytest.mark.parametrize("how", ["missing", "short", "empty", "overwritten"])
-def test_a_chain_that_cannot_be_restored_is_told_of(pool, other, thinctl, file, how):
+@pytest.mark.parametrize("how, file", [
+    ("missing", "000001.full.thin"), ("missing", "000002.incremental.thin"), ("missing", "000003.incremental.json"),
+    ("short", "000001.full.thin"), ("short", "000002.incremental.json"), ("empty", "000003.incremental.thin"),
+    ("overwritten", "000001.full.json"), ("overwritten", "000002.incremental.thin"),
+])
+def test_a_chain_that_cannot_be_restored_is_told_of(pool, other, thinctl, how, file):
     content = Content(pool.new_thin(0, SIZE))
     repository = thinctl.repository("backups")
     backup = "backup", pool.name, 0, repository, "--name", "data"

@@ -43,7 +43,7 @@ class Case:
         """Makes what the command needs, and sets `words`, `input`."""
 
     input = None
-    # How many of its steps are left out at most, as some have few.
+    # One of how many of its steps is taken, unless fewer are left out: some have few.
     step = 12
     # Whether it matters what somebody does between the two runs.
     uses = True
@@ -269,6 +269,8 @@ class Merge(Case):
 class InRepository(Case):
     """A repository is whole whenever a command is cut off: each generation that is listed can be restored, and is right."""
 
+    # Each cut takes seconds.
+    step = 30
     # How many generations there are before, which of them are full ones, and which must be there at any time.
     generations = 1
     full = (1,)
@@ -369,7 +371,7 @@ class BackupFirst(Backup):
 class Prune(InRepository):
     """Generations 1 and 2 go, 4 becomes a full one, and 3 goes."""
     generations = 5
-    step = 3
+    step = 5
     full = 1, 3
     stay = 4, 5
 
@@ -467,7 +469,7 @@ def test_cut_off_anywhere(pool, other, thinctl, make_disk, settings, figures, pr
         pytest.skip("it is the same as MigrateInactive")
     if used and not case.uses:
         pytest.skip("it is the same alone")
-    step = min(settings("cut_step", 12), case.step)
+    step = min(settings("cut_step", case.step), case.step)
     choice = random.Random(f"{case.__name__} {used} {settings('seed', 1)}")
     number = cuts = 0
     while True:
