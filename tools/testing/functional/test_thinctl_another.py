@@ -50,7 +50,7 @@ class Runs:
     def cut_where(self, wanted, stride=1):
         """Cuts one off at the last step at which `wanted()`; only one of `stride` is tried."""
         if type(self) not in self.steps:
-            first, last = 1, 256
+            first, last = 1, 1024
             while last - first > 1:
                 middle = (first + last) // 2
                 first, last = (middle, last) if self.is_cut_off(middle) else (first, middle)
