@@ -137,11 +137,6 @@ impl<B: BlockManager> Metadata<B> {
     pub fn open_thin(&mut self, id: DeviceId) -> Result<ThinHandle> {
         self.check_read()?;
         let slot = self.find_or_load(id)?;
-        if self.devices.slot(slot)?.root.is_none() {
-            // If it cannot be had, that is told when it is needed.
-            let root = self.lookup_root(&self.bm, id).unwrap_or(None);
-            self.devices.slot_mut(slot)?.root = root;
-        }
         self.devices.open(slot)
     }
 

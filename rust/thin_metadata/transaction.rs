@@ -10,7 +10,10 @@ use persistent_data::{
 };
 
 use crate::{
-    device::Device,
+    device::{
+        Device,
+        Root, //
+    },
     error::{
         Error,
         Result, //
@@ -260,6 +263,7 @@ impl<B: BlockManager> Metadata<B> {
                 None => Device {
                     aborted: true,
                     gone: true,
+                    root: Root::unknown(),
                     ..*device
                 },
             })
