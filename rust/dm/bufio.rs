@@ -336,14 +336,6 @@ impl<T: Tag<N>, const N: usize> Client<T, N> {
         to_result(unsafe { bindings::dm_bufio_issue_flush(self.ptr.as_ptr()) })
     }
 
-    /// Takes a block out of the cache, unless it is held or was changed.
-    pub fn forget(&self, block: u64) {
-        if Self::check(block).is_ok() {
-            // SAFETY: The client is valid.
-            unsafe { bindings::dm_bufio_forget(self.ptr.as_ptr(), block) };
-        }
-    }
-
     /// Keeps at least `n` blocks in the cache.
     pub fn set_minimum_buffers(&self, n: u32) {
         // SAFETY: The client is valid.

@@ -201,6 +201,21 @@ impl Dev {
         })
     }
 
+    /// Reads `N` bytes, whole sectors, from `sector` on, and waits for that. Caches above the device are passed by.
+    pub fn read<const N: usize>(&self, sector: Sector, data: &mut KBox<[u8; N]>) -> Result {
+        const { assert!(N > 0 && N.is_multiple_of(512)) };
+        // SAFETY: The device is open. `data` is ours to write to, and as memory of kmalloc in the direct mapping.
+        to_result(unsafe {
+            bindings::bdev_rw_virt(
+                self.bdev(),
+                sector,
+                data.as_mut_ptr().cast(),
+                N,
+                bindings::req_op_REQ_OP_READ,
+            )
+        })
+    }
+
     /// Flushes its write cache and waits for that.
     pub fn flush(&self) -> Result {
         // SAFETY: The device is open.

@@ -69,14 +69,6 @@ impl BufioManager {
         })
     }
 
-    /// Finds out whether the device still takes flushes, and gives `block`, which is not looked for in the cache unless
-    /// it was changed.
-    pub(crate) fn probe(&self, block: BlockNr) -> Result {
-        self.flush_device()?;
-        self.client.forget(block);
-        self.read_raw(block).map(drop)
-    }
-
     fn check_bounds(&self, block: BlockNr) -> Result {
         match block < self.nr_blocks() {
             true => Ok(()),

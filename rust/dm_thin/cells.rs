@@ -51,11 +51,11 @@ pub(crate) struct Cells {
 }
 
 impl Cells {
-    /// No cells; there can be `kept` also where there is no memory.
-    pub(crate) fn new(kept: usize) -> Result<Self> {
+    /// No cells; there can be `least` also where there is no memory. Memory of up to `kept` is kept once it was needed.
+    pub(crate) fn new(least: usize, kept: usize) -> Result<Self> {
         Ok(Self {
             cells: RBTree::new(),
-            rooms: Spare::new(kept, RBTreeNodeReservation::new)?,
+            rooms: Spare::new(least, kept, RBTreeNodeReservation::new)?,
         })
     }
 

@@ -12,6 +12,7 @@ use dm::{
     BlkStatus,
     Dev,
     MdId,
+    NoIo,
     RwSemaphore,
     Shrinker, //
 };
@@ -33,8 +34,12 @@ use kernel::{
         WorkItem, //
     }, //
 };
+use persistent_data::block::BlockData;
 use thin_metadata::{
-    format::SUPERBLOCK_LOCATION,
+    format::{
+        METADATA_BLOCK_SECTORS,
+        SUPERBLOCK_LOCATION, //
+    },
     Metadata,
     OpenParams, //
 };
@@ -470,11 +475,19 @@ impl Pool {
             return Ok(());
         }
         self.flush_data()?;
-        // Nobody asks for the metadata for writing meanwhile, and has those wait who look mappings up.
-        let _changes = self.changes();
-        let pool = self.metadata.read();
-        pool.metadata.bm().probe(SUPERBLOCK_LOCATION)?;
-        Ok(())
+        let io_error = |e: Error| persistent_data::Error::Io(-e.to_errno());
+        self.metadata_dev.flush().map_err(io_error)?;
+        let sector = SUPERBLOCK_LOCATION * u64::from(METADATA_BLOCK_SECTORS);
+        // Past the metadata's cache, which keeps the superblock: one that it reads anew is checked anew by the next
+        // commit. Without memory, nothing is found out.
+        let _noio = NoIo::enter();
+        match KBox::<BlockData>::init(pin_init::init_zeroed(), GFP_KERNEL) {
+            Ok(mut block) => Ok(self
+                .metadata_dev
+                .read(sector, &mut block)
+                .map_err(io_error)?),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Tells user space that the number of free metadata blocks has fallen to the threshold.

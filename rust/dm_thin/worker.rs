@@ -25,7 +25,8 @@ use crate::{
     insertions::Insertions,
     mapping::{
         Room,
-        KEPT_ROOMS, //
+        KEPT_ROOMS,
+        LEAST_ROOMS, //
     },
     pass_down::PassDowns,
     per_bio::{
@@ -85,8 +86,8 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn new() -> Result<Self> {
         Ok(Self {
-            cells: Cells::new(KEPT_ROOMS)?,
-            rooms: Spare::new(KEPT_ROOMS, Room::new)?,
+            cells: Cells::new(LEAST_ROOMS, KEPT_ROOMS)?,
+            rooms: Spare::new(LEAST_ROOMS, KEPT_ROOMS, Room::new)?,
             supply: Supply::new()?,
             insertions: Insertions::new()?,
             after_commit: ThinBios::new(),

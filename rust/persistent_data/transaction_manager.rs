@@ -126,6 +126,10 @@ impl TransactionManager {
     /// One bitmap is read for this. That it cannot be read is no error yet, as with all others.
     pub fn check_superblock<B: BlockManager>(&self, bm: &B) -> Result {
         let superblock = self.alloc.superblock();
+        // Almost always it is in use, and whoever wants the bitmap later has it checked.
+        if !matches!(self.counts.seems_free(bm, superblock), Ok(true)) {
+            return Ok(());
+        }
         match self.counts.get(bm, superblock) {
             Ok(0) => Err(Error::Corrupt(superblock, Corruption::SuperblockFree)),
             _ => Ok(()),

@@ -7,6 +7,10 @@ use core::fmt;
 use persistent_data::{
     block::BlockNr,
     platform::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         TryVec,
         Vec, //
     }, //
@@ -19,7 +23,8 @@ use crate::{
     },
     format::{
         DeviceDetails,
-        MAX_DEVICE_ID, //
+        MAX_DEVICE_ID,
+        SUPERBLOCK_LOCATION, //
     },
 };
 
@@ -84,7 +89,6 @@ impl ThinHandle {
 }
 
 /// What is known in memory of a device.
-#[derive(Clone, Copy, Debug)]
 pub(crate) struct Device {
     pub(crate) id: DeviceId,
     /// How many handles there are.
@@ -99,8 +103,37 @@ pub(crate) struct Device {
     pub(crate) transaction_id: u64,
     pub(crate) creation_time: u32,
     pub(crate) snapshotted_time: u32,
-    /// The root of its mappings, if it is known: what the upper level of the mapping tree says.
-    pub(crate) root: Option<BlockNr>,
+    pub(crate) root: Root,
+}
+
+/// The root of a device's mappings, if it is known: what the upper level of the mapping tree says.
+///
+/// Look-ups beside each other may find it at the same time, and all of them find the same one.
+pub(crate) struct Root(Atomic<u64>);
+
+impl Root {
+    /// The superblock is no tree's root.
+    const UNKNOWN: BlockNr = SUPERBLOCK_LOCATION;
+
+    pub(crate) fn unknown() -> Self {
+        Self::new(Self::UNKNOWN)
+    }
+
+    pub(crate) fn new(root: BlockNr) -> Self {
+        Self(Atomic::new(root))
+    }
+
+    pub(crate) fn get(&self) -> Option<BlockNr> {
+        match self.0.load(Relaxed) {
+            Self::UNKNOWN => None,
+            root => Some(root),
+        }
+    }
+
+    /// It was found.
+    pub(crate) fn found(&self, root: BlockNr) {
+        self.0.store(root, Relaxed);
+    }
 }
 
 impl Device {
@@ -116,7 +149,7 @@ impl Device {
             transaction_id: details.transaction_id.get(),
             creation_time: details.creation_time.get(),
             snapshotted_time: details.snapshotted_time.get(),
-            root: None,
+            root: Root::unknown(),
         }
     }
 
@@ -132,7 +165,7 @@ impl Device {
             transaction_id,
             creation_time: time,
             snapshotted_time: time,
-            root: Some(root),
+            root: Root::new(root),
         }
     }
 
@@ -264,7 +297,7 @@ impl Devices {
             if device.open_count == 0 {
                 self.forget(slot);
             } else {
-                device.root = None;
+                device.root = Root::unknown();
             }
         }
         while let Some(slot) = self.changed.last().copied() {
@@ -498,13 +531,14 @@ mod tests {
             undone += 1;
             Ok(Device {
                 aborted: true,
+                root: Root::unknown(),
                 ..*device
             })
         });
         assert!(result.is_ok() && undone == 1 && !devices.any_changed());
         assert!(devices
             .iter()
-            .map(|device| (device.id.key(), device.aborted, device.root))
+            .map(|device| (device.id.key(), device.aborted, device.root.get()))
             .eq([(0, false, None), (1, true, None),]));
         assert_eq!(devices.find(id(9)), None);
     }

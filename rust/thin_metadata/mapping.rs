@@ -21,6 +21,7 @@ use crate::{
     device::{
         Device,
         DeviceId,
+        Root,
         ThinHandle, //
     },
     error::{
@@ -274,7 +275,7 @@ impl<B: BlockManager> Metadata<B> {
                     })?;
             data_blocks.finish(&mut md.tm.tx(&md.bm))?;
             let device = md.devices.get_changed(thin)?;
-            device.root = Some(root);
+            device.root = Root::new(root);
             device.mapped_blocks = device
                 .mapped_blocks
                 .checked_add(nr_new)
@@ -319,7 +320,7 @@ impl<B: BlockManager> Metadata<B> {
                 0 => md.devices.get_mut(thin)?,
                 _ => md.devices.get_changed(thin)?,
             };
-            device.root = Some(root);
+            device.root = Root::new(root);
             device.mapped_blocks = device
                 .mapped_blocks
                 .checked_sub(removed)
@@ -424,12 +425,14 @@ impl<B: BlockManager> Metadata<B> {
 
     /// The tree of a device's mappings.
     fn device_tree<'b, R: Reader<'b>>(&self, reader: R, device: &Device) -> Result<DeviceTree> {
-        let root = match device.root {
-            Some(root) => Some(root),
-            None => self.lookup_root(reader, device.id)?,
-        };
-        root.map(DeviceTree::from_root)
-            .ok_or(Error::NoDevice(device.id))
+        if let Some(root) = device.root.get() {
+            return Ok(DeviceTree::from_root(root));
+        }
+        let root = self
+            .lookup_root(reader, device.id)?
+            .ok_or(Error::NoDevice(device.id))?;
+        device.root.found(root);
+        Ok(DeviceTree::from_root(root))
     }
 
     /// The root of a device's mappings; `None` if there are none, not even an empty tree.

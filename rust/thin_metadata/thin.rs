@@ -138,11 +138,6 @@ impl<B: BlockManager> Metadata<B> {
     pub fn open_thin(&mut self, id: DeviceId) -> Result<ThinHandle> {
         self.check_read()?;
         let slot = self.find_or_load(id)?;
-        if self.devices.slot(slot)?.root.is_none() {
-            // If it cannot be had, that is told when it is needed.
-            let root = self.lookup_root(&self.bm, id).unwrap_or(None);
-            self.devices.slot_mut(slot)?.root = root;
-        }
         self.devices.open(slot)
     }
 
@@ -193,11 +188,12 @@ impl<B: BlockManager> Metadata<B> {
             .lookup(&self.bm, &[id.key()])?
             .ok_or(Error::NoDevice(id))?;
         let device = Device::existing(id, &details);
-        if device.snapshotted_time > MAX_TIME {
+        let snapshotted_time = device.snapshotted_time;
+        if snapshotted_time > MAX_TIME {
             return Err(Error::BadTime(id));
         }
         let slot = self.devices.add(device)?;
-        self.catch_up(device.snapshotted_time);
+        self.catch_up(snapshotted_time);
         Ok(slot)
     }
 

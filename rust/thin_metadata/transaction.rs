@@ -10,7 +10,10 @@ use persistent_data::{
 };
 
 use crate::{
-    device::Device,
+    device::{
+        Device,
+        Root, //
+    },
     error::{
         Error,
         Result, //
@@ -258,6 +261,7 @@ impl<B: BlockManager> Metadata<B> {
                 None => Device {
                     aborted: true,
                     gone: true,
+                    root: Root::unknown(),
                     ..*device
                 },
             })

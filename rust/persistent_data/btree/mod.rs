@@ -93,7 +93,7 @@ use crate::{
 ///
 /// As nodes are at least a third full, valid trees have five levels at most, and one more where the root has a single
 /// child. One that is deeper has a loop, or was made to do harm.
-pub const MAX_DEPTH: usize = 8;
+pub const MAX_DEPTH: usize = 6;
 
 /// `L` nested levels of B+trees, known by the root of the top one.
 ///

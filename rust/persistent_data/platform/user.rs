@@ -50,6 +50,11 @@ pub mod atomic {
             self.0.load(Ordering::Relaxed)
         }
 
+        /// Holds `v` from now on.
+        pub fn store(&self, v: u64, _: Relaxed) {
+            self.0.store(v, Ordering::Relaxed);
+        }
+
         /// Holds `v` from now on; what it held before is returned.
         pub fn xchg(&self, v: u64, _: Relaxed) -> u64 {
             self.0.swap(v, Ordering::Relaxed)

@@ -167,6 +167,13 @@ impl<I: Index> Counts<I> {
         Ok(self.bitmap_value(reader, block)? > 1)
     }
 
+    /// Whether a bitmap has the count of a block as zero. It is not checked for this.
+    pub(crate) fn seems_free<B: BlockManager>(&self, bm: &B, block: BlockNr) -> Result<bool> {
+        let (i, entry) = place(block);
+        let guard = bm.read_raw(self.index.load(bm, i)?.bitmap)?;
+        Ok(Bitmap::of(&guard).get(entry) == 0)
+    }
+
     /// The count of a block, or [`MANY`].
     fn bitmap_value<'b, R: Reader<'b>>(&self, reader: R, block: BlockNr) -> Result<u32> {
         if block >= self.nr_blocks {
