@@ -24,6 +24,7 @@ use crate::{
         self,
         Home, //
     },
+    identity::Identity,
     kept::{
         Kept,
         Owner, //
@@ -34,9 +35,11 @@ use crate::{
         Contents, //
     },
     numbering,
+    pool::ActiveVolume,
     repository::{
         Generation,
-        Locked, //
+        Locked,
+        Source, //
     },
     send::{
         plan,
@@ -68,18 +71,22 @@ pub struct Options<'a> {
     pub name: &'a str,
     /// Whether to make a full one in any case.
     pub full: bool,
+    /// Whether the backups of this name may be those of another volume, which this one takes the place of.
+    pub adopt: bool,
     /// How hard to compress.
     pub level: i32,
 }
 
 /// Adds the next generation of volume `id` to a repository; `None` if nothing has changed.
 ///
+/// A volume other than that of the last generation is refused, as is a chain that cannot be restored. Whether its data are
+/// right is not looked at: that takes as long as a restore.
+///
 /// The metadata do not tell the size of a volume. A full generation is as large as the volume if that is active, or else as
 /// the last one, but not smaller than what is mapped; another one is not smaller than the one before. So nothing is left
 /// out that would be seen in a volume that becomes larger again, and what is restored may be larger than the volume.
 ///
-/// `progress` is told of how much
-/// there is to do, and of each piece of data.
+/// `progress` is told of how much there is to do, and of each piece of data.
 pub fn backup(
     session: &Session,
     id: u32,
@@ -107,10 +114,16 @@ pub fn backup(
         place: place.display().to_string(),
         snapshots: before.map_or_else(Vec::new, |before| before.snapshots),
     };
-    let last = match repository.generations(name) {
-        Ok(mut generations) => generations.pop(),
-        Err(Error::NotFound(_)) => None,
-        Err(e) => return Err(e),
+    let source = source(session, id)?;
+    if !options.adopt {
+        check_source(repository, options, &source)?;
+    }
+    let last = match full {
+        // It begins anew, whatever has become of what is there.
+        true => repository.last_readable(name)?,
+        false => repository
+            .last_of_chain(name)
+            .map_err(|e| begin_anew(options, e))?,
     };
     // Those of generations that did not come about are of no use.
     let found = match &last {
@@ -165,7 +178,7 @@ pub fn backup(
         None => plan(session, &full)?,
     };
     progress(Some(plan.header.data), 0);
-    let generation = repository.add(name, |output| {
+    let generation = repository.add(name, Some(source), |output| {
         send(session, plan, output, level, |n| progress(None, n))?;
         Ok(())
     })?;
@@ -177,6 +190,61 @@ pub fn backup(
     kept.snapshots = vec![snapshot];
     session.home.store(&file, &kept)?;
     Ok(Some(generation))
+}
+
+/// What is known of volume `id`, so that it is not taken for another one later.
+fn source(session: &Session, id: u32) -> Result<Source> {
+    let device = session
+        .active(id)?
+        .into_iter()
+        .find(ActiveVolume::is_of_lvm2);
+    Ok(Source {
+        pool: session.pool.name.clone(),
+        identity: Identity::name(&session.home)?,
+        pool_uuid: session.pool.uuid.clone(),
+        volume: id,
+        uuid: device.and_then(|volume| volume.info.uuid),
+    })
+}
+
+/// Gives an error if the backups of this name are those of another volume: they would count as older ones of this volume,
+/// and pruning would remove them.
+fn check_source(repository: &Locked, options: &Options<'_>, source: &Source) -> Result {
+    let Some(known) = repository
+        .source(options.name)?
+        .filter(|known| !known.is(source))
+    else {
+        return Ok(());
+    };
+    let Options {
+        name,
+        repository: place,
+        ..
+    } = options;
+    let (known, source) = match known.to_string() == source.to_string() {
+        // Nothing but --home or the pool is another one.
+        true => (known.to_string(), format!("{source} as it is known now: the pool was made anew, or --home is another one or was lost")),
+        false => (known.to_string(), source.to_string()),
+    };
+    Err(Error::Refused(format!(
+        "the backups of {name} in {} are those of {known}, and this is {source}. Choose another --name; or if this volume \
+         takes the place of that one, as one that was restored or has moved does, --adopt goes on with its backups",
+        place.display(),
+    )))
+}
+
+/// The error of backups that nothing can be added to but a full one.
+fn begin_anew(options: &Options<'_>, e: Error) -> Error {
+    let name = options.name;
+    match e {
+        Error::Damaged(what) => Error::Damaged(format!(
+            "the last backup of {name} in {place} cannot be restored any more: {what}. Nothing was backed up. `thinctl \
+             backup --full` begins anew and keeps what is there; `thinctl verify {place} {name}` tells what of it can still \
+             be restored",
+            place = options.repository.display(),
+        )),
+        e => e,
+    }
 }
 
 /// The snapshot that was kept of a state.

@@ -3,18 +3,27 @@
 //! The command line.
 
 use std::{
-    num::NonZeroU64,
+    num::{
+        NonZeroU64,
+        NonZeroUsize, //
+    },
     path::PathBuf, //
 };
 
 use clap::{
     Args,
+    CommandFactory,
     Parser,
     Subcommand, //
 };
 use clap_complete::Shell;
 
 use crate::{
+    id::{
+        self,
+        PoolId,
+        PoolVolume, //
+    },
     size,
     stream::ResumeToken, //
 };
@@ -22,7 +31,8 @@ use crate::{
 /// Backup, migration, merging and replication of thin volumes, from metadata snapshots.
 ///
 /// POOL is the name of an active pool: that of its device, or lvm2's vg/lv. Volumes are named by their ids in the pool, or
-/// by the names of their devices while they are active.
+/// by the names of their devices while they are active, also as lvm2's vg/lv. Ids are numbers up to 16777215; those from
+/// 8388608 on are thinctl's own, and a new volume gets one below. DEVICE is a path, or lvm2's vg/lv.
 #[derive(Parser)]
 #[command(name = "thinctl", version, after_long_help = EXIT_CODES)]
 pub struct Cli {
@@ -34,19 +44,30 @@ pub struct Cli {
     pub global: Global,
 }
 
-const EXIT_CODES: &str = "\
+/// What the process ends with; in the help and in the manual page of each command.
+pub const EXIT_CODES: &str = "\
 Exit codes:
-  0    done
-  1    a system call or a request to device-mapper failed
-  2    the command line is wrong
-  3    there is no pool, volume, generation or file of this name
-  4    something is in the way that may go away: a lock, somebody else's metadata snapshot, an open volume
-  5    refused: a volume is not in the state that is needed, or something exists already
-  6    a stream, a backup or a file of thinctl's own is cut off, damaged or of another version
-  7    the metadata cannot be read
-  8    a command that was called failed
-  9    a pool has no room for what is to be written
-  128+ stopped by the signal of that number, less 128";
+  0     done
+  1     a system call or a request to device-mapper failed, for want of root's
+        rights, for instance
+  2     the command line is wrong
+  3     there is no pool, volume, device, generation or file of this name
+  4     something is in the way that may go away: a lock, somebody else's metadata
+        snapshot, an open volume
+  5     refused: something is of another kind or in another state than is needed,
+        or exists already
+  6     a stream, a backup or a file of thinctl's own is cut off, damaged or of
+        another version
+  7     the metadata cannot be read
+  8     a command that was called failed
+  9     a pool has no room for what is to be written
+  128+  stopped by the signal of that number, less 128; 141 if nobody reads the
+        output any more";
+
+/// The command line, with the exit codes told of by each command.
+pub fn command() -> clap::Command {
+    Cli::command().mut_subcommands(|command| command.after_long_help(EXIT_CODES))
+}
 
 /// What applies to all commands.
 #[derive(Args)]
@@ -98,7 +119,7 @@ pub struct Place {
     #[arg(required_unless_present = "into")]
     pub pool: Option<String>,
     /// The id of the volume
-    #[arg(required_unless_present = "into")]
+    #[arg(required_unless_present = "into", value_parser = id::parse_new)]
     pub id: Option<u32>,
     /// Write into this device, which nobody uses, for instance a volume that `lvcreate -V` has made; what it holds is lost
     #[arg(long, value_name = "DEVICE", conflicts_with_all = ["pool", "id"])]
@@ -123,6 +144,7 @@ pub enum Command {
         /// The pool
         pool: String,
         /// The volume; without it, the pool's data device is drawn
+        #[arg(value_parser = id::parse_name)]
         volume: Option<String>,
         /// Write an SVG to this file
         #[arg(long, value_name = "FILE")]
@@ -136,8 +158,10 @@ pub enum Command {
         /// The pool
         pool: String,
         /// The left volume
+        #[arg(value_parser = id::parse_name)]
         left: String,
         /// The right volume
+        #[arg(value_parser = id::parse_name)]
         right: String,
         /// Show also which ranges are the same
         #[arg(long)]
@@ -148,8 +172,10 @@ pub enum Command {
         /// The pool
         pool: String,
         /// The volume
+        #[arg(value_parser = id::parse_name)]
         origin: String,
         /// The id of the snapshot
+        #[arg(value_parser = id::parse_new)]
         id: u32,
     },
     /// Write a volume, or what has changed since another one, to the standard output
@@ -157,9 +183,10 @@ pub enum Command {
         /// The pool
         pool: String,
         /// The volume, which nobody writes to
+        #[arg(value_parser = id::parse_name)]
         volume: String,
         /// The volume that the stream starts from
-        #[arg(long, value_name = "VOLUME")]
+        #[arg(long, value_name = "VOLUME", value_parser = id::parse_name)]
         from: Option<String>,
         /// Go on where a stream was cut off, as `thinctl token` tells
         #[arg(long, value_name = "TOKEN")]
@@ -180,7 +207,7 @@ pub enum Command {
         #[command(flatten)]
         place: Place,
         /// Apply the stream to a snapshot of this volume, and leave the volume as it is
-        #[arg(long, value_name = "VOLUME", conflicts_with = "into")]
+        #[arg(long, value_name = "VOLUME", conflicts_with = "into", value_parser = id::parse_name)]
         base: Option<String>,
         /// Try it also if the pool seems to have no room for it
         #[arg(long)]
@@ -191,6 +218,7 @@ pub enum Command {
         /// The pool
         pool: String,
         /// The id of the volume
+        #[arg(value_parser = id::parse)]
         id: u32,
     },
     /// Give up what was received of a stream that was cut off
@@ -198,6 +226,7 @@ pub enum Command {
         /// The pool
         pool: String,
         /// The id of the volume
+        #[arg(value_parser = id::parse)]
         id: u32,
     },
     /// Make a repository for backups of a folder that is empty or not there
@@ -210,15 +239,19 @@ pub enum Command {
         /// The pool
         pool: String,
         /// The volume
+        #[arg(value_parser = id::parse_name)]
         volume: String,
         /// The folder with the backups
         repository: PathBuf,
         /// The volume's name there [default: the pool's name and the volume's id]
         #[arg(long)]
         name: Option<String>,
-        /// Make a full generation
+        /// Make a full generation, which needs none of those that are there; they are kept
         #[arg(long)]
         full: bool,
+        /// Go on with the backups of another volume, which this one takes the place of
+        #[arg(long)]
+        adopt: bool,
         /// How
         #[command(flatten)]
         sending: Sending,
@@ -245,7 +278,7 @@ pub enum Command {
         name: String,
         /// How many generations to keep
         #[arg(long, value_name = "N")]
-        keep: usize,
+        keep: NonZeroUsize,
     },
     /// Make a volume of a backup, or write it into a device
     #[command(
@@ -269,9 +302,11 @@ pub enum Command {
     /// Move a volume to another pool, while it is in use
     Migrate {
         /// Pool and volume, as in POOL:ID
-        from: String,
+        #[arg(value_parser = PoolVolume::parse)]
+        from: PoolVolume,
         /// Where to: POOL, or POOL:ID for another id
-        to: String,
+        #[arg(value_parser = PoolId::parse)]
+        to: PoolId,
         /// Delete the volume in its old pool afterwards
         #[arg(long)]
         delete: bool,
@@ -290,6 +325,7 @@ pub enum Command {
         /// The pool
         pool: String,
         /// The volume
+        #[arg(value_parser = id::parse_name)]
         volume: String,
         /// The external origin, which nobody uses
         #[arg(long, value_name = "DEVICE")]
@@ -303,6 +339,7 @@ pub enum Command {
         /// The pool
         pool: String,
         /// The volume, which may be in use
+        #[arg(value_parser = id::parse_name)]
         volume: String,
         /// The command, for instance 'ssh HOST thinctl receive POOL ID'
         #[arg(long, value_name = "COMMAND")]
@@ -336,6 +373,7 @@ pub enum Command {
         /// The pool
         pool: String,
         /// The id of the snapshot
+        #[arg(value_parser = id::parse)]
         id: u32,
     },
     /// Write manual pages and shell completions into a folder
@@ -354,4 +392,26 @@ pub enum Command {
         /// The name of the journals
         journal: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words of a table.
+    fn words(text: &str) -> Vec<&str> {
+        text.split_whitespace().collect()
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_the_documentation() {
+        let document = include_str!("../../Documentation/metadata-snapshots.rst");
+        let (_, rest) = document.split_once("Exit codes\n==========").unwrap();
+        let table = rest.split("\n=====  ").nth(2).unwrap();
+        let table = table.split_once('\n').unwrap().1;
+        assert_eq!(
+            words(table),
+            words(EXIT_CODES.strip_prefix("Exit codes:").unwrap())
+        );
+    }
 }

@@ -9,6 +9,7 @@ use std::{
     fs,
     io::{
         self,
+        BufRead,
         IsTerminal,
         Write, //
     },
@@ -19,24 +20,25 @@ use std::{
     },
 };
 
-use clap::CommandFactory;
 use serde::Serialize;
 
 use crate::{
     backup,
     cli::{
+        self,
         Cli,
         Command,
         Global,
         Place,
         Sending, //
     },
-    device,
+    date, device,
     error::{
         Error,
         Result, //
     },
     guard,
+    id::PoolVolume,
     into::write_into,
     kept, lvm2, merge, migrate,
     progress::Progress,
@@ -46,6 +48,7 @@ use crate::{
     repository::{
         self,
         Generation,
+        Listed,
         Repository, //
     },
     send,
@@ -53,9 +56,11 @@ use crate::{
     signals,
     stream::{
         Changes,
+        Header,
         Reader, //
     },
     tell::tell,
+    usage,
 };
 
 /// Runs the command that the command line names.
@@ -120,8 +125,13 @@ pub fn run(cli: &Cli) -> Result {
             base,
             anyway,
         } => {
-            let open = || Reader::new(io::stdin().lock());
-            global.take("receive", place, base.as_deref(), *anyway, open)
+            let done = |f: &mut dyn Write, outcome, _: &Header| match (outcome, place.id) {
+                (receive::Outcome::AlreadyThere, Some(id)) => {
+                    writeln!(f, "volume {id} was in the stream's state already")
+                }
+                _ => Ok(()),
+            };
+            global.take("receive", place, base.as_deref(), *anyway, stream, done)
         }
         Command::Token { pool, id } => {
             let session = global.session(pool)?;
@@ -143,16 +153,11 @@ pub fn run(cli: &Cli) -> Result {
             no_origin,
             anyway,
         } => {
-            let (from, name) = from
-                .rsplit_once(':')
-                .ok_or_else(|| Error::Refused(format!("\"{from}\" is not POOL:ID")))?;
-            let from = global.session(from)?;
-            let id = from.pool.volume_id(&from.dm, name)?;
-            let (to, to_id) = match to.rsplit_once(':') {
-                Some((to, to_id)) => (to, to_id.parse().map_err(|e| bad_number(to_id, e))?),
-                None => (to.as_str(), id),
-            };
-            let to = global.session(to)?;
+            let PoolVolume { pool, volume } = from;
+            let from = global.session(pool)?;
+            let id = from.pool.volume_id(&from.dm, volume)?;
+            let to_id = to.or(id)?;
+            let to = global.session(&to.pool)?;
             let progress = global.progress("migrate");
             let options = migrate::Options {
                 to_id,
@@ -161,7 +166,10 @@ pub fn run(cli: &Cli) -> Result {
                 origin: match origin {
                     None if *no_origin => migrate::Origin::None,
                     None => migrate::Origin::Unknown,
-                    Some(path) => migrate::Origin::Device(device::number(path)?),
+                    Some(path) => {
+                        let path = device::find(&from.dm, path)?;
+                        migrate::Origin::Device(device::number(&path)?)
+                    }
                 },
             };
             let migrated = migrate::migrate(&from, id, &to, &options, |total, n| {
@@ -237,6 +245,7 @@ pub fn run(cli: &Cli) -> Result {
             repository,
             name,
             full,
+            adopt,
             sending,
         } => {
             // None is made here: its file system may not be mounted.
@@ -248,6 +257,7 @@ pub fn run(cli: &Cli) -> Result {
                 repository,
                 name: name.as_deref().unwrap_or(&usual),
                 full: *full,
+                adopt: *adopt,
                 level: sending.level,
             };
             let progress = global.progress("backup");
@@ -277,16 +287,21 @@ pub fn run(cli: &Cli) -> Result {
             };
             let mut all = BTreeMap::new();
             for name in names {
-                let generations = repository.generations(&name)?;
-                all.insert(name, generations);
+                let listed = repository.list(&name)?;
+                all.insert(name, listed);
             }
-            global.print(&all, |f| {
-                all.iter().try_for_each(|(name, generations)| {
-                    generations
-                        .iter()
-                        .try_for_each(|generation| print_generation(f, name, generation))
-                })
-            })
+            global.print(&all, |f| print_list(f, &all))?;
+            let damaged = all
+                .values()
+                .flatten()
+                .filter(|one| matches!(one, Listed::Unreadable { .. }))
+                .count();
+            match damaged {
+                0 => Ok(()),
+                n => Err(Error::Damaged(format!(
+                    "{n} generations cannot be read; `thinctl verify` tells what can be restored"
+                ))),
+            }
         }
         Command::Verify { repository, name } => {
             let repository = Repository::open(repository)?;
@@ -325,7 +340,7 @@ pub fn run(cli: &Cli) -> Result {
         } => {
             let repository = Repository::open(repository)?.lock()?;
             let progress = global.progress("prune");
-            let pruned = repository.prune(name, *keep, &mut |n| {
+            let pruned = repository.prune(name, keep.get(), &mut |n| {
                 progress.add(n);
                 signals::check()
             })?;
@@ -345,7 +360,27 @@ pub fn run(cli: &Cli) -> Result {
             anyway,
         } => {
             let open = || Repository::open(repository)?.restore(name, *generation);
-            global.take("restore", place, None, *anyway, open)
+            let done = |f: &mut dyn Write, _, header: &Header| {
+                write!(
+                    f,
+                    "{name} of {} UTC, {} bytes with {} bytes of data, is ",
+                    date::utc(header.time),
+                    header.size,
+                    header.data
+                )?;
+                match place {
+                    Place {
+                        into: Some(path), ..
+                    } => writeln!(f, "in {}", path.display()),
+                    Place {
+                        pool: Some(pool),
+                        id: Some(id),
+                        ..
+                    } => writeln!(f, "volume {id} of pool {pool}"),
+                    Place { .. } => writeln!(f, "restored"),
+                }
+            };
+            global.take("restore", place, None, *anyway, open, done)
         }
     }
 }
@@ -387,6 +422,26 @@ fn replicate(
     }
 }
 
+/// The stream that comes on the standard input.
+fn stream() -> Result<Reader<io::StdinLock<'static>>> {
+    let mut input = io::stdin().lock();
+    if input.is_terminal() {
+        return Err(Error::Refused(
+            "a stream does not come from a terminal: redirect the input".to_owned(),
+        ));
+    }
+    if input
+        .fill_buf()
+        .map_err(Error::io("standard input"))?
+        .is_empty()
+    {
+        return Err(Error::Damaged(
+            "the standard input is empty: what should send a stream may have failed".to_owned(),
+        ));
+    }
+    Reader::new(input)
+}
+
 /// There is so much to do from now on, or so much more was done.
 fn update(progress: &Progress, total: Option<u64>, bytes: u64) {
     if let Some(total) = total {
@@ -396,12 +451,46 @@ fn update(progress: &Progress, total: Option<u64>, bytes: u64) {
     progress.add(bytes);
 }
 
+/// A table of backups.
+fn print_list(f: &mut dyn Write, all: &BTreeMap<String, Vec<Listed>>) -> io::Result<()> {
+    let width = all.keys().map(|name| name.chars().count()).max();
+    let width = width.unwrap_or(0).max("NAME".len());
+    writeln!(
+        f,
+        "{:<width$} {:>10}  {:<11}  {:<19} {:>12} {:>12} {:>12}",
+        "NAME", "GENERATION", "KIND", "MADE (UTC)", "SIZE", "DATA", "STORED"
+    )?;
+    for (name, listed) in all {
+        for one in listed {
+            match one {
+                Listed::Generation(one) => writeln!(
+                    f,
+                    "{name:<width$} {:>10}  {:<11}  {:<19} {:>12} {:>12} {:>12}",
+                    one.number,
+                    one.kind.name(),
+                    date::utc(one.created),
+                    usage::bytes(one.header.size),
+                    usage::bytes(one.header.data),
+                    usage::bytes(one.totals.stored)
+                )?,
+                Listed::Unreadable {
+                    number,
+                    kind,
+                    problem,
+                } => writeln!(
+                    f,
+                    "{name:<width$} {number:>10}  {:<11}  {problem}",
+                    kind.name()
+                )?,
+            }
+        }
+    }
+    Ok(())
+}
+
 /// One line about a generation.
 fn print_generation(f: &mut dyn Write, name: &str, generation: &Generation) -> io::Result<()> {
-    let kind = match generation.kind {
-        repository::Kind::Full => "full",
-        repository::Kind::Incremental => "incremental",
-    };
+    let kind = generation.kind.name();
     writeln!(
         f,
         "{name} {}: {kind}, {} bytes of data, {} bytes in the repository",
@@ -413,7 +502,7 @@ fn print_generation(f: &mut dyn Write, name: &str, generation: &Generation) -> i
 fn generate(folder: &Path, shells: &[clap_complete::Shell]) -> Result {
     fs::create_dir_all(folder).map_err(Error::io(folder.display()))?;
     // Completions would offer what is hidden.
-    let whole = Cli::command();
+    let whole = cli::command();
     let shown = whole
         .get_subcommands()
         .filter(|command| !command.is_hide_set());
@@ -430,10 +519,6 @@ fn generate(folder: &Path, shells: &[clap_complete::Shell]) -> Result {
         .map_err(Error::io(folder.display()))
 }
 
-fn bad_number(text: &str, e: std::num::ParseIntError) -> Error {
-    Error::Refused(format!("\"{text}\": {e}"))
-}
-
 impl Global {
     /// Takes what `open` gives to where it is to go.
     fn take<C: Changes>(
@@ -443,8 +528,9 @@ impl Global {
         base: Option<&str>,
         anyway: bool,
         open: impl FnOnce() -> Result<C>,
+        done: impl FnOnce(&mut dyn Write, receive::Outcome, &Header) -> io::Result<()>,
     ) -> Result {
-        let outcome = match place {
+        let (outcome, header) = match place {
             Place {
                 into: Some(path), ..
             } => {
@@ -453,7 +539,7 @@ impl Global {
                 progress.set_total(changes.header().data);
                 let session = |pool: &str| self.session(pool);
                 write_into(path, anyway, session, &mut changes, |n| progress.add(n))?;
-                receive::Outcome::Received
+                (receive::Outcome::Received, changes.header().clone())
             }
             Place {
                 pool: Some(pool),
@@ -469,17 +555,14 @@ impl Global {
                 let mut changes = open()?;
                 let progress = self.progress(what);
                 progress.set_total(changes.header().data);
-                receive::receive(&session, *id, &options, &mut changes, |n| progress.add(n))?
+                let outcome =
+                    receive::receive(&session, *id, &options, &mut changes, |n| progress.add(n))?;
+                (outcome, changes.header().clone())
             }
             // clap has refused it.
-            Place { .. } => return Err(Error::Refused("POOL and ID are missing".to_owned())),
+            Place { .. } => return Err(Error::Usage("POOL and ID are missing".to_owned())),
         };
-        self.print(&outcome, |f| match (outcome, place.id) {
-            (receive::Outcome::AlreadyThere, Some(id)) if what == "receive" => {
-                writeln!(f, "volume {id} was in the stream's state already")
-            }
-            _ => Ok(()),
-        })
+        self.print(&outcome, |f| done(f, outcome, &header))
     }
 
     /// Begins work with a pool.

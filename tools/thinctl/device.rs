@@ -9,6 +9,7 @@ use std::{
         OpenOptions, //
     },
     io::{
+        ErrorKind,
         Seek,
         SeekFrom, //
     },
@@ -36,10 +37,12 @@ use rustix::{
 
 use crate::{
     cut,
+    dm::Dm,
     error::{
         Error,
         Result, //
     },
+    pool::candidates,
 };
 
 /// How much is read or written at once, in bytes.
@@ -97,6 +100,36 @@ fn number_in(metadata: &fs::Metadata, path: &Path) -> Result<devicemapper::Devic
         )));
     }
     Ok(metadata.rdev().into())
+}
+
+/// The node of the device that people call `path`: that of a block device, or lvm2's `vg/lv` or the name of a device of
+/// device-mapper.
+pub fn find(dm: &Dm, path: &Path) -> Result<PathBuf> {
+    let node = fs::metadata(path);
+    if !node
+        .as_ref()
+        .is_ok_and(|found| found.file_type().is_block_device())
+    {
+        for name in path.to_str().map(candidates).unwrap_or_default() {
+            if let Some(info) = dm.info(&name)? {
+                return Ok(info.path());
+            }
+        }
+    }
+    match node {
+        Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::NotFound(format!(
+            "there is no device {0}: neither a node, nor an active volume of lvm2 or device of device-mapper",
+            path.display()
+        ))),
+        _ => Ok(path.to_owned()),
+    }
+}
+
+/// Whether nothing can be written to a device.
+pub fn is_read_only(number: devicemapper::Device) -> Result<bool> {
+    let file = format!("/sys/dev/block/{number}/ro");
+    let text = fs::read_to_string(&file).map_err(Error::io(&file))?;
+    Ok(text.trim_end() != "0")
 }
 
 /// A block device.

@@ -17,7 +17,10 @@ use devicemapper::{
     DmUuid,
     DM, //
 };
-use rustix::io::Errno;
+use rustix::{
+    io::Errno,
+    process::geteuid, //
+};
 
 use crate::{
     cut,
@@ -70,7 +73,11 @@ pub struct Dm(DM);
 impl Dm {
     /// Opens device-mapper's control device.
     pub fn new() -> Result<Self> {
-        DM::new().map(Self).map_err(error("device-mapper"))
+        let what = match geteuid().is_root() {
+            true => "device-mapper (is dm_mod loaded?)",
+            false => "device-mapper (thinctl must be run as root)",
+        };
+        DM::new().map(Self).map_err(error(what))
     }
 
     /// The names and numbers of all devices.

@@ -4,14 +4,20 @@
 
 use std::{
     fmt,
-    io, //
+    io::{
+        self,
+        ErrorKind, //
+    },
 };
 
 use rustix::io::Errno;
 
+/// The number of the signal that ends who writes into such a pipe.
+const SIGPIPE: u8 = 13;
+
 /// What a command gives up with.
 ///
-/// Each kind has an exit code of its own; clap ends with 2 when the command line is wrong.
+/// Each kind has an exit code of its own; clap ends as [`Error::Usage`] does.
 #[derive(Debug)]
 pub enum Error {
     /// A system call or a request to device-mapper failed: what was done, and its error.
@@ -30,6 +36,8 @@ pub enum Error {
     Command(String),
     /// A pool has no room for what is to be written.
     NoRoom(String),
+    /// The command line is wrong.
+    Usage(String),
     /// A signal asked to stop.
     Interrupted(i32),
 }
@@ -41,8 +49,10 @@ impl Error {
     /// The exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Io(..) if self.is_unread() => 128 + SIGPIPE,
             Self::Io(..) => 1,
-            // 2 is clap's.
+            // As clap ends.
+            Self::Usage(_) => 2,
             Self::NotFound(_) => 3,
             Self::Busy(_) => 4,
             Self::Refused(_) => 5,
@@ -54,6 +64,12 @@ impl Error {
                 u8::try_from(*signal).map_or(255, |n| n.saturating_add(128))
             }
         }
+    }
+
+    /// Whether nobody reads the output any more: whoever has read enough of it need not be told. Other pipes than the standard
+    /// output have errors of their own.
+    pub fn is_unread(&self) -> bool {
+        matches!(self, Self::Io(_, e) if e.kind() == ErrorKind::BrokenPipe)
     }
 
     /// The errno of a failed system call.
@@ -80,7 +96,8 @@ impl fmt::Display for Error {
             | Self::Refused(what)
             | Self::Damaged(what)
             | Self::Command(what)
-            | Self::NoRoom(what) => f.write_str(what),
+            | Self::NoRoom(what)
+            | Self::Usage(what) => f.write_str(what),
             Self::Interrupted(signal) => write!(f, "stopped by signal {signal}"),
         }
     }
@@ -90,12 +107,17 @@ impl std::error::Error for Error {}
 
 impl From<thin_metadata::Error> for Error {
     fn from(e: thin_metadata::Error) -> Self {
-        Self::Metadata(e)
+        match e {
+            thin_metadata::Error::NoDevice(id) => {
+                Self::NotFound(format!("there is no volume {} in the pool", id.key()))
+            }
+            e => Self::Metadata(e),
+        }
     }
 }
 
 impl From<persistent_data::Error> for Error {
     fn from(e: persistent_data::Error) -> Self {
-        Self::Metadata(e.into())
+        thin_metadata::Error::from(e).into()
     }
 }

@@ -64,7 +64,7 @@ impl Guard {
         let mut ready = [0];
         match &mut child.stdout {
             Some(stdout) => stdout.read_exact(&mut ready).map_err(failed())?,
-            None => return Err(failed()(io::ErrorKind::BrokenPipe.into())),
+            None => return Err(failed()(io::ErrorKind::UnexpectedEof.into())),
         }
         Ok(Self(child))
     }

@@ -57,7 +57,6 @@ use serde::{
 };
 
 use crate::{
-    cut,
     error::{
         Error,
         Result, //
@@ -203,17 +202,14 @@ impl Home {
         let path = self.path(name);
         let text = serde_json::to_vec_pretty(content)
             .map_err(|e| Error::Damaged(format!("{}: {e}", path.display())))?;
-        cut::point();
         let mut file = NewFile::new(&self.folder, name)?;
         file.hold();
         file.write_all(&text).map_err(Error::io(path.display()))?;
-        cut::point();
         file.replace(name)
     }
 
     /// Removes a file; that there is none is no error.
     pub fn remove(&self, name: &str) -> Result {
-        cut::point();
         remove(&self.path(name))?;
         sync_folder(&self.folder)
     }

@@ -62,7 +62,8 @@ impl Identity {
         }
         Err(Error::Refused(format!(
             "pool {name} is not what it was: its time was {} and its transaction id {}, and they are {} and {} now. If it \
-             was made anew or put back to an earlier state, remove {}: backups and replications begin anew then",
+             was made anew or put back to an earlier state, remove {}: replications begin anew then, and backups if they --adopt \
+             what is there",
             self.time,
             self.transaction,
             now.time,

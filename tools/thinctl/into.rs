@@ -32,6 +32,7 @@ use rustix::io::Errno;
 use crate::{
     copy::Target,
     device::{
+        self,
         Buffer,
         Device,
         CHUNK, //
@@ -85,6 +86,8 @@ pub fn write_into(
 ) -> Result {
     let header = changes.header().clone();
     check_header(path, &header)?;
+    let dm = Arc::new(Dm::new()?);
+    let path = &device::find(&dm, path)?;
     let device = match Device::open_exclusively(path) {
         Err(e) if e.errno() == Some(Errno::BUSY) => {
             return Err(in_use(path, "unmount it, and deactivate what uses it"))
@@ -92,7 +95,7 @@ pub fn write_into(
         result => result?,
     };
     let place = Place {
-        dm: Arc::new(Dm::new()?),
+        dm,
         path,
         number: device.number()?,
         header,
@@ -121,7 +124,7 @@ pub fn write_into(
                 true => Ok(()),
                 false => Err(place.changed()),
             });
-        if written.is_err() {
+        if written.is_err() && output.is_touched {
             tell(format_args!(
                 "{} holds a part of the volume only; the whole of it is written anew the next time",
                 path.display()
@@ -398,8 +401,13 @@ fn with_room<X>(
     f()
 }
 
-/// Where it is written to.
-enum Output {
+/// Where it is written to, and whether that was begun.
+struct Output {
+    to: To,
+    is_touched: bool,
+}
+
+enum To {
     /// A thin volume, and whether nothing of it is unmapped.
     Thin(Box<Target>, bool),
     /// Another device, and the pools on whose volumes it lies.
@@ -412,37 +420,54 @@ impl Output {
             Kind::Thin(volume) => volume,
             Kind::Other(all) => {
                 let all = all.iter().map(|below| (below.room.clone(), below.more));
-                return Ok(Self::Other(device, Buffer::new(), all.collect()));
+                return Ok(Self::untouched(To::Other(
+                    device,
+                    Buffer::new(),
+                    all.collect(),
+                )));
             }
         };
         let mut target = Target::over(device, volume.room.pool(), volume.room.clone())?;
         if volume.is_overwritten {
             target.overwrites();
         }
-        Ok(Self::Thin(Box::new(target), volume.is_overwritten))
+        Ok(Self::untouched(To::Thin(
+            Box::new(target),
+            volume.is_overwritten,
+        )))
+    }
+
+    fn untouched(to: To) -> Self {
+        Self {
+            to,
+            is_touched: false,
+        }
     }
 
     fn device(&self) -> &Device {
-        match self {
-            Self::Thin(target, _) => target.device(),
-            Self::Other(device, ..) => device,
+        match &self.to {
+            To::Thin(target, _) => target.device(),
+            To::Other(device, ..) => device,
         }
     }
 
     /// Unmaps the old content, so that there is room for the new one.
     fn give_up_old(&mut self, size: u64) -> Result {
-        match self {
-            Self::Thin(target, false) => {
-                for_pieces(0, size, PIECE, |offset, len| target.unmap(offset, len))
-            }
-            Self::Thin(_, true) | Self::Other(..) => Ok(()),
+        let Self { to, is_touched } = self;
+        match to {
+            To::Thin(target, false) => for_pieces(0, size, PIECE, |offset, len| {
+                *is_touched = true;
+                target.unmap(offset, len)
+            }),
+            To::Thin(_, true) | To::Other(..) => Ok(()),
         }
     }
 
     fn write(&mut self, mut offset: u64, data: &[u8]) -> Result {
-        let (device, buffer, below) = match self {
-            Self::Thin(target, _) => return target.write(offset, data),
-            Self::Other(device, buffer, below) => (device, buffer, below),
+        self.is_touched = true;
+        let (device, buffer, below) = match &mut self.to {
+            To::Thin(target, _) => return target.write(offset, data),
+            To::Other(device, buffer, below) => (device, buffer, below),
         };
         for part in data.chunks(CHUNK) {
             let aligned = buffer.get(part.len());
@@ -456,24 +481,28 @@ impl Output {
 
     /// Makes sure that zeroes are read from `begin` to `end`.
     fn zero(&mut self, begin: u64, end: u64) -> Result {
-        let piece = match self {
+        let Self { to, is_touched } = self;
+        let piece = match to {
             // Each piece is compared with the room.
-            Self::Other(_, _, below) if !below.is_empty() => CHUNK as u64,
+            To::Other(_, _, below) if !below.is_empty() => CHUNK as u64,
             _ => PIECE,
         };
-        for_pieces(begin, end, piece, |offset, len| match self {
-            Self::Thin(target, _) => target.discard(offset, len),
-            Self::Other(device, _, below) => {
-                check_below(below, len)?;
-                device.zero(offset, len)
+        for_pieces(begin, end, piece, |offset, len| {
+            *is_touched = true;
+            match to {
+                To::Thin(target, _) => target.discard(offset, len),
+                To::Other(device, _, below) => {
+                    check_below(below, len)?;
+                    device.zero(offset, len)
+                }
             }
         })
     }
 
     fn flush(&self) -> Result {
-        match self {
-            Self::Thin(target, _) => target.flush(),
-            Self::Other(device, ..) => device.flush(),
+        match &self.to {
+            To::Thin(target, _) => target.flush(),
+            To::Other(device, ..) => device.flush(),
         }
     }
 }
@@ -508,6 +537,12 @@ fn for_pieces(
 /// Gives an error if a device that this process has opened exclusively is used otherwise, or is not for writing to; else
 /// the thin volumes that it is or lies on.
 pub fn check_free(dm: &Dm, path: &Path, number: Number) -> Result<Vec<Thin>> {
+    if device::is_read_only(number)? {
+        return Err(Error::Refused(format!(
+            "{} is read-only; nothing was written to it",
+            path.display()
+        )));
+    }
     if let Some(name) = dm.name(number)? {
         check_unused(dm, path, &name)?;
     }

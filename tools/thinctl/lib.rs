@@ -9,8 +9,8 @@
 //! From the bottom up:
 //!
 //! - `files`: files that are there as a whole or not at all.
-//! - [`error`], [`size`], [`progress`], [`rate`]: what can go wrong, numbers of bytes, how far work is and how fast it
-//!   may be.
+//! - [`error`], [`size`], [`date`], [`progress`], [`rate`]: what can go wrong, numbers of bytes and moments, how far work
+//!   is and how fast it may be.
 //! - [`walk`]: going through metadata.
 //! - [`diff`], [`census`], [`usage`], [`relations`], [`map`]: what metadata say; [`svg`] and [`terminal`] draw it, with
 //!   [`colour`] and [`bits`] underneath.
@@ -20,12 +20,12 @@
 //! - [`dm`], [`pool`], [`device`]: device-mapper, pools, and the data of volumes.
 //! - [`home`], [`identity`], [`journal`], [`signals`], [`guard`]: what is remembered, and what is undone however a
 //!   process ends.
-//! - [`lvm2`]: what is left to lvm2 in its pools.
+//! - [`lvm2`], [`id`]: what is left to lvm2 in its pools, and which ids are whose.
 //! - [`stack`]: what a device lies on.
 //! - [`turn`], [`memory`], [`backing`]: who may suspend a volume, and what must not lie on it.
 //! - [`session`], [`naming`], [`unchanged`]: work with one pool, which state a volume is in, and whether it still is.
 //! - [`extents`], [`room`], [`copy`]: lists of changes, whether there is room for them, and the data for them.
-//! - [`program`]: commands that take a stream.
+//! - [`program`], [`family`]: commands that take a stream, and what belongs to them.
 //! - [`anchors`]: the snapshots that something goes on from.
 //! - [`send`], [`receive`], [`into`], [`backup`], [`merge`], [`migrate`] with [`migration`], [`replicate`]: what it is all for.
 //! - [`kept`], [`numbering`]: what these keep in a pool, and that lvm2 does not come to use the same ids.
@@ -41,14 +41,17 @@ pub mod colour;
 pub mod commands;
 pub mod copy;
 pub mod cut;
+pub mod date;
 pub mod device;
 pub mod diff;
 pub mod dm;
 pub mod error;
 pub mod extents;
+pub mod family;
 mod files;
 pub mod guard;
 pub mod home;
+pub mod id;
 pub mod identity;
 pub mod into;
 pub mod journal;

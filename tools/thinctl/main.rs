@@ -4,20 +4,25 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::FromArgMatches;
 
 use thinctl::{
-    cli::Cli,
+    cli::{
+        self,
+        Cli, //
+    },
     commands,
     tell::tell, //
 };
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::from_arg_matches(&cli::command().get_matches()).unwrap_or_else(|e| e.exit());
     match commands::run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            tell(&e);
+            if !e.is_unread() {
+                tell(&e);
+            }
             ExitCode::from(e.exit_code())
         }
     }

@@ -26,6 +26,7 @@ use crate::{
         for_chunks, //
     },
     device::{
+        self,
         Buffer,
         Device, //
     },
@@ -110,6 +111,14 @@ pub fn merge(
     numbering::check(session)?;
     let file = format!("merge-{id}.json");
     let _lock = lock(session, id)?;
+    // Nodes of lvm2's volumes have its names if udev makes them, and the next run may find the others.
+    let words = match path.exists() {
+        true => path::absolute(path),
+        false => Ok(Path::new("/dev").join(path)),
+    };
+    let words = words.map_err(Error::io(path.display()))?;
+    let words = words.display().to_string();
+    let path = &device::find(&session.dm, path)?;
     let device = match Device::open_exclusively(path) {
         Err(e) if e.errno() == Some(Errno::BUSY) => {
             return Err(Error::Busy(format!(
@@ -129,10 +138,6 @@ pub fn merge(
             path.display()
         )));
     }
-    let words = path::absolute(path)
-        .map_err(Error::io(path.display()))?
-        .display()
-        .to_string();
 
     let mut merge = begin(session, id, words, device.size, &file)?;
     let mut merged = Merged { written: 0 };

@@ -39,6 +39,7 @@ use crate::{
         Error,
         Result, //
     },
+    id,
 };
 
 /// The mode of a pool whose metadata do not change, as its status tells.
@@ -225,17 +226,26 @@ fn is_of_lvm2(uuid: Option<&str>) -> bool {
 impl Pool {
     /// Finds a pool by the name or node of its device, or as lvm2's `vg/lv`.
     pub fn find(dm: &Dm, name: &str) -> Result<Self> {
+        let mut other = None;
         for candidate in candidates(name) {
             let Some(info) = dm.info(&candidate)? else {
                 continue;
             };
             let table = dm.table(&candidate)?;
-            let [line] = table.as_slice() else {
-                continue;
+            let line = match table.as_slice() {
+                [line] if line.target == "thin-pool" => line,
+                lines => {
+                    let targets: Vec<_> = lines.iter().map(|line| line.target.as_str()).collect();
+                    other = Some(match targets.as_slice() {
+                        [] => format!("{candidate} is no pool: it has no table"),
+                        targets => format!(
+                            "{candidate} is no pool: its target is {}",
+                            targets.join(", ")
+                        ),
+                    });
+                    continue;
+                }
             };
-            if line.target != "thin-pool" {
-                continue;
-            }
             let params: ThinPoolTargetParams = format!("thin-pool {}", line.words)
                 .parse()
                 .map_err(|e| bad_line(&candidate, e))?;
@@ -256,7 +266,15 @@ impl Pool {
                     .any(|word| word == "skip_block_zeroing"),
             });
         }
-        Err(Error::NotFound(format!("there is no active pool {name}")))
+        match other {
+            Some(other) => Err(Error::Refused(other)),
+            None if name.contains('/') && Path::new(name).exists() => Err(Error::Refused(format!(
+                "{name} is no pool, nor any device of device-mapper"
+            ))),
+            None => Err(Error::NotFound(format!(
+                "there is no active pool {name}; `dmsetup ls --target thin-pool` lists those that are"
+            ))),
+        }
     }
 
     /// What the pool's status says; an error if it has failed.
@@ -320,8 +338,8 @@ impl Pool {
 
     /// The id of a volume, which is an id already or the name or node of an active volume.
     pub fn volume_id(&self, dm: &Dm, name: &str) -> Result<u32> {
-        if let Ok(id) = name.parse() {
-            return Ok(id);
+        if id::is_number(name) {
+            return id::parse(name).map_err(|e| Error::Usage(format!("{name}: {e}")));
         }
         let names = candidates(name);
         self.active_volumes(dm)?
@@ -401,7 +419,7 @@ impl Pool {
 }
 
 /// The names of devices that `name` may mean.
-fn candidates(name: &str) -> Vec<String> {
+pub fn candidates(name: &str) -> Vec<String> {
     let name = name.strip_prefix("/dev/mapper/").unwrap_or(name);
     let plain = name.strip_prefix("/dev/").unwrap_or(name);
     if let Some((vg, lv)) = plain.split_once('/') {
@@ -414,7 +432,11 @@ fn candidates(name: &str) -> Vec<String> {
             return vec![name.trim_end().to_owned()];
         }
     }
-    vec![name.to_owned()]
+    // None has a name with such letters, which device-mapper would complain of.
+    match name.contains('/') {
+        true => Vec::new(),
+        false => vec![name.to_owned()],
+    }
 }
 
 /// The node of a device, also without udev.

@@ -8,7 +8,6 @@ use std::{
         ErrorKind,
         Write, //
     },
-    os::unix::process::CommandExt,
     process::{
         Child,
         ChildStdin,
@@ -32,7 +31,6 @@ use rustix::{
     },
     io::ioctl_fionbio,
     process::{
-        kill_process_group,
         Pid,
         Signal, //
     },
@@ -43,6 +41,7 @@ use crate::{
         Error,
         Result, //
     },
+    family::Family,
     signals,
 };
 
@@ -56,6 +55,8 @@ const PAUSE: Timespec = Timespec {
 pub struct Program {
     command: String,
     child: Child,
+    /// What it starts ends with it.
+    family: Family,
     patience: Duration,
 }
 
@@ -68,15 +69,14 @@ pub struct Input {
 impl Program {
     /// Starts `command`, for which `patience` is how long it may take nothing, and how long it may run on after that.
     pub fn start(command: &str, patience: Duration) -> Result<(Self, Input)> {
-        let mut child = Command::new("/bin/sh")
+        let mut shell = Command::new("/bin/sh");
+        shell
             .arg("-c")
             .arg(command)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            // What it starts ends with it.
-            .process_group(0)
-            .spawn()
-            .map_err(Error::io(command))?;
+            .stdout(Stdio::null());
+        let family = Family::mark(&mut shell)?;
+        let mut child = shell.spawn().map_err(Error::io(command))?;
         let pipe = child
             .stdin
             .take()
@@ -85,6 +85,7 @@ impl Program {
         let program = Self {
             command: command.to_owned(),
             child,
+            family,
             patience,
         };
         Ok((program, Input { pipe, patience }))
@@ -103,6 +104,10 @@ impl Program {
         }
         let status = self.wait()?;
         match sent {
+            // It has not failed in its own eyes, but has not got all of it, either.
+            Err(_) if kind == Some(ErrorKind::BrokenPipe) && status.success() => {
+                Err(self.failed("did not take all of its input".to_owned()))
+            }
             // That the pipe broke is a consequence.
             sent if status.success() || (sent.is_err() && kind != Some(ErrorKind::BrokenPipe)) => {
                 sent
@@ -127,20 +132,19 @@ impl Program {
         }
     }
 
-    /// Gives an error if a signal has asked to stop; it is handed on, as no terminal sends it to another group.
+    /// Gives an error if a signal has asked to stop; it is handed on, as it may not have come from the terminal.
     fn go_on(&self) -> Result {
-        signals::check().inspect_err(|_| self.signal(Signal::TERM))
+        signals::check().inspect_err(|_| self.family.signal(self.head(), Signal::TERM))
     }
 
     fn kill(&mut self) {
-        self.signal(Signal::KILL);
+        self.family.kill(self.head());
         let _ = self.child.wait();
     }
 
-    /// Sends a signal to all that the command has started. Nobody has waited for it yet, so its number is still its own.
-    fn signal(&self, signal: Signal) {
-        // If it has ended by now, that is as good.
-        let _ = kill_process_group(Pid::from_child(&self.child), signal);
+    /// Nobody has waited for it yet, so its number is still its own.
+    fn head(&self) -> Pid {
+        Pid::from_child(&self.child)
     }
 
     fn failed(&self, how: String) -> Error {
@@ -220,22 +224,62 @@ mod tests {
 
     #[test]
     fn what_it_has_started_ends_with_it() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let path = file.path().display();
-        fails(
-            &format!("sleep 1000 & echo $! >{path}; wait"),
-            "took nothing",
-        );
-        let number = std::fs::read_to_string(file.path()).unwrap();
-        let is_there = || {
-            // Whoever ought to wait for it may not do so.
-            std::fs::read_to_string(format!("/proc/{}/stat", number.trim_end()))
-                .is_ok_and(|stat| !stat.contains(") Z "))
-        };
-        let begun = Instant::now();
-        while is_there() {
-            assert!(begun.elapsed() < Duration::from_secs(10));
-            thread::sleep(Duration::from_millis(10));
+        for start in [
+            // Its child, also without the environment.
+            "sleep 1000 & echo $! >PATH; wait",
+            "env -i sleep 1000 & echo $! >PATH; wait",
+            // That of one who is gone.
+            "(sleep 1000 & echo $! >PATH); sleep 1000",
+            // In a group of its own.
+            "timeout 1000 sleep 1000 & echo $! >PATH; wait",
+        ] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let path = file.path().display().to_string();
+            fails(&start.replace("PATH", &path), "took nothing");
+            let number = std::fs::read_to_string(file.path()).unwrap();
+            let is_there = || {
+                // Whoever ought to wait for it may not do so.
+                std::fs::read_to_string(format!("/proc/{}/stat", number.trim_end()))
+                    .is_ok_and(|stat| !stat.contains(") Z "))
+            };
+            let begun = Instant::now();
+            while is_there() {
+                assert!(begun.elapsed() < Duration::from_secs(10), "{start}");
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+
+    /// Asks as ssh does.
+    #[test]
+    #[ignore = "the next one calls it, at a terminal"]
+    fn asks_at_the_terminal() {
+        let ask = "stty -echo </dev/tty && read -r answer </dev/tty && test \"$answer\" = secret";
+        let command = format!("cat >/dev/null | ({ask}) || exit; exec cat >/dev/null");
+        let (program, input) = Program::start(&command, Duration::from_secs(60)).unwrap();
+        drop(input);
+        program.end(Ok(())).unwrap();
+    }
+
+    #[test]
+    fn a_password_can_be_asked_for() {
+        let test = std::env::current_exe().unwrap();
+        let words = "--ignored --exact program::tests::asks_at_the_terminal";
+        for (answer, is_right) in [("secret\n", true), ("wrong\n", false)] {
+            // It makes a terminal, and a session for that.
+            let mut script = Command::new("script")
+                .args(["-qec", &format!("{} {words}", test.display()), "/dev/null"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut keyboard = script.stdin.take().unwrap();
+            keyboard.write_all(answer.as_bytes()).unwrap();
+            let output = script.wait_with_output().unwrap();
+            drop(keyboard);
+            let told = String::from_utf8_lossy(&output.stdout);
+            assert!(told.contains("1 passed") == is_right, "{told}");
+            assert!(told.contains("1 failed") != is_right, "{told}");
         }
     }
 
@@ -244,6 +288,6 @@ mod tests {
         fails("exit 3", "3");
         fails("cat >/dev/null; exit 3", "3");
         // If it does not want all of it, it has not got all of it.
-        assert!(sent("head -c 1000 >/dev/null").is_err());
+        fails("head -c 1000 >/dev/null", "did not take all");
     }
 }

@@ -61,7 +61,8 @@ pub use self::{
     fold::Fold,
     generation::{
         Generation,
-        Kind, //
+        Kind,
+        Source, //
     },
     lock::Locked,
     prune::Pruned,
@@ -92,10 +93,7 @@ use crate::{
         NewFile,
         TEMPORARY, //
     },
-    state::{
-        self,
-        StateId, //
-    },
+    state, //
 };
 
 /// Backups in a folder.
@@ -111,6 +109,23 @@ const VERSION: u32 = 2;
 
 /// How long a marker is at most, in bytes.
 const MAX_MARKER: u64 = 4096;
+
+/// A backup of a volume, as far as it can be read.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Listed {
+    /// What its manifest tells.
+    Generation(Box<Generation>),
+    /// The manifest cannot be read.
+    Unreadable {
+        /// Its number.
+        number: u64,
+        /// Whether it needs the one before.
+        kind: Kind,
+        /// Why it cannot.
+        problem: String,
+    },
+}
 
 #[derive(Serialize, Deserialize)]
 struct Marker {
@@ -221,10 +236,74 @@ impl Repository {
             .collect()
     }
 
-    /// The state that the last backup of a volume leads to; none if there is no backup.
-    pub fn last_state(&self, volume: &str) -> Result<Option<StateId>> {
-        let last = self.steady(volume, || self.last(volume))?;
-        Ok(last.map(|last| last.header.to))
+    /// The backups of a volume, oldest first, and of those whose manifests cannot be read, why.
+    pub fn list(&self, volume: &str) -> Result<Vec<Listed>> {
+        let folder = self.folder(volume)?;
+        loop {
+            let before = self.parts(volume)?;
+            let names = self.numbers(volume)?;
+            if names.is_empty() {
+                return Err(self.no_volume(volume));
+            }
+            let mut all_read = true;
+            let mut listed = Vec::new();
+            for (number, kind) in names {
+                listed.push(match Generation::load(&folder, Name { number, kind }) {
+                    Ok(generation) => Listed::Generation(Box::new(generation)),
+                    Err(e) => {
+                        all_read = false;
+                        Listed::Unreadable {
+                            number,
+                            kind,
+                            problem: e.to_string(),
+                        }
+                    }
+                });
+            }
+            if all_read || self.parts(volume)? == before {
+                return Ok(listed);
+            }
+        }
+    }
+
+    /// The last backup of a volume, as far as its manifest can be read.
+    pub fn last_readable(&self, volume: &str) -> Result<Option<Generation>> {
+        match self.list(volume) {
+            Ok(mut listed) => Ok(match listed.pop() {
+                Some(Listed::Generation(last)) => Some(*last),
+                _ => None,
+            }),
+            Err(Error::NotFound(_)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The last backup of a volume; none if there is no backup. An error unless it can be restored, as far as can be told
+    /// without reading all data: each generation that it needs is there, is of the length that it had, and begins as it did.
+    pub fn last_of_chain(&self, volume: &str) -> Result<Option<Generation>> {
+        self.steady(volume, || {
+            if self.numbers(volume)?.is_empty() {
+                return Ok(None);
+            }
+            let folder = self.folder(volume)?;
+            let mut chain = self.chain(volume, None)?;
+            for generation in &chain {
+                generation.check_stream(&folder)?;
+            }
+            Ok(chain.pop())
+        })
+    }
+
+    /// What the backups of a volume were made of, as the last one says that does.
+    pub fn source(&self, volume: &str) -> Result<Option<Source>> {
+        match self.list(volume) {
+            Ok(listed) => Ok(listed.into_iter().rev().find_map(|one| match one {
+                Listed::Generation(generation) => generation.source,
+                Listed::Unreadable { .. } => None,
+            })),
+            Err(Error::NotFound(_)) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// What the volume contained in this generation, by default the last, as one stream that starts from nothing.
@@ -255,7 +334,7 @@ impl Repository {
         if let Some(number) = number {
             if !names.contains_key(&number) {
                 return Err(Error::NotFound(format!(
-                    "{volume} has no generation {number}"
+                    "{volume} has no generation {number}; `thinctl backups` lists those that it has"
                 )));
             }
             names.retain(|other, _| *other <= number);
@@ -270,15 +349,6 @@ impl Repository {
         chain.reverse();
         check_chain(&chain)?;
         Ok(chain)
-    }
-
-    fn last(&self, volume: &str) -> Result<Option<Generation>> {
-        match self.numbers(volume)?.pop_last() {
-            Some((number, kind)) => {
-                Generation::load(&self.folder(volume)?, Name { number, kind }).map(Some)
-            }
-            None => Ok(None),
-        }
     }
 
     /// The generations that are there, each as what counts.
@@ -319,7 +389,7 @@ impl Repository {
 
     fn no_volume(&self, volume: &str) -> Error {
         Error::NotFound(format!(
-            "{} has no backups of {volume}",
+            "{0} has no backups of {volume}; `thinctl backups {0}` lists what it has",
             self.root.display()
         ))
     }

@@ -43,6 +43,10 @@ class Case:
         """Makes what the command needs, and sets `words`, `input`."""
 
     input = None
+    # One of how many of its steps is taken, unless fewer are left out: some have few.
+    step = 12
+    # Whether it matters what somebody does between the two runs.
+    uses = True
 
     def inactive(self):
         self.content.thin.remove()
@@ -67,6 +71,9 @@ class Case:
         errors = process.communicate(self.input)[1].decode()
         assert process.returncode in codes, f"{process.returncode}: {errors}"
         return process.returncode
+
+    def cut_off(self):
+        """Looks at what is left, before anybody does anything else."""
 
     def use(self):
         """What somebody does between the two runs."""
@@ -259,22 +266,167 @@ class Merge(Case):
         assert volumes(self.pool) == set()
 
 
-class Backup(Case):
+class InRepository(Case):
+    """A repository is whole whenever a command is cut off: each generation that is listed can be restored, and is right."""
+
+    # Each cut takes seconds.
+    step = 30
+    # How many generations there are before, which of them are full ones, and which must be there at any time.
+    generations = 1
+    full = (1,)
+    stay = (1,)
+
     def prepare(self):
         self.repository = os.path.join(self.thinctl.folder, f"backups {self.choice.random()}")
-        self.words = "backup", self.pool.name, 0, self.repository, "--name", "data"
+        self.backup = "backup", self.pool.name, 0, self.repository, "--name", "data"
         self.thinctl.run("init", self.repository)
-        self.thinctl.run(*self.words)
-        self.content.scatter("second", 3, most=64)
+        self.right = {}
+        for number in range(1, self.generations + 1):
+            self.back_up(number, *["--full"] * (number in self.full))
+            self.content.scatter(f"after {number}", 3, most=64)
+        self.right[self.generations + 1] = self.content.snapshot(self.content.thin)
+
+    def back_up(self, number, *words):
+        self.right[number] = self.content.snapshot(self.content.thin)
+        assert self.thinctl.json(*self.backup, *words)["number"] == number
+
+    def numbers(self):
+        return [one["number"] for one in self.thinctl.json("backups", self.repository).get("data", [])]
+
+    def files(self):
+        return sorted(os.path.join(folder, name) for folder, _, names in os.walk(self.repository) for name in names)
+
+    def cut_off(self):
+        self.is_whole()
+        assert set(self.stay) <= set(self.numbers())
+
+    def is_whole(self):
+        files = self.files()
+        self.thinctl.run("verify", self.repository)
+        numbers = self.numbers()
+        for number in numbers:
+            self.thinctl.run("restore", self.repository, "data", self.other.name, 40, "--generation", number)
+            self.holds(self.other, 40, self.right[number])
+            self.other.delete(40)
+        # Those who only read have left all of it as it was.
+        assert self.files() == files
+
+    def clean(self, *numbers):
+        """Nothing else is left than these generations."""
+        self.is_whole()
+        assert self.numbers() == list(numbers)
+        names = [os.path.basename(path) for path in self.files()]
+        assert not any(name.startswith(".tmp-") for name in names), names
+        assert len(names) == 2 + 2 * len(numbers), names
+
+
+class Init(InRepository):
+    step = 2
+    uses = False
+    generations = 0
+    stay = ()
+
+    def prepare(self):
+        super().prepare()
+        self.repository = os.path.join(self.thinctl.folder, f"new {self.choice.random()}")
+        self.words = "init", self.repository
+
+    def cut_off(self):
+        pass
+
+    def go_on(self, used):
+        if self.ends(0, REFUSED) == REFUSED:
+            assert ".repository.json" in os.listdir(self.repository)
+        self.backup = "backup", self.pool.name, 0, self.repository, "--name", "data"
+        self.back_up(1)
+        self.clean(1)
+
+
+class Backup(InRepository):
+    """What has changed."""
+
+    def prepare(self):
+        super().prepare()
+        self.words = self.backup
 
     def use(self):
         self.content.scatter("used", 2)
 
     def go_on(self, used):
+        there = self.numbers()
+        last = self.generations + 1
         self.ends(0)
-        self.thinctl.run("restore", self.repository, "data", self.other.name, 7)
-        self.holds(self.other, 7, self.content.snapshot(self.content.thin))
+        # It was there already, and what was used comes after it; or it is there now.
+        expected = last + 1 if used and last in there else last
+        self.right[expected] = self.content.snapshot(self.content.thin)
+        self.clean(*range(1, expected + 1))
         assert len(volumes(self.pool)) == 2
+
+
+class BackupFirst(Backup):
+    generations = 0
+    stay = ()
+
+
+class Prune(InRepository):
+    """Generations 1 and 2 go, 4 becomes a full one, and 3 goes."""
+    generations = 5
+    step = 5
+    full = 1, 3
+    stay = 4, 5
+
+    def prepare(self):
+        super().prepare()
+        self.words = "prune", self.repository, "data", "--keep", 2
+
+    def use(self):
+        self.back_up(6)
+
+    def go_on(self, used):
+        self.ends(0)
+        self.clean(*(5, 6) if used else (4, 5))
+
+
+class PruneToFull(Prune):
+    """The oldest one that stays is a full one."""
+    uses = False
+    generations = 4
+    stay = 3, 4
+
+    def go_on(self, used):
+        self.ends(0)
+        self.clean(3, 4)
+
+
+class Restore(InRepository):
+    uses = False
+    generations = 3
+    stay = 1, 2, 3
+
+    def prepare(self):
+        super().prepare()
+        self.words = "restore", self.repository, "data", self.other.name, 7
+
+    def go_on(self, used):
+        if self.ends(0, REFUSED) == REFUSED:
+            assert 7 in volumes(self.other)
+        self.holds(self.other, 7, self.right[3])
+        self.clean(1, 2, 3)
+
+
+class RestoreInto(Restore):
+    step = 3
+
+    def prepare(self):
+        super().prepare()
+        self.disk = self.make_disk(SIZE)
+        disk.write(self.disk.path, 0, self.choice.randbytes(SIZE))
+        self.words = "restore", self.repository, "data", "--into", self.disk.path
+
+    def go_on(self, used):
+        self.ends(0)
+        assert disk.read(self.disk.path, 0, SIZE) == bytes(self.right[3].data)
+        self.clean(1, 2, 3)
 
 
 class Replicate(Case):
@@ -306,7 +458,7 @@ def clear(pool, others):
 
 CASES = [
     Snapshot, Receive, ReceiveChanges, ReceiveRest, Migrate, MigrateInactive, MigrateUsed, MigrateCopyUsed, MigrateBothUsed,
-    MigrateUsedAndKept, Merge, Backup, Replicate,
+    MigrateUsedAndKept, Merge, Init, BackupFirst, Backup, Prune, PruneToFull, Restore, RestoreInto, Replicate,
 ]
 
 
@@ -315,7 +467,9 @@ CASES = [
 def test_cut_off_anywhere(pool, other, thinctl, make_disk, settings, figures, progress, case, used):
     if case in (MigrateUsed, MigrateCopyUsed, MigrateBothUsed, MigrateUsedAndKept) and not used:
         pytest.skip("it is the same as MigrateInactive")
-    step = settings("cut_step", 12)
+    if used and not case.uses:
+        pytest.skip("it is the same alone")
+    step = min(settings("cut_step", case.step), case.step)
     choice = random.Random(f"{case.__name__} {used} {settings('seed', 1)}")
     number = cuts = 0
     while True:
@@ -330,6 +484,8 @@ def test_cut_off_anywhere(pool, other, thinctl, make_disk, settings, figures, pr
         assert process.returncode in (0, -signal.SIGKILL), errors
         # Nobody who uses the volume waits for the next run.
         wait_until(lambda: not suspended(), "nothing is suspended")
+        if process.returncode:
+            play.cut_off()
         is_used = used and process.returncode != 0
         if is_used:
             play.use()

@@ -20,7 +20,9 @@ from dmtest.disk import (
 from dmtest.pool import Thin
 from dmtest.thinctl import (
     BUSY,
+    DAMAGED,
     NO_ROOM,
+    NOT_FOUND,
     SIZE,
 )
 
@@ -309,3 +311,87 @@ def test_the_backup_that_was_looked_at_is_written(make_pool, pool, thinctl, back
     code, errors = go_on()
     assert code == 0, errors
     assert thin.read() == wanted
+
+
+def test_what_is_read_only_is_as_it_was(make_disk, make_pool, thinctl, stream, backed_up):
+    """Nothing was written to it, and nothing else is said."""
+    stream, _ = stream
+    repository, _ = backed_up
+    target = make_disk(SIZE)
+    content = os.urandom(SIZE)
+    disk.write(target.path, 0, content)
+    subprocess.run(["blockdev", "--setro", target.path], check=True)
+    other = make_pool()
+    thin = other.new_thin(0, SIZE)
+    thin.write(0, os.urandom(MIB))
+    thin.remove()
+
+    def refused(path):
+        for words, input in (("receive", "--into", path), stream), (("restore", repository, "data", "--into", path), None), \
+                (("merge", other.name, 0, "--into", path), None):
+            why = thinctl.refused(*words, input=input)
+            assert "is read-only" in why and "holds a part" not in why, why
+        assert disk.read(path, 0, SIZE) == content
+
+    refused(target.path)
+    subprocess.run(["blockdev", "--setrw", target.path], check=True)
+    above = dm.Device.create("above", f"0 {SIZE // SECTOR} linear {target.path} 0", readonly=True)
+    refused(above.path)
+    above.remove()
+
+
+def test_what_is_damaged_at_once_has_given_up_nothing(make_disk, thinctl, stream):
+    stream, _ = stream
+    target = make_disk(SIZE)
+    content = os.urandom(SIZE)
+    disk.write(target.path, 0, content)
+    # Of the first data, a bit is wrong.
+    broken = bytearray(stream)
+    broken[1000] ^= 1
+    why = thinctl.refused("receive", "--into", target.path, code=DAMAGED, input=bytes(broken))
+    assert "holds a part" not in why, why
+    assert disk.read(target.path, 0, SIZE) == content
+
+
+def test_a_device_by_its_name(make_disk, make_pool, pool, thinctl, stream, tmp_path, monkeypatch):
+    """As lvm2 and dmsetup name it; nodes of these names are udev's, and need not be there."""
+    stream, wanted = stream
+    base = make_disk(2 * SIZE)
+    volume = dm.Device.create("my--vg-a--volume", f"0 {SIZE // SECTOR} linear {base.path} 0")
+    plain = dm.Device.create("plain", f"0 {SIZE // SECTOR} linear {base.path} {SIZE // SECTOR}")
+    for device, names in (volume, ("my-vg/a-volume", "/dev/my-vg/a-volume", "my--vg-a--volume")), (plain, ("plain", "/dev/mapper/plain")):
+        for name in names:
+            disk.write(device.path, 0, os.urandom(SIZE))
+            thinctl.run("receive", "--into", name, input=stream)
+            assert disk.read(device.path, 0, SIZE) == wanted, name
+    # What is there by that path, and is a device, comes first.
+    other = make_disk(SIZE)
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("my-vg")
+    open("my-vg/a-volume", "w").close()
+    disk.write(volume.path, 0, os.urandom(SIZE))
+    thinctl.run("receive", "--into", "my-vg/a-volume", input=stream)
+    assert disk.read(volume.path, 0, SIZE) == wanted
+    os.unlink("my-vg/a-volume")
+    os.symlink(other.path, "my-vg/a-volume")
+    content = disk.read(volume.path, 0, SIZE)
+    thinctl.run("receive", "--into", "my-vg/a-volume", input=stream)
+    assert disk.read(other.path, 0, SIZE) == wanted and disk.read(volume.path, 0, SIZE) == content
+    os.unlink("my-vg/a-volume")
+    for name in "my-vg/nothing", "/dev/nothing", "nothing":
+        for words, input in (("receive", "--into", name), stream), (("merge", pool.name, 5, "--into", name), None), \
+                (("migrate", f"{pool.name}:5", f"{pool.name}:7", "--origin", name), None):
+            assert "there is no device" in thinctl.refused(*words, code=NOT_FOUND, input=input), words
+    # A merge goes on with the same words.
+    target = make_pool()
+    thin = target.new_thin(0, SIZE, volume.path)
+    content = Content(thin, bytearray(thin.read()))
+    content.scatter("own", 5)
+    thin.remove()
+    thinctl.environment["THINCTL_CUT"] = "12"
+    assert thinctl.start("merge", target.name, 0, "--into", "my-vg/a-volume").wait() == -signal.SIGKILL
+    del thinctl.environment["THINCTL_CUT"]
+    thinctl.run("merge", target.name, 0, "--into", "my-vg/a-volume")
+    assert disk.read(volume.path, 0, SIZE) == bytes(content.data)
+    volume.remove()
+    plain.remove()

@@ -21,7 +21,8 @@ use std::{
 use super::{
     generation::{
         Generation,
-        Kind, //
+        Kind,
+        Source, //
     },
     lock::Locked,
 };
@@ -51,17 +52,21 @@ impl Locked {
     pub fn add(
         &self,
         volume: &str,
+        source: Option<Source>,
         write: impl FnOnce(&mut dyn Write) -> Result,
     ) -> Result<Generation> {
         let folder = self.folder(volume)?;
-        let last = self.last(volume)?;
-        let number = match &last {
+        let last = self.last_of_chain(volume);
+        let number = match self.numbers(volume)?.last_key_value() {
             None => Some(1),
-            Some(last) => last.number.checked_add(1),
+            Some((last, _)) => last.checked_add(1),
         };
-        let number =
-            number.ok_or_else(|| Error::Refused(format!("{volume}: no number is left")))?;
-        let created = stream::now();
+        let about = About {
+            number: number.ok_or_else(|| Error::Refused(format!("{volume}: no number is left")))?,
+            created: stream::now(),
+            source,
+        };
+        let number = about.number;
         let check = |header: &Header| {
             if header.start != 0 {
                 return Err(Error::Refused(format!(
@@ -72,11 +77,9 @@ impl Locked {
             let Some(from) = header.from else {
                 return Ok(());
             };
-            match &last {
-                Some(last) if last.header.to == from && last.header.size <= header.size => {
-                    // On what cannot be restored, there is nothing to build.
-                    self.chain(volume, Some(last.number)).map(drop)
-                }
+            // On what cannot be restored, there is nothing to build.
+            match last? {
+                Some(last) if last.header.to == from && last.header.size <= header.size => Ok(()),
                 Some(last) if last.header.to == from => Err(Error::Refused(format!(
                     "{volume}: the volume has shrunk, which takes a full backup"
                 ))),
@@ -96,7 +99,7 @@ impl Locked {
             ))),
         };
         let new = make_folder(&folder)?;
-        let result = put(&folder, number, created, check, &is_free, write);
+        let result = put(&folder, about, check, &is_free, write);
         if result.is_err() && new {
             // If this fails, an empty folder is left, which says nothing.
             let _ = remove_empty(&folder);
@@ -105,15 +108,26 @@ impl Locked {
     }
 }
 
+/// What is said of a generation that its stream does not tell.
+pub(super) struct About {
+    pub(super) number: u64,
+    pub(super) created: u64,
+    pub(super) source: Option<Source>,
+}
+
 /// Writes the files of a generation. `may` says right before each is put in place whether it still may be.
 pub(super) fn put(
     folder: &Path,
-    number: u64,
-    created: u64,
+    about: About,
     check: impl FnOnce(&Header) -> Result + Send,
     may: &dyn Fn() -> Result,
     write: impl FnOnce(&mut dyn Write) -> Result,
 ) -> Result<Generation> {
+    let About {
+        number,
+        created,
+        source,
+    } = about;
     // What kind it is, its header tells.
     let mut file = NewFile::new(folder, &format!("{number:06}"))?;
     let (header, totals) = checked(&mut file, check, write)?;
@@ -124,6 +138,7 @@ pub(super) fn put(
             Some(_) => Kind::Incremental,
         },
         created,
+        source,
         header,
         totals,
     };

@@ -3,6 +3,8 @@
 //! One backup of a volume.
 
 use std::{
+    fmt,
+    fs::OpenOptions,
     io::{
         ErrorKind,
         Write, //
@@ -22,11 +24,13 @@ use crate::{
         Result, //
     },
     files::{
+        open_regular,
         read_regular,
         NewFile, //
     },
     stream::{
         Header,
+        Stored,
         Totals,
         MAX_HEADER, //
     },
@@ -42,6 +46,51 @@ pub enum Kind {
     Incremental,
 }
 
+impl Kind {
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Incremental => "incremental",
+        }
+    }
+}
+
+/// The volume that a backup was made of.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Source {
+    /// The name of its pool, for people.
+    pub pool: String,
+    /// The random name of its pool.
+    pub identity: String,
+    /// The UUID of the pool's device, if it has one.
+    pub pool_uuid: Option<String>,
+    /// Its id in the pool.
+    pub volume: u32,
+    /// The UUID that lvm2 has given to it, if it was active.
+    pub uuid: Option<String>,
+}
+
+impl Source {
+    /// Whether both are one volume, as far as anybody can tell: lvm2's volumes keep their UUIDs, and others their ids.
+    pub fn is(&self, other: &Self) -> bool {
+        match (&self.uuid, &other.uuid) {
+            (Some(one), Some(other)) => one == other,
+            _ => {
+                let is_pool = self.identity == other.identity
+                    || (self.pool_uuid.is_some() && self.pool_uuid == other.pool_uuid);
+                is_pool && self.volume == other.volume
+            }
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "volume {} of pool {}", self.volume, self.pool)
+    }
+}
+
 /// One backup of a volume, as its manifest tells.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Generation {
@@ -51,6 +100,9 @@ pub struct Generation {
     pub kind: Kind,
     /// When it was made, in seconds since 1970.
     pub created: u64,
+    /// What it was made of; older ones do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
     /// What its stream begins with.
     pub header: Header,
     /// What its stream has.
@@ -104,6 +156,27 @@ impl Generation {
             return Err(damaged("it is of another generation".into()));
         }
         Ok(generation)
+    }
+
+    /// Gives an error unless its stream is as long as it was, and begins as it did.
+    pub(super) fn check_stream(&self, folder: &Path) -> Result {
+        let path = folder.join(self.name().stream());
+        let damaged = |what: &str| Error::Damaged(format!("{}: {what}", path.display()));
+        let file = open_regular(&path, OpenOptions::new().read(true))
+            .map_err(Error::io(path.display()))?;
+        let len = file.metadata().map_err(Error::io(path.display()))?.len();
+        if len != self.totals.stored {
+            let there = self.totals.stored;
+            return Err(damaged(&format!(
+                "it has {len} bytes, and was made with {there}"
+            )));
+        }
+        match Stored::new(file) {
+            Ok(stored) if *stored.header() == self.header => Ok(()),
+            Ok(_) => Err(damaged("the stream is not that of the manifest")),
+            Err(Error::Damaged(what)) => Err(damaged(&what)),
+            Err(e) => Err(e),
+        }
     }
 
     /// Writes its manifest.

@@ -30,6 +30,7 @@ use super::{
     LOCK, //
 };
 use crate::{
+    cut,
     error::{
         Error,
         Result, //
@@ -70,6 +71,7 @@ impl Locked {
         let path = repository.root.join(LOCK);
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
+        cut::point();
         let lock = open_regular(&path, &mut options).map_err(Error::io(path.display()))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
             Errno::WOULDBLOCK => taken(repository),
@@ -125,6 +127,7 @@ impl Locked {
 
 /// Writes into the lock file who has it; gives what is in there then.
 fn sign(lock: &File, path: &Path) -> Result<Vec<u8>> {
+    cut::point();
     match lock.write_all_at(state::random_hex(TOKEN as usize / 2)?.as_bytes(), 0) {
         // Pruning makes room, and must not need any.
         Err(e) if e.kind() == ErrorKind::StorageFull => {}

@@ -40,10 +40,7 @@ impl Name {
 
     fn file(self, part: Part) -> String {
         let Self { number, kind } = self;
-        let kind = match kind {
-            Kind::Full => "full",
-            Kind::Incremental => "incremental",
-        };
+        let kind = kind.name();
         let part = match part {
             Part::Stream => "thin",
             Part::Manifest => "json",

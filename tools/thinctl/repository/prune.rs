@@ -10,7 +10,10 @@ use std::io::{
 use serde::Serialize;
 
 use super::{
-    add::put,
+    add::{
+        put,
+        About, //
+    },
     generation::{
         Generation,
         Kind, //
@@ -55,7 +58,15 @@ impl Locked {
         keep: usize,
         progress: &mut dyn FnMut(u64) -> Result,
     ) -> Result<Pruned> {
-        let generations = self.generations(volume)?;
+        // Those that go need not be readable.
+        let generations: Vec<_> = self
+            .numbers(volume)?
+            .into_iter()
+            .map(|(number, kind)| Name { number, kind })
+            .collect();
+        if generations.is_empty() {
+            return Err(self.no_volume(volume));
+        }
         if keep == 0 {
             return Err(Error::Refused(format!(
                 "{volume}: one generation must be kept"
@@ -64,7 +75,7 @@ impl Locked {
         let Some(first) = generations.len().checked_sub(keep) else {
             return Ok(Pruned::default());
         };
-        let Some(oldest) = generations.get(first).filter(|_| first > 0) else {
+        let Some(&oldest) = generations.get(first).filter(|_| first > 0) else {
             return Ok(Pruned::default());
         };
         let mut pruned = Pruned::default();
@@ -93,7 +104,7 @@ impl Locked {
     fn read_through(
         &self,
         volume: &str,
-        generation: &Generation,
+        generation: Name,
         progress: &mut dyn FnMut(u64) -> Result,
     ) -> Result {
         let mut fold = self.restore(volume, Some(generation.number))?;
@@ -108,7 +119,7 @@ impl Locked {
     fn make_full(
         &self,
         volume: &str,
-        generation: &Generation,
+        generation: Name,
         progress: &mut dyn FnMut(u64) -> Result,
     ) -> Result {
         let mut fold = self.restore(volume, Some(generation.number))?;
@@ -133,8 +144,18 @@ impl Locked {
             }
             writer.finish().map(drop)
         };
-        let (number, created) = (generation.number, generation.created);
-        match put(&folder, number, created, check, &may, write) {
+        let Generation {
+            number,
+            created,
+            source,
+            ..
+        } = Generation::load(&folder, generation)?;
+        let about = About {
+            number,
+            created,
+            source,
+        };
+        match put(&folder, about, check, &may, write) {
             Err(Error::Io(_, e)) if e.kind() == ErrorKind::StorageFull => {
                 let what = format!(
                     "{volume}: there is no room for a full copy of generation {number}, which has {data} bytes before \

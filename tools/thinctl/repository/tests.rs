@@ -190,7 +190,7 @@ fn nothing(_: u64) -> Result {
 }
 
 fn add(locked: &Locked, stream: &[u8]) -> Result<super::Generation> {
-    locked.add("vol", |w| {
+    locked.add("vol", None, |w| {
         w.write_all(stream)
             .map_err(crate::error::Error::io("writing"))
     })

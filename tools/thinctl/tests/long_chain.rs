@@ -50,7 +50,7 @@ fn a_chain_may_be_long() {
             time: 0,
         };
         locked
-            .add("vol", |w| {
+            .add("vol", None, |w| {
                 let mut writer = Writer::new(w, &header)?;
                 writer.data(n * BLOCK, &[n as u8; BLOCK as usize])?;
                 writer.finish().map(drop)

@@ -57,7 +57,7 @@ fn reading_needs_no_lock() {
             assert!(!generations.is_empty());
             let mut fold = repository.restore("vol", None).unwrap();
             while fold.next().unwrap().is_some() {}
-            assert!(repository.last_state("vol").unwrap().is_some());
+            assert!(repository.last_of_chain("vol").unwrap().is_some());
             for one in generations {
                 match repository.restore("vol", Some(one.number)) {
                     // It may be gone by now.
@@ -108,7 +108,7 @@ fn one_of_two_writers_fails() {
         let stream = ours.stream(last, &mut Numbers(1));
         let other = theirs.stream(Some(&all[&5]), &mut Numbers(1));
         let locked = Repository::open(folder.path()).unwrap().lock().unwrap();
-        let added = locked.add("vol", |w| {
+        let added = locked.add("vol", None, |w| {
             add(&lock_elsewhere(folder.path()), &other)?;
             w.write_all(&stream).map_err(Error::io("writing"))
         });
@@ -134,7 +134,7 @@ fn the_first_of_two_writers_fails() {
     let stream = all[&1].stream(None, &mut Numbers(1));
     let locked = Repository::open(folder.path()).unwrap().lock().unwrap();
     let mut other = None;
-    let added = locked.add("vol", |w| {
+    let added = locked.add("vol", None, |w| {
         w.write_all(&stream).map_err(Error::io("writing"))?;
         other = Some(lock_elsewhere(folder.path()));
         Ok(())

@@ -153,8 +153,13 @@ fn missing_files_are_found() {
             Err(Error::Damaged(_))
         ));
         assert!(locked.prune("vol", 1, &mut nothing).is_err());
+        assert!(matches!(
+            locked.last_of_chain("vol"),
+            Err(Error::Damaged(_))
+        ));
         add(&locked, &stream(None)).unwrap();
         assert!(right_or_refused(&locked, 6, &all[&4]));
+        assert!(locked.last_of_chain("vol").unwrap().is_some());
         // Data are not thrown away because a manifest is missing.
         assert_eq!(
             folder.path().join("vol/000003.incremental.thin").exists(),
@@ -165,6 +170,52 @@ fn missing_files_are_found() {
     let repository = Repository::open(folder.path()).unwrap();
     assert_eq!(problems(&repository), [2, 3, 4, 5]);
     assert!(!right_or_refused(&repository, 5, &all[&5]));
+}
+
+/// What is to go need not be readable, and nothing else goes because of it.
+#[test]
+fn damage_can_be_pruned() {
+    for name in ["000002.incremental.json", "000003.incremental.thin"] {
+        let folder = scratch();
+        let all = five(folder.path(), true);
+        fs::write(folder.path().join("vol").join(name), b"x").unwrap();
+        let locked = Repository::open(folder.path()).unwrap().lock().unwrap();
+        // The oldest one that would stay cannot be restored.
+        assert!(locked.prune("vol", 3, &mut nothing).is_err());
+        assert_eq!(locked.list("vol").unwrap().len(), 5);
+        locked.prune("vol", 2, &mut nothing).unwrap();
+        assert_eq!(super::check(&locked, &all), [4, 5]);
+    }
+}
+
+/// Without reading all of it.
+#[test]
+fn a_chain_without_an_end_is_found() {
+    for damage in [
+        |good: &[u8]| good[..good.len() - 1].to_vec(),
+        |good: &[u8]| [good, b"x"].concat(),
+        |_: &[u8]| Vec::new(),
+        |good: &[u8]| vec![0; good.len()],
+    ] {
+        for (number, is_in_chain) in [(1, false), (2, false), (4, true), (5, true)] {
+            let folder = scratch();
+            five(folder.path(), true);
+            let kind = match number {
+                1 | 4 => "full",
+                _ => "incremental",
+            };
+            let path = folder.path().join(format!("vol/{number:06}.{kind}.thin"));
+            let good = fs::read(&path).unwrap();
+            fs::write(&path, damage(&good)).unwrap();
+            let last = Repository::open(folder.path())
+                .unwrap()
+                .last_of_chain("vol");
+            match is_in_chain {
+                true => assert!(matches!(last, Err(Error::Damaged(_))), "{number}"),
+                false => assert_eq!(last.unwrap().map(|last| last.number), Some(5)),
+            }
+        }
+    }
 }
 
 /// One volume that is damaged does not keep others from being backed up; and nothing is removed because of it.
@@ -188,7 +239,7 @@ fn damage_does_not_lock_out() {
     let locked = repository.lock().unwrap();
     let first = all[&1].stream(None, &mut Numbers(1));
     locked
-        .add("other", |w| {
+        .add("other", None, |w| {
             w.write_all(&first).map_err(Error::io("writing"))
         })
         .unwrap();

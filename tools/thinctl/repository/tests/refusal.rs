@@ -70,7 +70,7 @@ fn what_does_not_follow_is_refused() {
     let mut stream = Vec::new();
     Writer::new(&mut stream, &start).unwrap().finish().unwrap();
     refused(add(&locked, &stream), "cannot begin");
-    let first = locked.add("other", |w| {
+    let first = locked.add("other", None, |w| {
         w.write_all(&next.stream(Some(&all[&5]), &mut Numbers(1)))
             .map_err(Error::io("writing"))
     });
@@ -78,7 +78,7 @@ fn what_does_not_follow_is_refused() {
     assert_eq!(locked.volumes().unwrap(), ["vol"]);
     assert!(!folder.path().join("other").exists());
     for name in ["", ".", "..", "a/b", ".hidden", "a\nb", &"x".repeat(201)] {
-        refused(locked.add(name, |_| Ok(())), "name of a volume");
+        refused(locked.add(name, None, |_| Ok(())), "name of a volume");
         refused(locked.generations(name), "name of a volume");
     }
     refused(locked.prune("vol", 0, &mut nothing), "must be kept");
@@ -102,7 +102,7 @@ fn what_is_no_stream_is_refused() {
     bad[last / 2] ^= 1;
     damaged(add(&locked, &bad), "checksum");
     // The error of who writes says more than that the stream is cut off.
-    let failed = locked.add("vol", |w| {
+    let failed = locked.add("vol", None, |w| {
         w.write_all(&good[..100]).map_err(Error::io("writing"))?;
         Err(Error::Interrupted(15))
     });
@@ -122,7 +122,7 @@ fn a_refusal_comes_early() {
     let locked = Repository::open(folder.path()).unwrap().lock().unwrap();
     let size = 64 << 20;
     let mut written = 0;
-    let result = locked.add("vol", |w| {
+    let result = locked.add("vol", None, |w| {
         let mut writer = Writer::new(w, &header(size, 4096, size))?;
         for i in 0..64 {
             writer.data(i << 20, &Numbers(i).bytes(1 << 20))?;
@@ -156,7 +156,7 @@ fn what_is_not_there_is_not_found() {
     refused(Repository::create(&path), "already");
     refused(Repository::create(folder.path()), "not empty");
     assert_eq!(repository.volumes().unwrap(), [""; 0]);
-    assert_eq!(repository.last_state("vol").unwrap(), None);
+    assert_eq!(repository.last_of_chain("vol").unwrap(), None);
     assert!(matches!(
         repository.generations("vol"),
         Err(Error::NotFound(_))
