@@ -15,7 +15,7 @@ use std::{
 };
 
 use rustix::process::{
-    getsid,
+    getpid,
     kill_process,
     Pid,
     Signal, //
@@ -108,7 +108,8 @@ impl Family {
 
     fn members(&self, head: Pid) -> BTreeSet<i32> {
         let head = head.as_raw_nonzero().get();
-        let session = getsid(None).map_or(0, |session| session.as_raw_nonzero().get());
+        // That of processes which the kernel has started is 0, which `getsid` has no value for.
+        let session = Process::read(getpid().as_raw_nonzero().get()).map_or(0, |this| this.session);
         let mut all: Vec<_> = fs::read_dir("/proc")
             .into_iter()
             .flatten()

@@ -126,7 +126,7 @@ def test_migration_goes_on_only_if_it_could_begin(lvm, make_pool, thinctl):
     lvm.run("lvchange", "-an", "vg/data")
     words = "migrate", "vg/pool:1", f"{pool.name}:5", "--no-origin"
     environment = thinctl.environment
-    for step in range(1, 500):
+    for step in range(1, 1000):
         thinctl.environment = {**environment, "THINCTL_CUT": str(step)}
         code = thinctl.cut(*words, after=60)
         thinctl.environment = environment

@@ -254,7 +254,7 @@ def test_copies_again_what_is_not_there_any_more(pool, other, thinctl, progress)
         del thinctl.environment["THINCTL_CUT"]
         return code != 0
 
-    first, last = 1, 512
+    first, last = 1, 1024
     while last - first > 1:
         middle = (first + last) // 2
         first, last = (middle, last) if is_cut_off(middle) else (first, middle)
