@@ -559,7 +559,7 @@ def test_puts_no_older_stream_in_place(pool, other, thinctl):
     assert volumes(other) == {7}
 
 
-def test_has_not_received_what_was_deleted(pool, other, thinctl):
+def test_has_not_received_what_was_deleted(pool, other, thinctl, progress):
     """Somebody deletes what has come right before it is put in place."""
     content = Content(pool.new_thin(0, SIZE))
     content.scatter("first", 6)
@@ -568,6 +568,7 @@ def test_has_not_received_what_was_deleted(pool, other, thinctl):
     number, seen = 6, 0
     for step in range(1, 200):
         number += 1
+        progress(f"step {step}")
         before = thinctl.environment
         thinctl.environment = {**before, "THINCTL_HALT": str(step)}
         process = thinctl.start("receive", other.name, number, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
