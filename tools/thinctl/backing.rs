@@ -3,11 +3,15 @@
 //! What a file lies on.
 
 use std::{
+    ffi::OsString,
     fs,
     io::ErrorKind,
-    os::unix::fs::{
-        FileTypeExt,
-        MetadataExt, //
+    os::unix::{
+        ffi::OsStringExt,
+        fs::{
+            FileTypeExt,
+            MetadataExt, //
+        },
     },
     path::{
         Path,
@@ -30,6 +34,11 @@ pub fn lies_on(path: &Path, device: Device) -> Result<bool> {
     file_needs(path, &device.to_string(), DEEPEST)
 }
 
+/// Whether a device is another one, or lies on it.
+pub fn device_lies_on(upper: Device, device: Device) -> Result<bool> {
+    device_needs(&upper.to_string(), &device.to_string(), DEEPEST)
+}
+
 fn file_needs(path: &Path, wanted: &str, depth: u32) -> Result<bool> {
     let number = fs::metadata(path).map_err(Error::io(path.display()))?.dev();
     let number = Device::from(number).to_string();
@@ -47,16 +56,35 @@ fn file_needs(path: &Path, wanted: &str, depth: u32) -> Result<bool> {
         let Some(depth) = depth.checked_sub(1) else {
             return Ok(false);
         };
+        if metadata.is_dir() {
+            if file_needs(&source, wanted, depth)? {
+                return Ok(true);
+            }
+            continue;
+        }
         let number = Device::from(metadata.rdev()).to_string();
-        let needs = match metadata.is_dir() {
-            true => file_needs(&source, wanted, depth)?,
-            false => device_needs(&number, wanted, depth)?,
-        };
-        if needs {
-            return Ok(true);
+        for number in of_same_btrfs(&number)?.into_iter().chain([number]) {
+            if device_needs(&number, wanted, depth)? {
+                return Ok(true);
+            }
         }
     }
     Ok(false)
+}
+
+/// The devices of the btrfs that a device belongs to, of which a mount tells one.
+fn of_same_btrfs(number: &str) -> Result<Vec<String>> {
+    for system in entries(Path::new("/sys/fs/btrfs"))? {
+        let mut numbers = Vec::new();
+        for device in entries(&system.join("devices"))? {
+            let text = fs::read_to_string(device.join("dev")).unwrap_or_default();
+            numbers.push(text.trim_end().to_owned());
+        }
+        if numbers.iter().any(|one| one == number) {
+            return Ok(numbers);
+        }
+    }
+    Ok(Vec::new())
 }
 
 fn device_needs(number: &str, wanted: &str, depth: u32) -> Result<bool> {
@@ -143,18 +171,22 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
 /// A file system that is mounted.
 struct Mount {
     source: PathBuf,
-    options: String,
+    options: Vec<u8>,
 }
 
 impl Mount {
     /// What it lies on.
     fn below(&self) -> Vec<PathBuf> {
-        let folders = self.options.split(',').filter_map(|option| {
-            let (name, value) = option.split_once('=')?;
-            // Of overlayfs.
-            ["upperdir", "workdir"].contains(&name).then_some(value)
-        });
-        let mut found: Vec<PathBuf> = folders.map(PathBuf::from).collect();
+        let folders = self
+            .options
+            .split(|&byte| byte == b',')
+            .filter_map(|option| {
+                // Of overlayfs.
+                ["upperdir=", "workdir="]
+                    .iter()
+                    .find_map(|name| option.strip_prefix(name.as_bytes()))
+            });
+        let mut found: Vec<PathBuf> = folders.map(unescaped).collect();
         if self.source.is_absolute() {
             found.push(self.source.clone());
         }
@@ -162,30 +194,52 @@ impl Mount {
     }
 }
 
+/// A name, of which the kernel writes blanks and the like as octal numbers.
+fn unescaped(word: &[u8]) -> PathBuf {
+    let mut name = Vec::new();
+    let mut rest = word;
+    while let [first, after @ ..] = rest {
+        let number = match rest {
+            [b'\\', digits @ ..] => digits.get(..3).and_then(|digits| {
+                let digits = std::str::from_utf8(digits).ok()?;
+                u8::from_str_radix(digits, 8).ok()
+            }),
+            _ => None,
+        };
+        name.push(number.unwrap_or(*first));
+        rest = match number {
+            Some(_) => after.get(3..).unwrap_or_default(),
+            None => after,
+        };
+    }
+    PathBuf::from(OsString::from_vec(name))
+}
+
 /// The mount that a file is in.
 fn mount_of(path: &Path) -> Result<Option<Mount>> {
     const FILE: &str = "/proc/self/mountinfo";
     let path = path.canonicalize().map_err(Error::io(path.display()))?;
-    let lines = fs::read_to_string(FILE).map_err(Error::io(FILE))?;
+    // A name may be in any encoding.
+    let lines = fs::read(FILE).map_err(Error::io(FILE))?;
     Ok(find_mount(&lines, &path))
 }
 
-fn find_mount(lines: &str, path: &Path) -> Option<Mount> {
+fn find_mount(lines: &[u8], path: &Path) -> Option<Mount> {
     let mut found: Option<(usize, Mount)> = None;
-    for line in lines.lines() {
+    for line in lines.split(|&byte| byte == b'\n') {
         // See proc(5): fields of which some are optional, a hyphen, then type, source and options.
-        let Some((before, after)) = line.split_once(" - ") else {
+        let words: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
+        let hyphen = words.iter().position(|word| *word == b"-");
+        let after = hyphen.and_then(|at| words.get(at..)).unwrap_or_default();
+        let (Some(place), Some(source)) = (words.get(4), after.get(2)) else {
             continue;
         };
-        let (Some(place), Some(source)) = (before.split(' ').nth(4), after.split(' ').nth(1))
-        else {
-            continue;
-        };
-        let depth = place.len();
+        let place = unescaped(place);
+        let depth = place.components().count();
         // Of those in one place the last one is seen.
         if path.starts_with(place) && found.as_ref().is_none_or(|(deepest, _)| depth >= *deepest) {
-            let options = after.split(' ').nth(2).unwrap_or_default().to_owned();
-            let source = PathBuf::from(source);
+            let options = after.get(3).copied().unwrap_or_default().to_owned();
+            let source = unescaped(source);
             found = Some((depth, Mount { source, options }));
         }
     }
@@ -201,18 +255,20 @@ mod tests {
 22 21 0:5 / /run rw shared:2 - tmpfs tmpfs rw
 23 21 0:31 / /merged rw - overlay overlay rw,lowerdir=/a,upperdir=/b/up,workdir=/b/work
 24 21 8:1 / /run/data rw - ext4 /dev/sda1 rw
+25 21 0:32 / /run/my\\040data rw - btrfs /dev/sdb\\0401 rw
 ";
 
     #[test]
     fn the_deepest_mount_is_found() {
         let below = |path: &str| {
-            let mount = find_mount(LINES, Path::new(path));
+            let mount = find_mount(LINES.as_bytes(), Path::new(path));
             mount.map(|mount| mount.below()).unwrap_or_default()
         };
         assert_eq!(below("/var/lib/x"), [Path::new("/dev/vg/root")]);
         assert_eq!(below("/running"), [Path::new("/dev/vg/root")]);
         assert!(below("/run/x").is_empty());
         assert_eq!(below("/run/data/x"), [Path::new("/dev/sda1")]);
+        assert_eq!(below("/run/my data/x"), [Path::new("/dev/sdb 1")]);
         assert_eq!(
             below("/merged/x"),
             [Path::new("/b/up"), Path::new("/b/work")]

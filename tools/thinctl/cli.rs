@@ -333,6 +333,9 @@ pub enum Command {
         /// Delete the volume afterwards
         #[arg(long)]
         delete: bool,
+        /// Try it also if the external origin is a thin volume whose pool seems to have no room for it
+        #[arg(long)]
+        anyway: bool,
     },
     /// Send what has changed of a volume to a command, again and again
     Replicate {

@@ -192,11 +192,16 @@ pub fn run(cli: &Cli) -> Result {
             volume,
             into,
             delete,
+            anyway,
         } => {
             let session = global.session(pool)?;
             let id = session.pool.volume_id(&session.dm, volume)?;
+            let options = merge::Options {
+                delete: *delete,
+                anyway: *anyway,
+            };
             let progress = global.progress("merge");
-            let merged = merge::merge(&session, id, into, *delete, |total, n| {
+            let merged = merge::merge(&session, id, into, &options, |total, n| {
                 update(&progress, total, n)
             })?;
             drop(progress);
@@ -212,25 +217,29 @@ pub fn run(cli: &Cli) -> Result {
             forget,
             sending,
         } => {
-            let session = global.session(pool)?;
-            let id = session.pool.volume_id(&session.dm, volume)?;
-            let replication = Replication::new(
-                &session,
-                id,
-                to,
-                sending.level,
-                Duration::from_secs(*patience),
-            )?;
-            if *forget {
-                return replication.forget();
+            let mut turns = *turns;
+            let mut id = None;
+            loop {
+                let session = global.session(pool)?;
+                let id = match id {
+                    Some(id) => id,
+                    None => *id.insert(session.pool.volume_id(&session.dm, volume)?),
+                };
+                let replication = Replication::new(
+                    &session,
+                    id,
+                    to,
+                    sending.level,
+                    Duration::from_secs(*patience),
+                )?;
+                if *forget {
+                    return replication.forget();
+                }
+                let every = Duration::from_secs(*every);
+                if replicate(global, replication, every, &mut turns, sending)? {
+                    return Ok(());
+                }
             }
-            replicate(
-                global,
-                replication,
-                Duration::from_secs(*every),
-                *turns,
-                sending,
-            )
         }
         Command::Kept { pool } => look::kept(global, pool),
         Command::Forget { pool, id } => {
@@ -386,23 +395,28 @@ pub fn run(cli: &Cli) -> Result {
 }
 
 /// Takes turns until a signal or their number ends it. A turn that fails is told of, and made up for by the next.
+/// Says whether it has come to its end; otherwise the pool is another device now.
 fn replicate(
     global: &Global,
     mut replication: Replication<'_>,
     every: Duration,
-    turns: Option<u64>,
+    turns: &mut Option<u64>,
     sending: &Sending,
-) -> Result {
-    let mut turn = 0;
+) -> Result<bool> {
     loop {
+        if !replication.is_current() {
+            return Ok(false);
+        }
         let begun = Instant::now();
         let progress = global.progress("replicate");
         let result = replication.turn(&|output| sending.limit(output), &mut |total, n| {
             update(&progress, total, n);
         });
         drop(progress);
-        turn += 1;
-        let last = turns.is_some_and(|turns| turn >= turns);
+        if let Some(left) = turns {
+            *left = left.saturating_sub(1);
+        }
+        let last = *turns == Some(0);
         match result {
             Ok(sent) => global.print(&sent, |f| match &sent {
                 Some(sent) if sent.whole => {
@@ -416,7 +430,7 @@ fn replicate(
             Err(e) => tell(format_args!("{e}; the next turn tries again")),
         }
         if last {
-            return Ok(());
+            return Ok(true);
         }
         signals::sleep(every.saturating_sub(begun.elapsed()))?;
     }

@@ -4,12 +4,18 @@
 
 use std::{
     io,
-    path::PathBuf, //
+    path::PathBuf,
+    thread,
+    time::{
+        Duration,
+        Instant, //
+    },
 };
 
 use devicemapper::{
     DevId,
     Device,
+    DmCookie,
     DmError,
     DmFlags,
     DmName,
@@ -67,7 +73,11 @@ impl Info {
     }
 }
 
-/// The way to device-mapper.
+/// How long whoever looks at a new device may have it open.
+const LOOKED_AT: Duration = Duration::from_secs(1);
+
+/// The way to device-mapper. It waits for nobody but the kernel: udev, which may be slow, stopped or not there, is only told
+/// what its rules are to do.
 pub struct Dm(DM);
 
 impl Dm {
@@ -170,7 +180,7 @@ impl Dm {
         } else {
             DmFlags::empty()
         };
-        let options = DmOptions::private().set_flags(flags);
+        let options = private().set_flags(flags);
         cut::point();
         self.0
             .device_create(dm_name, Some(dm_uuid), options)
@@ -231,12 +241,12 @@ impl Dm {
     pub fn resume(&self, name: &str) -> Result {
         cut::point();
         self.0
-            .device_suspend(&id(name)?, DmOptions::private())
+            .device_suspend(&id(name)?, private())
             .map_err(error(&format!("{name}: resume")))?;
         Ok(())
     }
 
-    /// Resumes a device that others use, so that udev's rules for it run.
+    /// Resumes a device that others use: udev's rules for it run as whoever has made it wants them to.
     pub fn resume_public(&self, name: &str) -> Result {
         cut::point();
         self.0
@@ -248,21 +258,41 @@ impl Dm {
     /// Removes a device that nobody has open.
     pub fn remove(&self, name: &str) -> Result {
         cut::point();
-        self.0
-            .device_remove(&id(name)?, DmOptions::private())
-            .map_err(error(&format!("{name}: remove")))?;
-        Ok(())
+        let begun = Instant::now();
+        loop {
+            let removed = self
+                .0
+                .device_remove(&id(name)?, private())
+                .map_err(error(&format!("{name}: remove")));
+            match removed {
+                // What looks at new devices may be at it.
+                Err(e) if e.errno() == Some(Errno::BUSY) && begun.elapsed() < LOOKED_AT => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                result => return result.map(drop),
+            }
+        }
     }
 
     /// Removes a device as soon as nobody has it open.
     pub fn remove_later(&self, name: &str) -> Result {
-        let options = DmOptions::private().set_flags(DmFlags::DM_DEFERRED_REMOVE);
+        let options = private().set_flags(DmFlags::DM_DEFERRED_REMOVE);
         cut::point();
         self.0
             .device_remove(&id(name)?, options)
             .map_err(error(&format!("{name}: remove")))?;
         Ok(())
     }
+}
+
+/// The options of a device that is this program's own: udev's rules leave it alone.
+fn private() -> DmOptions {
+    DmOptions::default().set_cookie(
+        DmCookie::DM_UDEV_PRIMARY_SOURCE_FLAG
+            | DmCookie::DM_UDEV_DISABLE_SUBSYSTEM_RULES_FLAG
+            | DmCookie::DM_UDEV_DISABLE_DISK_RULES_FLAG
+            | DmCookie::DM_UDEV_DISABLE_OTHER_RULES_FLAG,
+    )
 }
 
 fn id(name: &str) -> Result<DevId<'_>> {

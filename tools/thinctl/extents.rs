@@ -14,6 +14,22 @@ use std::{
     },
 };
 
+use zerocopy::{
+    little_endian::{
+        U32,
+        U64, //
+    },
+    FromZeros,
+    IntoBytes, //
+};
+use zerocopy_derive::{
+    FromBytes,
+    Immutable,
+    IntoBytes,
+    KnownLayout,
+    Unaligned, //
+};
+
 use crate::{
     error::{
         Error,
@@ -53,6 +69,10 @@ impl Extent {
 pub struct Extents {
     file: BufWriter<File>,
     last: Option<Extent>,
+    /// How many were written.
+    count: u64,
+    /// The checksum of those that were written, each of which has that of all before it and itself.
+    checksum: u32,
     /// The block after the last extent.
     pub end: u64,
 }
@@ -64,6 +84,8 @@ impl Extents {
         Ok(Self {
             file: BufWriter::new(file),
             last: None,
+            count: 0,
+            checksum: 0,
             end: 0,
         })
     }
@@ -92,16 +114,17 @@ impl Extents {
             Kind::Mapped => 0,
             Kind::Unmapped => 1,
         };
-        let mut words = [0; ENTRY];
-        for (to, from) in words
-            .chunks_exact_mut(8)
-            .zip([kind, extent.begin, extent.len])
-        {
-            to.copy_from_slice(&u64::to_le_bytes(from));
-        }
+        let mut entry = Entry {
+            words: [kind, extent.begin, extent.len].map(U64::new),
+            checksum: U32::ZERO,
+        };
+        self.checksum = entry.checksum_after(self.checksum);
+        entry.checksum = self.checksum.into();
         self.file
-            .write_all(&words)
-            .map_err(Error::io("list of extents"))
+            .write_all(entry.as_bytes())
+            .map_err(Error::io("list of extents"))?;
+        self.count = self.count.saturating_add(1);
+        Ok(())
     }
 
     /// Goes through the list, as often as it is called.
@@ -115,42 +138,103 @@ impl Extents {
             .map_err(Error::io("list of extents"))?;
         Ok(Iter {
             file: BufReader::new(self.file.get_ref()),
+            left: self.count,
+            checksum: 0,
         })
     }
 }
 
-/// The size of an extent in the file.
-const ENTRY: usize = 24;
+/// An extent in the file.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct Entry {
+    /// The kind, the first block, how many there are.
+    words: [U64; 3],
+    checksum: U32,
+}
 
-/// Goes through a list of extents.
+impl Entry {
+    /// The checksum of all entries so far, with this one.
+    fn checksum_after(&self, before: u32) -> u32 {
+        crc32c::crc32c_append(before, self.words.as_bytes())
+    }
+}
+
+/// Goes through a list of extents. A file system may lose what was written to a file; blocks that are not in the list any
+/// more would not be copied, and nobody would know.
 pub struct Iter<'a> {
     file: BufReader<&'a File>,
+    left: u64,
+    checksum: u32,
+}
+
+impl Iter<'_> {
+    fn read(&mut self) -> Result<Extent> {
+        let mut entry = Entry::new_zeroed();
+        self.file
+            .read_exact(entry.as_mut_bytes())
+            .map_err(Error::io("list of extents"))?;
+        self.checksum = entry.checksum_after(self.checksum);
+        let [kind, begin, len] = entry.words.map(U64::get);
+        let kind = match kind {
+            0 => Kind::Mapped,
+            _ => Kind::Unmapped,
+        };
+        if entry.checksum.get() != self.checksum || len == 0 {
+            return Err(Error::Damaged(
+                "the list of extents, a file in --home, is not what was written".to_owned(),
+            ));
+        }
+        Ok(Extent { kind, begin, len })
+    }
 }
 
 impl Iterator for Iter<'_> {
     type Item = Result<Extent>;
 
     fn next(&mut self) -> Option<Result<Extent>> {
-        let mut entry = [0; ENTRY];
-        match self.file.read_exact(&mut entry) {
-            Ok(()) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return None,
-            Err(e) => return Some(Err(Error::Io("list of extents".to_owned(), e))),
+        self.left = self.left.checked_sub(1)?;
+        let read = self.read();
+        if read.is_err() {
+            self.left = 0;
         }
-        let mut words = entry.chunks_exact(8).map(|word| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(word);
-            u64::from_le_bytes(bytes)
-        });
-        let mut next = || words.next().unwrap_or(0);
-        let kind = match next() {
-            0 => Kind::Mapped,
-            _ => Kind::Unmapped,
+        Some(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_has_lost_something_is_told_of() -> Result {
+        let folder = tempfile::tempdir().map_err(Error::io("folder"))?;
+        let home = Home::at(folder.path())?;
+        let list = || -> Result<Extents> {
+            let mut list = Extents::new(&home)?;
+            for block in 0..1000 {
+                list.push(Kind::Mapped, 2 * block)?;
+            }
+            assert_eq!(list.iter()?.filter(Result::is_ok).count(), 1000);
+            Ok(list)
         };
-        Some(Ok(Extent {
-            kind,
-            begin: next(),
-            len: next(),
-        }))
+        let fails = |list: &mut Extents| -> Result<bool> { Ok(list.iter()?.any(|e| e.is_err())) };
+        let size = 1000 * size_of::<Entry>() as u64;
+        let io = || Error::io("list");
+        for len in [0, 1, size - size_of::<Entry>() as u64, size - 1] {
+            let mut list = list()?;
+            list.file.get_ref().set_len(len).map_err(io())?;
+            assert!(fails(&mut list)?, "cut off at {len}");
+            // A page that was lost reads as zeroes.
+            list.file.get_ref().set_len(size).map_err(io())?;
+            assert!(fails(&mut list)?, "zeroes from {len} on");
+        }
+        for (at, len) in [(0, 512), (4096, 4096), (size - 4, 4)] {
+            let mut list = list()?;
+            let file = list.file.get_ref();
+            std::os::unix::fs::FileExt::write_all_at(file, &vec![0; len], at).map_err(io())?;
+            assert!(fails(&mut list)?, "{len} zeroes at {at}");
+        }
+        Ok(())
     }
 }

@@ -44,19 +44,22 @@ const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The guard of a process; its work begins when this is dropped, or the process ends.
-pub struct Guard(#[expect(dead_code, reason = "its end of the pipe is closed with it")] Child);
+pub struct Guard(Child);
 
 impl Guard {
     /// Starts the guard of the journals of this name, of this pool. [`Home::open`] was told the folders `home` and `run`.
     pub fn start(home: &Path, run: &Path, pool: &str, journal: &str) -> Result<Self> {
         let failed = || Error::io("a guard for what is suspended");
         // This program, even if there is another one in its place by now.
-        let mut child = Command::new("/proc/self/exe")
+        let mut guard = Command::new("/proc/self/exe");
+        for variable in cut::VARIABLES {
+            guard.env_remove(variable);
+        }
+        let mut child = guard
             .args(["guard", pool, journal, "--home"])
             .arg(home)
             .arg("--run")
             .arg(run)
-            .env_remove(cut::VARIABLE)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -67,6 +70,11 @@ impl Guard {
             None => return Err(failed()(io::ErrorKind::UnexpectedEof.into())),
         }
         Ok(Self(child))
+    }
+
+    /// Whether it still watches.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
     }
 }
 

@@ -394,8 +394,7 @@ fn with_room<X>(
         }
     }
     let session = session(&volume.room.pool().name)?;
-    let _turn = session.turn(volume.id)?;
-    let _slot = session.keep_slot()?;
+    let (_turn, _slot) = session.turn_with_slot(volume.id)?;
     let own = usage::exclusive(&session, volume.id)?;
     volume.room.check_over(volume.wanted_over, own)?;
     f()
@@ -530,6 +529,22 @@ fn for_pieces(
             .min(end);
         f(begin, next.saturating_sub(begin))?;
         begin = next;
+    }
+    Ok(())
+}
+
+/// Gives an error if a pool has no room for so many bytes that are written to a device which lies on these volumes.
+pub fn check_room_below(dm: &Arc<Dm>, thins: &[Thin], bytes: u64) -> Result {
+    let mut pools: Vec<Number> = thins.iter().map(|thin| thin.pool).collect();
+    pools.sort_by_key(|pool| (pool.major, pool.minor));
+    pools.dedup();
+    for number in pools {
+        let of_pool = thins.iter().filter(|thin| thin.pool == number);
+        let size = of_pool.fold(0u64, |sum, thin| sum.saturating_add(thin.size));
+        if let Some(name) = dm.name(number)? {
+            let room = Room::of(dm.clone(), Pool::find(dm, &name)?, false);
+            room.check_below(bytes.min(size))?;
+        }
     }
     Ok(())
 }

@@ -22,6 +22,8 @@ use std::{
     time::Duration,
 };
 
+use devicemapper::Device;
+use rustix::io::Errno;
 use serde::{
     Deserialize,
     Serialize, //
@@ -34,11 +36,11 @@ use thin_metadata::format::{
 };
 
 use crate::{
-    dm::Dm,
-    error::{
-        Error,
-        Result, //
+    dm::{
+        Dm,
+        Info, //
     },
+    error::Result,
     home::{
         Home,
         Lock, //
@@ -72,14 +74,35 @@ pub enum Entry {
     },
     /// A device that is suspended.
     Suspended {
-        /// Its name.
+        /// Its name, which others may change.
         name: String,
+        /// Its number.
+        #[serde(default)]
+        device: String,
     },
     /// A thin volume.
     Volume {
         /// Its id.
         id: u32,
     },
+}
+
+impl Entry {
+    /// For a device that is suspended.
+    pub fn suspended(info: &Info) -> Self {
+        Self::Suspended {
+            name: info.name.clone(),
+            device: info.device.to_string(),
+        }
+    }
+
+    fn suspends(&self, info: &Info) -> bool {
+        match self {
+            Self::Suspended { name, device } if device.is_empty() => *name == info.name,
+            Self::Suspended { device, .. } => *device == info.device.to_string(),
+            _ => false,
+        }
+    }
 }
 
 /// The notes of one process on one pool.
@@ -122,13 +145,10 @@ impl Journal {
     }
 
     /// Whether any journal in this folder has one of these devices as suspended.
-    pub fn any_suspends(home: &Home, devices: &[String]) -> Result<bool> {
+    pub fn any_suspends(home: &Home, devices: &[Info]) -> Result<bool> {
         for name in home.list("run-", ".json")? {
             let entries: Vec<Entry> = home.load(&entries_file(&name))?.unwrap_or_default();
-            let suspends = |entry: &Entry| match entry {
-                Entry::Suspended { name } => devices.contains(name),
-                _ => false,
-            };
+            let suspends = |entry: &Entry| devices.iter().any(|info| entry.suspends(info));
             if entries.iter().any(suspends) {
                 return Ok(true);
             }
@@ -154,27 +174,32 @@ impl Journal {
         &self.name
     }
 
-    /// A name for a journal.
-    pub fn new_name() -> Result<String> {
-        state::random_hex(8)
+    /// An empty journal in each of two folders, of one name.
+    pub fn begin(dm: &Arc<Dm>, pool: &Pool, homes: [&Home; 2]) -> Result<[Arc<Self>; 2]> {
+        loop {
+            let name = state::random_hex(8)?;
+            let journal = |home: &Home| -> Result<Option<Arc<Self>>> {
+                let lock = home.try_lock(&lock_file(&name))?;
+                Ok(lock.map(|lock| {
+                    Arc::new(Self {
+                        dm: dm.clone(),
+                        pool: pool.clone(),
+                        home: home.clone(),
+                        name: name.clone(),
+                        entries: Mutex::new(Vec::new()),
+                        _lock: lock,
+                    })
+                }))
+            };
+            let [one, other] = homes.map(journal);
+            // Whoever undoes what is left may have found the file before it was locked, and takes it for an old one.
+            if let (Some(one), Some(other)) = (one?, other?) {
+                return Ok([one, other]);
+            }
+        }
     }
 
-    /// An empty journal.
-    pub fn begin(dm: &Arc<Dm>, pool: &Pool, home: &Home, name: String) -> Result<Arc<Self>> {
-        let lock = home
-            .try_lock(&lock_file(&name))?
-            .ok_or_else(|| Error::Busy(format!("{} is in use", lock_file(&name))))?;
-        Ok(Arc::new(Self {
-            dm: dm.clone(),
-            pool: pool.clone(),
-            home: home.clone(),
-            name,
-            entries: Mutex::new(Vec::new()),
-            _lock: lock,
-        }))
-    }
-
-    /// Does something that must not stay, and notes it before. If it fails, it was not done.
+    /// Does something that must not stay, and notes it before. If it fails, it was not done, but a device may be left.
     pub fn enter<X>(&self, entry: Entry, action: impl FnOnce() -> Result<X>) -> Result<X> {
         let mut entries = self.entries();
         entries.push(entry);
@@ -183,11 +208,19 @@ impl Journal {
             return Err(e);
         }
         let result = action();
-        if result.is_err() {
+        if result.is_err() && !self.is_left(entries.last()) {
             entries.pop();
             self.store(&entries)?;
         }
         result
+    }
+
+    /// Whether something is there although it could not be made whole.
+    fn is_left(&self, entry: Option<&Entry>) -> bool {
+        match entry {
+            Some(Entry::Device { name }) => !matches!(self.dm.info(name), Ok(None)),
+            _ => false,
+        }
     }
 
     /// Whether the pool has its metadata snapshot at `root`.
@@ -225,6 +258,12 @@ impl Journal {
         action()?;
         entries.retain(|e| e != entry);
         self.store(&entries)
+    }
+
+    /// Does something in between which nothing is noted or undone, not even because this process ends.
+    pub fn holding<X>(&self, action: impl FnOnce() -> Result<X>) -> Result<X> {
+        let _entries = self.entries();
+        action()
     }
 
     /// Undoes all that is left.
@@ -287,12 +326,33 @@ impl Journal {
                 Some(_) => self.dm.remove(name),
                 None => Ok(()),
             },
-            Entry::Suspended { name } => match self.dm.info(name)? {
-                Some(info) if info.suspended => self.dm.resume_public(name),
-                _ => Ok(()),
+            Entry::Suspended { name, device } => match device.parse() {
+                Ok(number) => self.resume(number),
+                Err(_) => match self.dm.info(name)? {
+                    Some(info) if info.suspended => self.dm.resume_public(name),
+                    _ => Ok(()),
+                },
             },
             Entry::Volume { id } => self.pool.delete(&self.dm, *id),
         }
+    }
+
+    /// Resumes a device, whatever its name is by now.
+    fn resume(&self, number: Device) -> Result {
+        while let Some(name) = self.dm.name(number)? {
+            // It may be renamed just now.
+            let Some(info) = self.dm.info(&name)?.filter(|info| info.device == number) else {
+                continue;
+            };
+            if !info.suspended {
+                break;
+            }
+            match self.dm.resume_public(&name) {
+                Err(e) if e.errno() == Some(Errno::NXIO) => {}
+                result => return result,
+            }
+        }
+        Ok(())
     }
 
     fn store(&self, entries: &Vec<Entry>) -> Result {

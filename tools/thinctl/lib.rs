@@ -19,7 +19,7 @@
 //! - [`cut`]: being killed at a chosen moment, for tests.
 //! - [`dm`], [`pool`], [`device`]: device-mapper, pools, and the data of volumes.
 //! - [`home`], [`identity`], [`journal`], [`signals`], [`guard`]: what is remembered, and what is undone however a
-//!   process ends.
+//!   process ends; [`quiet`]: what must not be done while a volume is suspended.
 //! - [`lvm2`], [`id`]: what is left to lvm2 in its pools, and which ids are whose.
 //! - [`stack`]: what a device lies on.
 //! - [`turn`], [`memory`], [`backing`]: who may suspend a volume, and what must not lie on it.
@@ -67,6 +67,7 @@ pub mod numbering;
 pub mod pool;
 pub mod program;
 pub mod progress;
+pub mod quiet;
 pub mod rate;
 pub mod receive;
 pub mod relations;

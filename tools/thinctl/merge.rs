@@ -95,6 +95,15 @@ pub struct Merged {
     pub written: u64,
 }
 
+/// How to merge.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Whether the volume is deleted afterwards.
+    pub delete: bool,
+    /// Whether to try it also if there seems to be no room for it in a pool that the device lies on.
+    pub anyway: bool,
+}
+
 /// Writes all that is mapped in volume `id` to the device `into`, at the same offsets, and then deletes the volume if that
 /// is asked for. If it is cut off, the next call goes on. `progress` is told of how much there is to do, and of each piece
 /// of data.
@@ -102,9 +111,10 @@ pub fn merge(
     session: &Session,
     id: u32,
     path: &Path,
-    delete: bool,
+    options: &Options,
     mut progress: impl FnMut(Option<u64>, u64),
 ) -> Result<Merged> {
+    let Options { delete, anyway } = *options;
     if delete {
         lvm2::check_deletes(&session.pool, id)?;
     }
@@ -128,7 +138,11 @@ pub fn merge(
         }
         result => result?,
     };
-    into::check_free(&session.dm, path, device.number()?)?;
+    let below = into::check_free(&session.dm, path, device.number()?)?;
+    let room = |bytes| match anyway {
+        true => Ok(()),
+        false => into::check_room_below(&session.dm, &below, bytes),
+    };
     // It would have its origin open, which could not be had then.
     let active = session.pool.active_volumes(&session.dm)?;
     if let Some(volume) = active.iter().find(|volume| volume.id == id) {
@@ -142,7 +156,15 @@ pub fn merge(
     let mut merge = begin(session, id, words, device.size, &file)?;
     let mut merged = Merged { written: 0 };
     if !merge.written {
-        merged.written = write(session, id, &device, &file, &mut merge, &mut progress)?;
+        merged.written = write(
+            session,
+            id,
+            &device,
+            &file,
+            &mut merge,
+            &room,
+            &mut progress,
+        )?;
     }
     if delete && session.exists(id)? && !delete_unchanged(session, merge.snapshot, id)? {
         return Err(changed(
@@ -215,6 +237,7 @@ fn write(
     device: &Device,
     file: &str,
     merge: &mut Merge,
+    room: &dyn Fn(u64) -> Result,
     progress: &mut dyn FnMut(Option<u64>, u64),
 ) -> Result<u64> {
     let snap = session.metadata_snap()?;
@@ -228,19 +251,20 @@ fn write(
         && (size.saturating_sub(device.size) >= block_size
             || has_data(session, merge.snapshot, device.size..size)?);
     if is_beyond {
-        let abandoned = abandon(session, file, merge);
-        return abandoned.and(Err(Error::Refused(format!(
+        let error = Error::Refused(format!(
             "volume {id} has data up to byte {size}, and {} has {} bytes only",
             merge.into, device.size
-        ))));
+        ));
+        return Err(refuse(session, id, file, merge, error)?);
     }
     let size = size.min(device.size);
     if let Err(e) = session.pool.check_size(size) {
-        return abandon(session, file, merge).and(Err(e));
+        return Err(refuse(session, id, file, merge, e)?);
     }
 
     let total = data_bytes(&mut extents, block_size, 0, size)?;
     progress(Some(total), 0);
+    room(total)?;
     let source = Source::open(session, merge.snapshot, size)?;
     let mut buffer = Buffer::new();
     for_chunks(&mut extents, block_size, 0, size, |chunk| {
@@ -255,6 +279,14 @@ fn write(
     merge.written = true;
     session.home.store(file, merge)?;
     Ok(total)
+}
+
+/// Gives an error, and forgets the merge, unless its snapshot has all that there is of the volume.
+fn refuse(session: &Session, id: u32, file: &str, merge: &Merge, error: Error) -> Result<Error> {
+    if session.exists(id)? {
+        abandon(session, file, merge)?;
+    }
+    Ok(error)
 }
 
 /// Forgets a merge.

@@ -176,11 +176,18 @@ pub fn device(from: &Session, id: u32, to: &Session) -> Result<Option<ActiveVolu
                 to.pool.name
             )));
         }
-        let home = from.home.path("");
-        if backing::lies_on(&home, volume.info.device)? {
+        for home in [from.home.path(""), to.home.path("")] {
+            if backing::lies_on(&home, volume.info.device)? {
+                return Err(Error::Refused(format!(
+                    "{} lies on {name}, and must be written to while that is suspended: see --home",
+                    home.display()
+                )));
+            }
+        }
+        if backing::device_lies_on(to.pool.device, volume.info.device)? {
             return Err(Error::Refused(format!(
-                "{} lies on {name}, and must be written to while that is suspended: see --home",
-                home.display()
+                "pool {} lies on {name}, and must be written to while that is suspended; deactivate {name} first",
+                to.pool.name
             )));
         }
     }
@@ -227,7 +234,9 @@ impl Run<'_> {
                 Some(_) => {}
                 None if self.migration.is_unchanged(self.from, self.id)? => {
                     self.enter(Stage::Switching)?;
-                    return self.name_copy();
+                    return self
+                        .to
+                        .snapshot_as(self.migration.to_id, self.migration.temporary);
                 }
                 // It was used during the pass.
                 None => {}
@@ -259,8 +268,7 @@ impl Run<'_> {
     /// Suspends the volume's device, copies what is left, and gives the device its new table.
     fn switch_active(&mut self, name: &str) -> Result {
         // What could have to be waited for is taken before anything is suspended,
-        let _turn = self.from.turn(self.id)?;
-        let _slot = self.from.keep_slot()?;
+        let (_turn, _slot) = self.from.turn_with_slot(self.id)?;
         let device = match device(self.from, self.id, self.to)? {
             Some(device) if device.info.name == name => device,
             // It was deactivated meanwhile.
@@ -275,17 +283,13 @@ impl Run<'_> {
         let begun = std::time::Instant::now();
         let entry = self.from.suspend(&device)?;
         let switched = self.last_pass(&device);
-        let cleared = match switched {
-            Ok(()) => Ok(()),
-            Err(_) => self.from.dm.clear(name),
-        };
         self.from.resume(&entry)?;
         self.result.suspended += begun.elapsed().as_secs_f64();
+        self.to.note_stamp();
         if switched.is_err() {
             self.store()?;
         }
         switched?;
-        cleared?;
         self.result.switched.push(name.to_owned());
         Ok(())
     }
@@ -303,7 +307,8 @@ impl Run<'_> {
         }
         taken?;
         self.result.copied_suspended = self.copy(snapshot, false)?;
-        self.name_copy()?;
+        self.to
+            .snapshot_inactive_as(self.migration.to_id, self.migration.temporary)?;
         let line = Line {
             start: 0,
             sectors: device.size / thin_metadata::format::SECTOR_SIZE,
@@ -313,10 +318,20 @@ impl Run<'_> {
                 .pool
                 .thin_words_over(self.migration.to_id, device.origin),
         };
-        self.check_suspended(device)?;
-        self.from
-            .dm
-            .load(&device.info.name, &line, device.info.read_only)
+        self.from.holding_suspended(|| {
+            self.check_suspended(device)?;
+            let loaded = self
+                .from
+                .dm
+                .load(&device.info.name, &line, device.info.read_only);
+            // Whoever has resumed it before it was loaded may have let others write to what is left behind.
+            let result = loaded.and_then(|()| self.check_suspended(device));
+            match result {
+                Ok(()) => Ok(()),
+                // The first error is the one that tells.
+                Err(e) => self.from.dm.clear(&device.info.name).and(Err(e)),
+            }
+        })
     }
 
     /// Gives an error unless this device is the volume's only one, is suspended, and has the table that it had.
@@ -346,12 +361,7 @@ impl Run<'_> {
                     // What is kept for the next pass may be all that there is of it.
                     return Err(self.from.no_volume(self.id));
                 }
-                if Target::is_spoilt_when_cut_off(&self.to.pool)
-                    || !self.to.exists(self.migration.temporary)?
-                {
-                    self.migration.start_over(self.from, self.id, self.to)?;
-                }
-                return self.enter(Stage::Copying);
+                return self.copy_again();
             }
             Copy::Foreign => {
                 return Err(Error::Refused(format!(
@@ -382,6 +392,14 @@ impl Run<'_> {
                  nothing was deleted",
                 self.id, self.from.pool.name, self.to.pool.name
             )));
+        }
+        self.copy_again()
+    }
+
+    /// Goes on with what was copied, or begins anew.
+    fn copy_again(&mut self) -> Result {
+        if !self.migration.is_of_use(self.from, self.to)? {
+            self.migration.start_over(self.from, self.id, self.to)?;
         }
         self.enter(Stage::Copying)
     }
@@ -470,14 +488,9 @@ impl Run<'_> {
         Ok(total)
     }
 
-    /// Gives the copy its id.
-    fn name_copy(&self) -> Result {
-        self.to
-            .snapshot_as(self.migration.to_id, self.migration.temporary)
-    }
-
     /// Deletes what is of no use any more.
     fn finish(&mut self, delete: bool) -> Result {
+        self.migration.settle_copy(self.from, self.id, self.to)?;
         // If another run was cut off here, it may have been told to keep the volume, which may have been used since.
         let stays = self.from.exists(self.id)?
             && !match self.migration.last() {

@@ -8,7 +8,8 @@
 //! At the end, three things go one after the other: the copy without its id, the snapshot that was copied last, and the
 //! file. What may have happened before each:
 //!
-//! - The copy without its id tells which volume the copy is. When that was made is in the file before it goes.
+//! - The copy without its id tells which volume the copy is: they share blocks. When that was made is in the file before
+//!   it goes, and a snapshot was taken in between, so that whatever is made later is newer.
 //! - The snapshot tells whether the volume was used since it was copied. If it was used before the snapshot goes, the
 //!   command that goes on says so.
 //! - Without the snapshot, nobody knows whether a volume that is still there was used, and that is what the command says.
@@ -17,6 +18,9 @@ use serde::{
     Deserialize,
     Serialize, //
 };
+
+use persistent_data::block_manager::BlockManager;
+use thin_metadata::View;
 
 use crate::{
     copy::Target,
@@ -35,6 +39,7 @@ use crate::{
     migrate::device,
     naming::device_id,
     session::Session,
+    tell::tell,
     unchanged::is_unchanged,
 };
 
@@ -98,6 +103,21 @@ pub fn file(id: u32) -> String {
 pub fn lock(home: &Home, id: u32) -> Result<Lock> {
     home.try_lock(&format!("migrate-{id}.lock"))?
         .ok_or_else(|| Error::Busy(format!("another thinctl is migrating volume {id}")))
+}
+
+/// Whether a volume has blocks of another one, which maps `mapped`; if that maps none, there is nothing to have.
+fn has_part_of<B: BlockManager>(
+    view: &View<'_, B>,
+    source: u32,
+    id: u32,
+    mapped: u64,
+) -> Result<bool> {
+    let mut others = 0u64;
+    view.diff(device_id(source)?, device_id(id)?, |_, before, _| {
+        others = others.saturating_add(u64::from(before.is_some()));
+        Ok(())
+    })?;
+    Ok(mapped == 0 || others < mapped)
 }
 
 /// When a volume was made, in snapshots of its pool; `None` if there is none.
@@ -192,13 +212,7 @@ impl Migration {
         }
         match self.stage {
             Stage::Copying => {
-                let mut is_of_use = to.exists(self.temporary)?
-                    && !(self.copying.is_some() && Target::is_spoilt_when_cut_off(&to.pool));
-                // Somebody may have deleted what the next pass would be compared with.
-                for snapshot in self.copied.into_iter().chain(self.copying) {
-                    is_of_use = is_of_use && from.exists(snapshot)?;
-                }
-                if !is_of_use {
+                if !self.is_of_use(from, to)? {
                     self.start_over(from, id, to)?;
                 }
             }
@@ -240,6 +254,17 @@ impl Migration {
         )))
     }
 
+    /// Whether the next pass can go on with what was copied so far.
+    pub fn is_of_use(&self, from: &Session, to: &Session) -> Result<bool> {
+        let mut is_of_use = to.exists(self.temporary)?
+            && !(self.copying.is_some() && Target::is_spoilt_when_cut_off(&to.pool));
+        // Somebody may have deleted what the next pass would be compared with, or what was copied in part.
+        for snapshot in self.copied.into_iter().chain(self.copying) {
+            is_of_use = is_of_use && from.exists(snapshot)?;
+        }
+        Ok(is_of_use)
+    }
+
     /// Begins with an empty copy again, as the one that there was is of no use.
     pub fn start_over(&mut self, from: &Session, id: u32, to: &Session) -> Result {
         to.delete(self.temporary)?;
@@ -271,9 +296,17 @@ impl Migration {
             };
             let made = there.creation_time.get();
             let is_it = match view.device(device_id(self.temporary)?)? {
-                // That it was made by the last snapshot of what was copied shows also after it was written to.
+                // That it was made by the last snapshot of what was copied shows also after it was written to. But an
+                // empty one that was made later looks like that if there was no other snapshot in between.
                 Some(source) => {
-                    made == source.snapshotted_time.get() && made > source.creation_time.get()
+                    made == source.snapshotted_time.get()
+                        && made > source.creation_time.get()
+                        && has_part_of(
+                            view,
+                            self.temporary,
+                            self.to_id,
+                            source.mapped_blocks.get(),
+                        )?
                 }
                 // It was deleted when all was done.
                 None => self.copy_created == Some(made),
@@ -283,6 +316,25 @@ impl Migration {
                 false => Ok(Copy::Foreign),
             }
         })
+    }
+
+    /// Gives an error unless the copy is there, by a look at it that tells also what was made after it. From then on, when
+    /// it was made tells that it is it.
+    pub fn settle_copy(&mut self, from: &Session, id: u32, to: &Session) -> Result {
+        if !to.exists(self.temporary)? {
+            return Ok(());
+        }
+        to.advance()?;
+        match self.copy(to)? {
+            Copy::There(made) => self.copy_created = Some(made),
+            _ => {
+                return Err(Error::Refused(format!(
+                "volume {} of pool {} is not the copy of volume {id} any more; nothing was deleted",
+                self.to_id, self.to_pool
+            )))
+            }
+        }
+        self.store(from, id)
     }
 
     /// Whether nobody has used volume `id` since all of it was copied, nor does now.
@@ -311,7 +363,18 @@ impl Migration {
             };
         };
         if self.stage == Stage::Copying || !matches!(self.copy(to)?, Copy::There(_)) {
-            return Ok(());
+            if !is_gone {
+                return Ok(());
+            }
+            for snapshot in self.copying.into_iter().chain(self.copied) {
+                if from.exists(snapshot)? {
+                    return Err(self.is_last(id, &from.pool.name, snapshot));
+                }
+            }
+            return match self.copied.is_some() && to.exists(self.temporary)? {
+                true => Err(self.is_last(id, &self.to_pool, self.temporary)),
+                false => Ok(()),
+            };
         }
         if is_gone || (!self.is_another(now) && self.is_unchanged(from, id)?) {
             return Err(Error::Refused(format!(
@@ -320,6 +383,15 @@ impl Migration {
             )));
         }
         Ok(())
+    }
+
+    /// The error of what must not be given up.
+    fn is_last(&self, id: u32, pool: &str, kept: u32) -> Error {
+        Error::Refused(format!(
+            "volume {id} is gone, its copy, volume {} of pool {}, is not there, and volume {kept} of pool {pool} may be all \
+             that there is of it",
+            self.to_id, self.to_pool
+        ))
     }
 
     /// Whether it keeps a volume in the pool of `session`; `home` is where the file of the migration is.
@@ -427,10 +499,10 @@ fn give_up(
         };
         migration.check_given_up(session, id, to.as_ref())?;
         if to.is_none() {
-            eprintln!(
-                "thinctl: pool {} is not active, and volume {} stays in it",
+            tell(format_args!(
+                "pool {} is not active, and volume {} stays in it",
                 migration.to_pool, migration.temporary
-            );
+            ));
         }
         return migration.delete_own(session, id, to.as_ref());
     }

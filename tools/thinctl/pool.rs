@@ -10,11 +10,7 @@ use std::{
     },
 };
 
-use devicemapper::{
-    Device,
-    ThinPoolTargetParams,
-    ThinTargetParams, //
-};
+use devicemapper::Device;
 use rustix::io::Errno;
 use serde::Serialize;
 
@@ -163,12 +159,12 @@ pub struct ActiveVolume {
 }
 
 impl ActiveVolume {
-    fn new(info: Info, line: &Line, params: &ThinTargetParams) -> Self {
+    fn new(info: Info, line: &Line, params: &ThinWords) -> Self {
         Self {
             info,
-            id: params.thin_id.into(),
+            id: params.id,
             size: line.sectors.saturating_mul(SECTOR_SIZE),
-            origin: params.external_origin_dev,
+            origin: params.origin,
             is_whole: true,
         }
     }
@@ -206,16 +202,42 @@ impl ActiveVolume {
     }
 }
 
+/// The words of a thin volume's line in a table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ThinWords {
+    /// The pool.
+    pub pool: Device,
+    /// The id of the volume in the pool.
+    pub id: u32,
+    /// Its external origin.
+    pub origin: Option<Device>,
+}
+
+impl ThinWords {
+    /// Reads a line of the table of device `name`, of a thin volume.
+    pub fn parse(name: &str, line: &Line) -> Result<Self> {
+        let mut words = line.words.split_ascii_whitespace();
+        let mut parse = || {
+            Some(Self {
+                pool: words.next()?.parse().ok()?,
+                id: words.next()?.parse().ok()?,
+                origin: match words.next() {
+                    None => None,
+                    Some(origin) => Some(origin.parse().ok()?),
+                },
+            })
+        };
+        parse().ok_or_else(|| bad_line(name, format!("the table is \"{}\"", line.words)))
+    }
+}
+
 /// The parameters of a thin volume; `None` if it is none, or does not tell.
-fn thin_params(name: &str, line: &Line) -> Result<Option<ThinTargetParams>> {
+fn thin_params(name: &str, line: &Line) -> Result<Option<ThinWords>> {
     // A failed pool's volumes do not tell their tables.
     if line.target != "thin" || matches!(line.words.as_str(), "Fail" | "-") {
         return Ok(None);
     }
-    format!("thin {}", line.words)
-        .parse()
-        .map(Some)
-        .map_err(|e| bad_line(name, e))
+    ThinWords::parse(name, line).map(Some)
 }
 
 /// Whether lvm2 has made a device with this UUID.
@@ -246,19 +268,21 @@ impl Pool {
                     continue;
                 }
             };
-            let params: ThinPoolTargetParams = format!("thin-pool {}", line.words)
-                .parse()
-                .map_err(|e| bad_line(&candidate, e))?;
-            let block_size = params
-                .data_block_size
-                .checked_mul(SECTOR_SIZE)
-                .ok_or_else(|| bad_line(&candidate, "the block size is too large"))?;
+            let bad = || bad_line(&candidate, format!("the table is \"{}\"", line.words));
+            let mut words = line.words.split_ascii_whitespace();
+            let mut device = || words.next()?.parse::<Device>().ok();
+            let (metadata, data) = device().zip(device()).ok_or_else(bad)?;
+            let block_size = words
+                .next()
+                .and_then(|sectors| sectors.parse::<u64>().ok())
+                .and_then(|sectors| sectors.checked_mul(SECTOR_SIZE))
+                .ok_or_else(bad)?;
             return Ok(Self {
                 name: candidate,
                 uuid: info.uuid,
                 device: info.device,
-                metadata: node(params.metadata_dev)?,
-                data: node(params.data_dev)?,
+                metadata: node(metadata)?,
+                data: node(data)?,
                 block_size,
                 skips_zeroing: line
                     .words
@@ -310,11 +334,30 @@ impl Pool {
 
     /// The thin volumes that are active on it.
     pub fn active_volumes(&self, dm: &Dm) -> Result<Vec<ActiveVolume>> {
+        loop {
+            if let Some(volumes) = self.try_active_volumes(dm)? {
+                return Ok(volumes);
+            }
+        }
+    }
+
+    /// As [`active_volumes`](Self::active_volumes); `None` if a device was renamed meanwhile.
+    fn try_active_volumes(&self, dm: &Dm) -> Result<Option<Vec<ActiveVolume>>> {
         let mut volumes = Vec::new();
-        for (name, _) in dm.list()? {
+        let devices = dm.list()?;
+        if !devices.contains(&(self.name.clone(), self.device)) {
+            return Err(Error::Busy(format!(
+                "pool {} was deactivated or renamed meanwhile",
+                self.name
+            )));
+        }
+        for (name, number) in devices {
             let table = match dm.table(&name) {
                 // Devices come and go.
-                Err(e) if e.errno() == Some(Errno::NXIO) => continue,
+                Err(e) if e.errno() == Some(Errno::NXIO) => match dm.name(number)? {
+                    Some(_) => return Ok(None),
+                    None => continue,
+                },
                 table => table?,
             };
             for line in &table {
@@ -325,7 +368,10 @@ impl Pool {
                     continue;
                 }
                 let Some(info) = dm.info(&name)? else {
-                    break;
+                    match dm.name(number)? {
+                        Some(_) => return Ok(None),
+                        None => break,
+                    }
                 };
                 volumes.push(ActiveVolume {
                     is_whole: table.len() == 1,
@@ -333,7 +379,7 @@ impl Pool {
                 });
             }
         }
-        Ok(volumes)
+        Ok(Some(volumes))
     }
 
     /// The id of a volume, which is an id already or the name or node of an active volume.

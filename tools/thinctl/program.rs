@@ -45,6 +45,9 @@ use crate::{
     signals,
 };
 
+/// How long to wait for the end of what was killed.
+const MORTAL: Duration = Duration::from_secs(10);
+
 /// How often it is looked whether it is time to give up.
 const PAUSE: Timespec = Timespec {
     tv_sec: 0,
@@ -139,7 +142,11 @@ impl Program {
 
     fn kill(&mut self) {
         self.family.kill(self.head());
-        let _ = self.child.wait();
+        // What waits for a device that does not answer cannot be killed before it does.
+        let begun = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < MORTAL {
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Nobody has waited for it yet, so its number is still its own.

@@ -205,8 +205,12 @@ pub fn receive(
     drop(target);
     activation.remove()?;
     result?;
-    finish(session, &partial)?;
-    Ok(Outcome::Received)
+    match finish(session, &partial)? {
+        true => Ok(Outcome::Received),
+        false => Err(Error::NotFound(format!(
+            "what was received as volume {id} was deleted by somebody else; begin anew"
+        ))),
+    }
 }
 
 /// Takes what is of no use, so that who sends it does not fail.

@@ -35,6 +35,7 @@ use crate::{
     },
     naming::is_unchanged,
     numbering,
+    pool::Pool,
     program::Program,
     send::{
         plan,
@@ -109,6 +110,13 @@ impl<'a> Replication<'a> {
             file,
             _lock: lock,
         })
+    }
+
+    /// Whether the pool is still the device that it was when the session began.
+    pub fn is_current(&self) -> bool {
+        let pool = &self.session.pool;
+        // That it is not there at all is told by the next turn.
+        Pool::find(&self.session.dm, &pool.name).map_or(true, |now| now.device == pool.device)
     }
 
     /// Sends what has changed; `None` if nothing has. `progress` is told of how much there is to send, and of each piece of data.

@@ -326,8 +326,29 @@ impl Repository {
 
     /// The generations that this one needs, and itself at the end.
     fn chain(&self, volume: &str, number: Option<u64>) -> Result<Vec<Generation>> {
-        let folder = self.folder(volume)?;
+        let names = self.numbers(volume)?;
+        self.chain_of(volume, names, number)
+    }
+
+    /// What a volume contained in a generation that is there twice, of the other one of the two.
+    fn restore_without(&self, volume: &str, twice: Name) -> Result<Fold> {
         let mut names = self.numbers(volume)?;
+        let kind = match twice.kind {
+            Kind::Full => Kind::Incremental,
+            Kind::Incremental => Kind::Full,
+        };
+        names.insert(twice.number, kind);
+        let chain = self.chain_of(volume, names, Some(twice.number))?;
+        Fold::new(&self.folder(volume)?, &chain)
+    }
+
+    fn chain_of(
+        &self,
+        volume: &str,
+        mut names: BTreeMap<u64, Kind>,
+        number: Option<u64>,
+    ) -> Result<Vec<Generation>> {
+        let folder = self.folder(volume)?;
         if names.is_empty() {
             return Err(self.no_volume(volume));
         }

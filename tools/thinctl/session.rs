@@ -7,7 +7,7 @@ mod snap;
 use std::{
     cell::{
         Cell,
-        OnceCell, //
+        RefCell, //
     },
     path::{
         Path,
@@ -54,6 +54,7 @@ use crate::{
         ActiveVolume,
         Pool, //
     },
+    quiet,
     signals,
     state,
     tell::tell,
@@ -88,8 +89,10 @@ pub struct Session {
     suspended: Arc<Journal>,
     /// Whether this process keeps the metadata snapshot for itself also while it does not have it.
     keeps_slot: Cell<bool>,
-    /// Started with the first device that is suspended.
-    guard: OnceCell<Guard>,
+    /// How many devices are suspended.
+    held: Cell<u32>,
+    /// Started before the first device is suspended, and again if it is gone.
+    guard: RefCell<Option<Guard>>,
     /// Whether a metadata snapshot that somebody else has taken may be released.
     force: bool,
 }
@@ -106,9 +109,7 @@ impl Session {
         Journal::recover(&dm, &pool, &run)?;
         Identity::check(&home, &pool)?;
         Journal::recover(&dm, &pool, &home)?;
-        let name = Journal::new_name()?;
-        let journal = Journal::begin(&dm, &pool, &home, name.clone())?;
-        let suspended = Journal::begin(&dm, &pool, &run, name)?;
+        let [journal, suspended] = Journal::begin(&dm, &pool, [&home, &run])?;
         signals::undo_on_signal(journal.clone());
         signals::undo_on_signal(suspended.clone());
         Ok(Self {
@@ -120,7 +121,8 @@ impl Session {
             journal,
             suspended,
             keeps_slot: Cell::new(false),
-            guard: OnceCell::new(),
+            held: Cell::new(0),
+            guard: RefCell::new(None),
             force,
         })
     }
@@ -230,15 +232,33 @@ impl Session {
     /// Takes a snapshot with an id of somebody's choice.
     pub fn snapshot_as(&self, id: u32, origin: u32) -> Result {
         lvm2::check_snapshots(&self.pool, id)?;
-        match self.quiesced(origin, || self.message(&create_snap(id, origin))) {
+        self.taken_as(
+            id,
+            origin,
+            self.quiesced(origin, || self.message(&create_snap(id, origin))),
+        )?;
+        self.note_stamp();
+        Ok(())
+    }
+
+    /// As [`snapshot_as`](Self::snapshot_as), of a volume that is not active, and without waiting for anybody: for while a
+    /// device is suspended.
+    pub fn snapshot_inactive_as(&self, id: u32, origin: u32) -> Result {
+        lvm2::check_snapshots(&self.pool, id)?;
+        self.check_inactive(origin)?;
+        self.taken_as(id, origin, self.message(&create_snap(id, origin)))
+    }
+
+    fn taken_as(&self, id: u32, origin: u32, result: Result) -> Result {
+        match result {
             Err(e) if e.errno() == Some(Errno::EXIST) => Err(self.exists_already(id)),
             Err(e) if e.errno() == Some(Errno::NODATA) => Err(self.no_volume(origin)),
-            result => result.inspect(|()| self.note_stamp()),
+            result => result,
         }
     }
 
     /// Remembers how far the pool is.
-    fn note_stamp(&self) {
+    pub fn note_stamp(&self) {
         // What cannot be noted now is with the next metadata snapshot.
         let _ = self
             .pool
@@ -259,8 +279,8 @@ impl Session {
             loop {
                 Journal::recover(&self.dm, &self.pool, &self.run)?;
                 let active = self.active(id)?;
-                let names: Vec<String> = active.into_iter().map(|v| v.info.name).collect();
-                if !Journal::any_suspends(&self.run, &names)? {
+                let infos: Vec<Info> = active.into_iter().map(|v| v.info).collect();
+                if !Journal::any_suspends(&self.run, &infos)? {
                     return Ok(());
                 }
                 if begun.elapsed() >= GUARD_PATIENCE {
@@ -314,12 +334,7 @@ impl Session {
     /// [turn](Self::turn).
     pub fn suspend(&self, volume: &ActiveVolume) -> Result<Entry> {
         let name = &volume.info.name;
-        if self.guard.get().is_none() {
-            memory::lock()?;
-            let [home, run] = &self.roots;
-            let guard = Guard::start(home, run, &self.pool.name, self.journal.name())?;
-            let _ = self.guard.set(guard);
-        }
+        self.start_guard()?;
         let run = self.run.path("");
         if backing::lies_on(&run, volume.info.device)? {
             return Err(Error::Refused(format!(
@@ -327,15 +342,51 @@ impl Session {
                 run.display()
             )));
         }
-        let entry = Entry::Suspended { name: name.clone() };
+        let entry = Entry::suspended(&volume.info);
+        quiet::begin();
         self.suspended
-            .enter(entry.clone(), || self.dm.suspend(name))?;
+            .enter(entry.clone(), || self.dm.suspend(name))
+            .inspect_err(|_| quiet::end())?;
+        self.held.set(self.held.get().saturating_add(1));
         Ok(entry)
+    }
+
+    fn start_guard(&self) -> Result {
+        let mut guard = self.guard.borrow_mut();
+        if guard.as_mut().is_some_and(Guard::is_alive) {
+            return Ok(());
+        }
+        memory::lock()?;
+        let [home, run] = &self.roots;
+        *guard = Some(Guard::start(
+            home,
+            run,
+            &self.pool.name,
+            self.journal.name(),
+        )?);
+        Ok(())
+    }
+
+    /// Does something to a device that is suspended; this process does not end meanwhile, which would resume it.
+    pub fn holding_suspended<X>(&self, action: impl FnOnce() -> Result<X>) -> Result<X> {
+        self.suspended.holding(action)
     }
 
     /// Resumes what [`suspend`](Self::suspend) has suspended.
     pub fn resume(&self, entry: &Entry) -> Result {
-        self.suspended.undo(entry)
+        self.suspended.undo(entry)?;
+        self.held.set(self.held.get().saturating_sub(1));
+        quiet::end();
+        Ok(())
+    }
+
+    /// Takes a snapshot of a volume of no use, after which whatever is made is newer than what there is.
+    pub fn advance(&self) -> Result {
+        let volume = self.new_volume()?;
+        // Nobody knows of it, so it is not active.
+        let snapshot = self.new_id(|id| self.message(&create_snap(id, volume)))?;
+        self.delete(snapshot)?;
+        self.delete(volume)
     }
 
     /// An id for a volume of thinctl's own, which there is none of.
@@ -412,6 +463,9 @@ fn random_id() -> Result<u32> {
 impl Drop for Session {
     fn drop(&mut self) {
         self.suspended.finish();
+        for _ in 0..self.held.get() {
+            quiet::end();
+        }
         self.journal.finish();
     }
 }

@@ -34,7 +34,8 @@ use crate::{
         Error,
         Result, //
     },
-    journal::Journal, //
+    journal::Journal,
+    quiet, //
 };
 
 /// The signals that ask to stop.
@@ -51,6 +52,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Begins to watch for signals.
 pub fn watch() -> Result {
+    quiet::watch()?;
     let mut signals = Signals::new(STOP).map_err(Error::io("signals"))?;
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {

@@ -10,10 +10,7 @@ use std::{
     },
 };
 
-use devicemapper::{
-    Device,
-    ThinTargetParams, //
-};
+use devicemapper::Device;
 
 use thin_metadata::format::SECTOR_SIZE;
 
@@ -27,6 +24,7 @@ use crate::{
         Error,
         Result, //
     },
+    pool::ThinWords,
 };
 
 /// A thin volume that a device is, has a part of, or lies on.
@@ -71,13 +69,12 @@ pub fn thins(dm: &Dm, device: Device) -> Result<Vec<Thin>> {
             found.push(Thin {
                 device: name.clone(),
                 pool: params.pool,
-                id: params.thin_id.into(),
+                id: params.id,
                 size: line.sectors.saturating_mul(SECTOR_SIZE),
             });
             // Nothing is written to an origin, and to a pool only as to a volume of it.
             below.retain(|&device| {
-                (device != params.pool && Some(device) != params.external_origin_dev)
-                    || is_named(&table, device)
+                (device != params.pool && Some(device) != params.origin) || is_named(&table, device)
             });
         }
         left.extend(below);
@@ -99,9 +96,7 @@ pub fn alias(dm: &Dm, thin: &Thin) -> Result<Option<String>> {
         };
         for line in table.iter().filter(|line| tells(line)) {
             let params = params(&name, line)?;
-            if params
-                .is_some_and(|other| other.pool == thin.pool && u32::from(other.thin_id) == thin.id)
-            {
+            if params.is_some_and(|other| other.pool == thin.pool && other.id == thin.id) {
                 return Ok(Some(name));
             }
         }
@@ -141,7 +136,7 @@ fn tells(line: &Line) -> bool {
 }
 
 /// The parameters of a volume; `None` if a line is of another target.
-fn params(name: &str, line: &Line) -> Result<Option<ThinTargetParams>> {
+fn params(name: &str, line: &Line) -> Result<Option<ThinWords>> {
     if line.target != "thin" {
         return Ok(None);
     }
@@ -150,10 +145,7 @@ fn params(name: &str, line: &Line) -> Result<Option<ThinTargetParams>> {
             "{name} is a thin volume that does not tell its pool, which has failed"
         )));
     }
-    format!("thin {}", line.words)
-        .parse()
-        .map(Some)
-        .map_err(|e| Error::Refused(format!("{name}: {e}")))
+    ThinWords::parse(name, line).map(Some)
 }
 
 /// Whether a line of another target than a volume's names a device.
@@ -181,7 +173,7 @@ mod tests {
     #[test]
     fn lines_of_volumes_are_read() -> Result {
         let found = params("x", &line("thin", "253:4 7 7:1"))?;
-        let found = found.map(|p| (p.pool.minor, u32::from(p.thin_id), p.external_origin_dev));
+        let found = found.map(|p| (p.pool.minor, p.id, p.origin));
         let origin = Some(Device { major: 7, minor: 1 });
         assert_eq!(found, Some((4, 7, origin)));
         assert!(params("x", &line("linear", "253:4 7"))?.is_none());

@@ -10,8 +10,15 @@ use std::{
     },
 };
 
-/// Writes a message to standard error. That nobody can read it is no reason to stop.
+use crate::quiet;
+
+/// Writes a message to standard error, but not before this process has resumed what it has suspended. That nobody can read
+/// it is no reason to stop.
 pub fn tell(what: impl Display) {
+    let what = what.to_string();
+    if quiet::keeps(&what) {
+        return;
+    }
     // At once, so that no other message gets in between.
     let _ = io::stderr().write_all(format!("thinctl: {what}\n").as_bytes());
 }

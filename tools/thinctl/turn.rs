@@ -6,7 +6,8 @@
 //! for each volume is locked by whoever suspends it, and also by whoever replaces or deletes it. lvm2 does the same with
 //! a file for each volume group, which is locked in the way that lvm2 does it.
 //!
-//! Locks are taken in this order: the volume's, the volume group's, that of the pool's metadata snapshot.
+//! Locks are taken in this order: the volume's, the volume group's, that of the pool's metadata snapshot. Who has the others
+//! does not wait for the last one, as that may be long.
 
 use std::{
     path::Path,

@@ -46,16 +46,13 @@ pub fn is_unchanged<B: BlockManager>(view: &View<'_, B>, snapshot: u32, id: u32)
 
 /// Deletes volume `id` if nobody uses it, and it is as it was when `snapshot` was taken of it; says whether it is.
 pub fn delete_unchanged(session: &Session, snapshot: u32, id: u32) -> Result<bool> {
-    let _turn = session.turn(id)?;
+    let (_turn, _slot) = session.turn_with_slot(id)?;
     session.check_inactive(id)?;
-    session.glance(|view| {
-        let unchanged = is_unchanged(view, snapshot, id)?;
-        if unchanged {
-            // Fails if it has become active.
-            session.delete(id)?;
-        }
-        Ok(unchanged)
-    })
+    session.glance_and_do(
+        |view| is_unchanged(view, snapshot, id),
+        // Fails if it has become active.
+        || session.delete(id),
+    )
 }
 
 /// Deletes volume `id` if nobody uses it, and its digest is still the one that it had while it was frozen; says whether

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0
 """thinctl: a run that goes on finds another volume or device than the one that it began with, or one that was used."""
 
+import contextlib
+import fcntl
 import os
 import random
+import shutil
+import signal
+import subprocess
 
 import pytest
 
-from dmtest import disk
+from dmtest import disk, ioctl
+from dmtest.background import wait_until
 from dmtest.content import Content
 from dmtest.disk import (
     KIB,
@@ -16,6 +22,7 @@ from dmtest.dm import dmsetup
 from dmtest.thinctl import (
     BUSY,
     DAMAGED,
+    NO_ROOM,
     SIZE,
     received,
     volumes,
@@ -45,7 +52,7 @@ class Runs:
         self.thinctl.environment["THINCTL_CUT"] = str(step)
         code = self.thinctl.cut(*self.words(), after=200)
         del self.thinctl.environment["THINCTL_CUT"]
-        return code != 0
+        return code == -signal.SIGKILL
 
     def cut_where(self, wanted, stride=1):
         """Cuts one off at the last step at which `wanted()`; only one of `stride` is tried."""
@@ -57,6 +64,18 @@ class Runs:
             self.steps[type(self)] = first
         for step in range(self.steps[type(self)] + 1, 0, -stride):
             if self.is_cut_off(step) and wanted():
+                return
+        pytest.fail("it was never cut off there")
+
+    def cut_after(self, is_there, wanted):
+        """Cuts one off at a step at which `wanted()`, soon after the first one at which `is_there()`, as at all later ones."""
+        last, step = 0, 1024
+        while step - last > 1:
+            middle = (last + step) // 2
+            last, step = (middle, step) if self.is_cut_off(middle) and not is_there() else (last, middle)
+        # What a step is may differ by a few from one run to the next.
+        for near in range(step, step + 12):
+            if self.is_cut_off(near) and wanted():
                 return
         pytest.fail("it was never cut off there")
 
@@ -99,7 +118,7 @@ def migrations(pool, other, thinctl, progress):
 
 def test_takes_no_other_volume_for_the_one_that_was_migrated(pool, other, thinctl, migrations):
     """Its admin deletes it, as it was migrated, and makes another one, which gets its id."""
-    migrations.cut_where(lambda: migrations.left("switching") == (True, True))
+    migrations.cut_where(lambda: migrations.left("switching") == (True, True), stride=5)
     number, copy = migrations.number, migrations.copy
     pool.delete(number)
     new = Content(pool.new_thin(number, SIZE))
@@ -116,6 +135,181 @@ def test_takes_no_other_volume_for_the_one_that_was_migrated(pool, other, thinct
     assert migrations.last not in volumes(pool) and migrations.temporary not in volumes(other)
     received(other, copy, migrations.content)
     received(pool, number, new)
+
+
+@pytest.mark.parametrize("delete", [False, True], ids=["kept", "deleted"])
+@pytest.mark.parametrize("temporary", [True, False], ids=["early", "late"])
+def test_takes_no_empty_volume_for_the_copy(pool, other, thinctl, migrations, temporary, delete):
+    """Somebody deletes the copy, and makes an empty volume of its id. No snapshot was taken in between."""
+    def wanted():
+        notes = thinctl.notes(pool, f"migrate-{migrations.number}.json")
+        stage = notes and notes["stage"]
+        return stage == ("switching" if temporary else "done") and migrations.left("switching") == (True, temporary)
+
+    if temporary:
+        migrations.cut_after(lambda: migrations.copy in volumes(other), wanted)
+    else:
+        migrations.cut_where(wanted)
+    other.delete(migrations.copy)
+    other.new_thin(migrations.copy, SIZE).remove()
+    assert "another one" in thinctl.refused(*migrations.words(*["--delete"] * delete))
+    received(pool, migrations.number, migrations.content)
+    if temporary:
+        received(other, migrations.temporary, migrations.content)
+
+
+class ActiveMigrations(Migrations):
+    """Halted at one step, and killed at a later one."""
+
+    def words(self, *more):
+        return "migrate", f"{self.pool.name}:{self.number}", f"{self.other.name}:{self.copy}", *more
+
+    def prepare(self):
+        for pool in self.pool, self.other:
+            for thin in list(pool.thins.values()):
+                thin.remove()
+        self.copy = 100 + self.number
+        self.content = Content(self.pool.new_thin(self.number, SIZE))
+        self.content.scatter(f"first {self.number}", 6, most=64)
+
+    def notes(self):
+        return self.thinctl.notes(self.pool, f"migrate-{self.number}.json")
+
+    def suspended(self):
+        return bool(ioctl.call(ioctl.DEV_STATUS, self.content.thin.name).flags & ioctl.SUSPEND)
+
+    def halted(self, step, cut=0):
+        """Gives the process, and whether it was halted."""
+        self.number += 1
+        self.progress(f"runs: {self.number}")
+        self.prepare()
+        before = self.thinctl.environment
+        self.thinctl.environment = {**before, "THINCTL_HALT": str(step), "THINCTL_CUT": str(cut)}
+        process = self.thinctl.start(*self.words(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+        self.thinctl.environment = before
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        if os.WIFSTOPPED(status):
+            return process, True
+        process.returncode = os.waitstatus_to_exitcode(status)
+        process.communicate()
+        return process, False
+
+    def first(self, is_there):
+        """The first step at which `is_there()`, as it is at all later ones."""
+        last, step = 0, 1024
+        while step - last > 1:
+            middle = (last + step) // 2
+            process, is_halted = self.halted(middle)
+            if not is_halted or is_there():
+                step = middle
+            else:
+                last = middle
+            if is_halted:
+                self.goes_on(process)
+        return step
+
+    def named(self):
+        """The first step after the copy has got its id."""
+        return self.first(lambda: self.copy in volumes(self.other))
+
+    def switches(self):
+        """The first step after it has written down that it switches."""
+        def is_there():
+            notes = self.notes()
+            return self.copy in volumes(self.other) or (notes is not None and notes["stage"] == "switching")
+
+        return self.first(is_there)
+
+    @staticmethod
+    def goes_on(process):
+        process.send_signal(signal.SIGCONT)
+        process.communicate(timeout=200)
+        return process.returncode
+
+
+@pytest.fixture
+def active(pool, other, thinctl, progress):
+    return ActiveMigrations(pool, other, thinctl, progress)
+
+
+def test_leaves_nothing_behind_that_was_written_before_the_switch(pool, other, thinctl, active):
+    """Somebody resumes the volume at any moment of the switch, and it is written to."""
+    named, seen = active.named(), False
+    # What a step is may differ by a few from one run to the next.
+    while not seen:
+        for step in range(named - 2, named + 6):
+            process, is_halted = active.halted(step)
+            assert is_halted
+            is_wanted = active.suspended() and active.copy in volumes(other)
+            if is_wanted:
+                # The new table may be there already.
+                seen = seen or not dmsetup("table", "--inactive", active.content.thin.name).stdout.strip()
+                active.content.thin.resume()
+                active.content.scatter("used", 2, most=16)
+                active.content.thin.flush()
+            active.goes_on(process)
+            if is_wanted:
+                assert not active.suspended()
+                active.content.verify()
+                # Nor is there a table that becomes the device's later.
+                active.content.thin.suspend()
+                active.content.thin.resume()
+                active.content.verify()
+
+
+def test_shows_nothing_of_a_pass_that_is_gone(pool, other, thinctl, active):
+    """It is cut off while it copies, its snapshot is deleted, and what was new in that is discarded."""
+    # What is written before the last pass takes its snapshot is in no other one.
+    step = cut = active.switches()
+    while True:
+        cut += 1
+        process, is_halted = active.halted(step, cut)
+        assert is_halted
+        thin = active.content.thin
+        offset = SIZE - MIB
+        active.content.write(offset, MIB)
+        thin.flush()
+        assert active.goes_on(process) == -signal.SIGKILL, "it was never cut off there"
+        wait_until(lambda: not active.suspended(), "the volume goes on")
+        notes = active.notes()
+        if notes["stage"] != "switching" or notes["copying"] not in volumes(pool) or active.copy in volumes(other):
+            continue
+        thinctl.settle(pool)
+        thinctl.settle(other)
+        temporary = other.activate(notes["temporary"], SIZE)
+        is_there = temporary.read(offset, MIB) == bytes(active.content.data[offset:])
+        temporary.remove()
+        if is_there:
+            break
+    pool.delete(notes["copying"])
+    active.content.discard(offset, MIB)
+    thinctl.run(*active.words())
+    assert thin.table() == f"{other.device.number} {active.copy}"
+    active.content.verify()
+
+
+def test_lets_others_have_their_turn_while_it_waits(pool, other, thinctl, active):
+    """Somebody has the metadata snapshot for long, right before the last pass."""
+    step = active.switches()
+    folder = {kind: os.path.join(thinctl.environment[f"THINCTL_{kind}"], pool.name) for kind in ("HOME", "RUN")}
+    with open(os.path.join(folder["HOME"], "slot.lock"), "w") as slot:
+        while True:
+            step -= 1
+            process, is_halted = active.halted(step)
+            assert is_halted and step
+            is_free = not os.path.exists(os.path.join(folder["RUN"], f"volume-{active.number}.lock"))
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if is_free:
+                    break
+                fcntl.flock(slot, fcntl.LOCK_UN)
+            active.goes_on(process)
+        process.send_signal(signal.SIGCONT)
+        thinctl.snapshot(pool, active.number, 10 ** 6)
+        assert process.poll() is None
+    process.communicate(timeout=200)
+    assert process.returncode == 0
+    assert active.content.thin.table() == f"{other.device.number} {active.copy}"
 
 
 def test_does_not_call_a_copy_right_that_is_stale(pool, other, thinctl, migrations):
@@ -148,7 +342,7 @@ def test_ends_although_the_copy_without_its_id_is_deleted(pool, other, thinctl, 
 
 def test_does_not_forget_a_copy_that_may_be_the_last_one(pool, other, thinctl, migrations):
     """Somebody deletes all but the copy without its id."""
-    migrations.cut_where(lambda: migrations.left() == (True, True))
+    migrations.cut_where(lambda: migrations.left() == (True, True), stride=5)
     pool.delete(migrations.number)
     pool.delete(migrations.last)
     other.delete(migrations.copy)
@@ -185,8 +379,26 @@ def test_gives_up_a_migration(pool, other, thinctl, migrations, where):
     received(other, 500, migrations.content)
 
 
+def test_gives_up_nothing_that_may_be_all_there_is(pool, other, thinctl, migrations):
+    """The volume is gone, and its copy is not there."""
+    def is_copied():
+        notes = thinctl.notes(pool, f"migrate-{migrations.number}.json")
+        if not notes or notes["stage"] != "copying" or notes["copied"] is None:
+            return False
+        migrations.last, migrations.temporary = notes["copied"], notes["temporary"]
+        return migrations.last in volumes(pool)
+
+    migrations.cut_where(is_copied, stride=3)
+    pool.delete(migrations.number)
+    kept = (pool, migrations.last), (other, migrations.temporary)
+    for there, volume in kept:
+        assert "is gone" in thinctl.refused("forget", there.name, volume)
+    for there, volume in kept:
+        received(there, volume, migrations.content)
+
+
 def test_gives_up_no_migration_that_is_as_good_as_done(pool, other, thinctl, migrations):
-    migrations.cut_where(lambda: migrations.left() == (True, True))
+    migrations.cut_where(lambda: migrations.left() == (True, True), stride=5)
     pool.delete(migrations.number)
     for words in (pool.name, migrations.last), (other.name, migrations.temporary):
         assert "ends its migration" in thinctl.refused("forget", *words)
@@ -240,6 +452,46 @@ def test_gives_up_a_merge(pool, make_disk, thinctl, progress):
     thin = pool.activate(merges.number, SIZE, merges.origin.path)
     merges.content.on(thin).verify()
     thin.remove()
+
+
+def test_gives_up_no_merge_that_has_the_last_content(pool, make_disk, thinctl, progress):
+    """What the volume was to be merged into is too small, and the volume is gone."""
+    merges = Merges(pool, make_disk(SIZE // 2), thinctl, progress)
+
+    def prepare():
+        merges.content = Content(pool.new_thin(merges.number, SIZE))
+        merges.content.write(SIZE - MIB, MIB)
+        merges.content.thin.remove()
+
+    def is_unwritten():
+        merges.notes = thinctl.notes(pool, f"merge-{merges.number}.json")
+        return merges.notes and not merges.notes["written"] and merges.notes["snapshot"] in volumes(pool)
+
+    merges.prepare = prepare
+    merges.cut_where(is_unwritten, stride=3)
+    pool.delete(merges.number)
+    assert "bytes only" in thinctl.refused(*merges.words())
+    received(pool, merges.notes["snapshot"], merges.content)
+
+
+def test_merges_into_no_pool_that_has_no_room(pool, make_pool, thinctl):
+    """The external origin is a volume of another pool, and the volume has more than is free there."""
+    small = make_pool(data_size=16 * MIB)
+    origin = small.new_thin(0, SIZE)
+    full = small.new_thin(1, SIZE)
+    full.write(0, bytes(8 * MIB))
+    content = Content(pool.new_thin(0, SIZE, origin=origin.path))
+    content.write(0, 12 * MIB)
+    content.thin.remove()
+    assert "has no room" in thinctl.refused("merge", pool.name, 0, "--into", origin.path, code=NO_ROOM)
+    assert origin.mapped_blocks() == 0
+    full.remove()
+    small.delete(1)
+    thinctl.run("merge", pool.name, 0, "--into", origin.path)
+    assert origin.read(0, 12 * MIB) == bytes(content.data[:12 * MIB])
+    # All of it is mapped by now, but that does not tell that it is not shared.
+    thinctl.refused("merge", pool.name, 0, "--into", origin.path, code=NO_ROOM)
+    thinctl.run("merge", pool.name, 0, "--into", origin.path, "--anyway")
 
 
 def test_merges_into_nothing_that_is_used(pool, other, make_disk, thinctl):
@@ -307,6 +559,42 @@ def test_puts_no_older_stream_in_place(pool, other, thinctl):
     assert volumes(other) == {7}
 
 
+def test_has_not_received_what_was_deleted(pool, other, thinctl, progress):
+    """Somebody deletes what has come right before it is put in place."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 6)
+    thinctl.snapshot(pool, 0, 1)
+    # It does not read it while it is halted.
+    path = os.path.join(thinctl.folder, "stream")
+    with open(path, "wb") as file:
+        file.write(thinctl.send(pool, 1))
+    number, seen = 6, 0
+    for step in range(1, 200):
+        number += 1
+        progress(f"step {step}")
+        before = thinctl.environment
+        thinctl.environment = {**before, "THINCTL_HALT": str(step)}
+        with open(path, "rb") as file:
+            process = thinctl.start("receive", other.name, number, stdin=file, stderr=subprocess.PIPE)
+        thinctl.environment = before
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            process.returncode = os.waitstatus_to_exitcode(status)
+            process.communicate()
+            break
+        notes = thinctl.notes(other, f"partial-{number}.json")
+        there = volumes(other)
+        if notes and notes["complete"] and notes["temporary"] in there and number not in there:
+            # It may still be active.
+            with contextlib.suppress(ioctl.DmError):
+                other.delete(notes["temporary"])
+                seen += 1
+        process.send_signal(signal.SIGCONT)
+        errors = process.communicate(timeout=200)[1]
+        assert (process.returncode == 0) == (number in volumes(other)), errors
+    assert seen
+
+
 def test_looks_at_all_targets_of_a_device(pool, other, thinctl):
     """A volume may be one of several targets."""
     content = Content(pool.new_thin(0, SIZE))
@@ -350,3 +638,73 @@ def test_prunes_nothing_if_what_stays_is_damaged(pool, other, thinctl, keep):
         thinctl.run("restore", repository, "data", other.name, number, "--generation", number)
         received(other, number, past[number])
     assert len(thinctl.json("backups", repository)["data"]) == 5
+
+
+@pytest.mark.parametrize("how", ["cut off", "overwritten"])
+def test_goes_on_from_no_damaged_full_copy(pool, other, thinctl, how):
+    """Pruning was cut off when the full copy was there, which is damaged since; what it replaces is not."""
+    repository = thinctl.repository("backups")
+    content = Content(pool.new_thin(0, SIZE))
+    past = {}
+    for number in range(1, 4):
+        content.write((number - 1) * 128 * KIB, 64 * KIB)
+        thinctl.run("backup", pool.name, 0, repository, "--name", "data")
+        past[number] = content.snapshot(content.thin)
+    pruned = os.path.join(thinctl.folder, "pruned")
+    shutil.copytree(repository, pruned)
+    thinctl.run("prune", pruned, "data", "--keep", 1)
+    for name in os.listdir(os.path.join(pruned, "data")):
+        if name.startswith("000003.full."):
+            shutil.copy(os.path.join(pruned, "data", name), os.path.join(repository, "data"))
+    path = os.path.join(repository, "data", "000003.full.thin")
+    if how == "cut off":
+        os.truncate(path, os.path.getsize(path) // 2)
+    else:
+        with open(path, "r+b") as file:
+            file.seek(os.path.getsize(path) // 2)
+            byte = file.read(1)[0]
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ 0xff]))
+    content.write(MIB, 64 * KIB)
+    thinctl.run("backup", pool.name, 0, repository, "--name", "data")
+    past[4] = content.snapshot(content.thin)
+    for number in past:
+        thinctl.run("restore", repository, "data", other.name, number, "--generation", number)
+        received(other, number, past[number])
+    # What was damaged is made anew.
+    thinctl.run("prune", repository, "data", "--keep", 2)
+    thinctl.run("restore", repository, "data", other.name, 13, "--generation", 3)
+    received(other, 13, past[3])
+
+
+def test_replicates_from_a_pool_that_is_another_device(pool, other, thinctl):
+    """It is deactivated between two turns, and gets another number. The volume must be suspended all the same."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 6)
+    turns = os.path.join(thinctl.folder, "turns")
+    receive = f"{thinctl.program} receive {other.name} 7; echo >>{turns}"
+    words = "replicate", pool.name, 0, "--to", receive, "--every", 10, "--turns", 2
+    process = thinctl.start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        wait_until(lambda: os.path.exists(turns), "the first turn")
+        # It may still be about to delete what it does not need any more.
+        wait_until(lambda: len(volumes(pool)) == 2, "its end")
+        content.thin.remove()
+        before = pool.device.number
+        pool.stop()
+        assert dmsetup("create", "between", "--table", "0 8 error").returncode == 0
+        pool.start()
+        assert pool.device.number != before
+        content = content.on(pool.activate(0, SIZE))
+        content.scatter("second", 6)
+        # What is not written back yet is seen only if the volume is suspended.
+        flushed = content.snapshot(content.thin)
+        errors = process.communicate(timeout=200)[1]
+    finally:
+        process.kill()
+        process.communicate()
+        if "between" in ioctl.names():
+            assert dmsetup("remove", "between").returncode == 0
+    assert process.returncode == 0, errors
+    assert b"tries again" not in errors, errors
+    received(other, 7, flushed)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """thinctl: whoever suspends a volume is alone with it, and needs nothing that lies on it."""
 
+import contextlib
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -92,6 +94,165 @@ def test_resumes_what_it_lies_on_although_it_is_killed(pool, root, thinctl):
         (root.folder / f"file {number}").write_bytes(os.urandom(4096))
         os.sync()
     assert root("snapshot", pool.name, 0, 10) == 0
+
+
+def begins(pool, thin, thinctl, *words, **options):
+    """Starts it; a commit while the volume is suspended takes so long that it is seen."""
+    pool.metadata.delay_writes(200)
+    process = thinctl.start(*words, stderr=subprocess.PIPE, **options)
+    wait_until(lambda: suspended(thin.name) or process.poll() is not None, "it is suspended")
+    assert process.poll() is None, "it was never seen suspended"
+    return process
+
+
+def ends(process):
+    """Waits for its end, which must be a good one."""
+    try:
+        errors = process.communicate(timeout=100)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        pytest.fail("it has not come to an end")
+    assert process.returncode == 0, errors
+
+
+def state(process):
+    with open(f"/proc/{process.pid}/stat") as file:
+        return file.read().rpartition(") ")[2].split()[0]
+
+
+def test_tells_nothing_to_what_is_suspended(pool, other, root, thinctl):
+    """Somebody was killed, and left a device that somebody else has open. What it says about it goes to the volume."""
+    thinctl.environment["THINCTL_HOME"] = os.path.join(thinctl.folder, "home")
+    thinctl.settle(pool)
+    home = os.path.join(thinctl.environment["THINCTL_HOME"], pool.name)
+    assert dmsetup("create", "left-behind", "--table", "0 8 error").returncode == 0
+    try:
+        with open(os.path.join(home, "run-1.json"), "w") as file:
+            json.dump([{"what": "device", "name": "left-behind"}], file)
+        open(os.path.join(home, "run-1.lock"), "w").close()
+        with open("/dev/mapper/left-behind", "rb"):
+            assert root("migrate", f"{pool.name}:0", f"{other.name}:5") == 0
+        assert "left-behind" in (root.folder / "log").read_text()
+        thinctl.settle(pool)
+        assert "left-behind" not in ioctl.names()
+    finally:
+        if "left-behind" in ioctl.names():
+            assert dmsetup("remove", "left-behind").returncode == 0
+    assert not suspended(root.thin.name)
+
+
+@pytest.mark.parametrize("halt", ["SIGTSTP", "SIGTTIN", "SIGTTOU"])
+def test_is_not_halted_while_it_is_suspended(pool, thinctl, halt):
+    """A terminal can halt it otherwise."""
+    thin = pool.new_thin(0, SIZE)
+    thin.write(0, os.urandom(4 * MIB))
+    # Nobody halts a group that no shell could let go on.
+    process = begins(pool, thin, thinctl, "snapshot", pool.name, 0, 1, process_group=0)
+    process.send_signal(getattr(signal, halt))
+    pool.metadata.heal()
+    ends(process)
+    assert not suspended(thin.name)
+    process = thinctl.start("send", pool.name, 1, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0)
+    assert process.stdout.read(1)
+    process.send_signal(getattr(signal, halt))
+    wait_until(lambda: state(process) == "T", "it is halted")
+    process.send_signal(signal.SIGCONT)
+    ends(process)
+
+
+def test_resumes_a_device_of_another_name(pool, thinctl):
+    thin = pool.new_thin(0, SIZE)
+    process = begins(pool, thin, thinctl, "snapshot", pool.name, 0, 1)
+    process.send_signal(signal.SIGSTOP)
+    assert dmsetup("rename", thin.name, "renamed").returncode == 0
+    try:
+        process.send_signal(signal.SIGCONT)
+        pool.metadata.heal()
+        ends(process)
+        assert not suspended("renamed")
+    finally:
+        assert dmsetup("rename", "renamed", thin.name).returncode == 0
+    assert not thinctl.leftovers(pool)
+
+
+def test_has_a_guard_each_time(pool, thinctl):
+    """Its guard is killed before it suspends the volume again."""
+    thin = pool.new_thin(0, SIZE)
+    turns = os.path.join(thinctl.folder, "turns")
+    words = "replicate", pool.name, 0, "--to", f"cat >/dev/null; echo >>{turns}", "--every", 1
+    process = thinctl.start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        wait_until(lambda: os.path.exists(turns), "the first turn")
+        [guard] = guards_of(process)
+        os.kill(guard, signal.SIGKILL)
+        pool.metadata.delay_writes(200)
+        thin.write(0, os.urandom(4096))
+        wait_until(lambda: suspended(thin.name), "it is suspended")
+    finally:
+        process.kill()
+        process.wait()
+    pool.metadata.heal()
+    wait_until(lambda: not suspended(thin.name), "the volume goes on")
+
+
+def guards_of(process):
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/stat") as stat, open(f"/proc/{pid}/cmdline", "rb") as words:
+            parent = int(stat.read().rpartition(") ")[2].split()[1])
+            if parent == process.pid and words.read().split(b"\0")[1:2] == [b"guard"]:
+                found.append(int(pid))
+    return found
+
+
+@contextlib.contextmanager
+def deaf_udev():
+    """What tells that there is udevd, which answers nobody."""
+    os.makedirs("/run/udev", exist_ok=True)
+    open("/run/udev/control", "w").close()
+    try:
+        yield
+    finally:
+        os.unlink("/run/udev/control")
+
+
+@contextlib.contextmanager
+def no_semaphores():
+    """There are as many as there may be."""
+    limits = "/proc/sys/kernel/sem"
+    with open(limits) as file:
+        before = file.read()
+    made = subprocess.run(["ipcmk", "-S", "1"], check=True, capture_output=True, text=True).stdout.split()[-1]
+    try:
+        with open(limits, "w") as file:
+            file.write("250 32000 32 1")
+        yield
+    finally:
+        with open(limits, "w") as file:
+            file.write(before)
+        subprocess.run(["ipcrm", "-s", made], check=True)
+
+
+@pytest.mark.parametrize("hindrance", [deaf_udev, no_semaphores], ids=lambda hindrance: hindrance.__name__)
+def test_resumes_without_udev(pool, thinctl, hindrance):
+    """A volume is active twice."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 10)
+    assert dmsetup("create", "second", "--table", content.thin.table_text()).returncode == 0
+    try:
+        with deaf_udev(), hindrance() if hindrance is not deaf_udev else contextlib.nullcontext():
+            for words in ("snapshot", pool.name, 0, 1), ("status", pool.name):
+                ends(thinctl.start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
+        assert not suspended(content.thin.name) and not suspended("second")
+    finally:
+        for name in content.thin.name, "second":
+            if suspended(name):
+                assert dmsetup("resume", name).returncode == 0
+        assert dmsetup("remove", "second").returncode == 0
+    content.scatter("second", 10)
+    assert volumes(pool) == {0, 1}
+    assert not thinctl.leftovers(pool)
 
 
 def test_many_suspend_one_volume(pool, thinctl):

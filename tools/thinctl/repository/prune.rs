@@ -14,6 +14,7 @@ use super::{
         put,
         About, //
     },
+    fold::Fold,
     generation::{
         Generation,
         Kind, //
@@ -107,7 +108,10 @@ impl Locked {
         generation: Name,
         progress: &mut dyn FnMut(u64) -> Result,
     ) -> Result {
-        let mut fold = self.restore(volume, Some(generation.number))?;
+        self.drain(self.restore(volume, Some(generation.number))?, progress)
+    }
+
+    fn drain(&self, mut fold: Fold, progress: &mut dyn FnMut(u64) -> Result) -> Result {
         while fold.next()?.is_some() {
             // It is not folded, but can be stopped.
             progress(0)?;
@@ -184,9 +188,23 @@ impl Locked {
             return Ok(());
         };
         let folder = self.folder(volume)?;
-        let incremental = Generation::load(&folder, name)?;
-        let full = Generation::load(&folder, full(name))?;
-        if full.header.to != incremental.header.to {
+        // It may be long ago that it was made, and all that it replaces may still be there.
+        let read = Generation::load(&folder, full(name)).and_then(|full| {
+            self.read_through(volume, full.name(), &mut |_| Ok(()))?;
+            Ok(full)
+        });
+        let full = match read {
+            Err(e @ Error::Damaged(_)) => {
+                let rest = self.restore_without(volume, full(name));
+                let rest = rest.and_then(|rest| self.drain(rest, &mut |_| Ok(())));
+                return match rest {
+                    Ok(()) => self.remove_generation(volume, full(name)),
+                    Err(_) => Err(e),
+                };
+            }
+            full => full?,
+        };
+        if full.header.to != Generation::load(&folder, name)?.header.to {
             return Err(Error::Damaged(format!(
                 "{volume}: generation {} is there twice, and not the same",
                 full.number

@@ -6,7 +6,10 @@
 
 use std::{
     sync::Arc,
-    time::Duration, //
+    time::{
+        Duration,
+        Instant, //
+    },
 };
 
 use rustix::io::Errno;
@@ -37,7 +40,9 @@ use crate::{
         Stamp,
         READ_ONLY, //
     },
-    tell::tell, //
+    signals,
+    tell::tell,
+    turn::Turn, //
 };
 
 /// The lock of who has the metadata snapshot.
@@ -62,6 +67,24 @@ impl Session {
         Ok(result)
     }
 
+    /// Does what the metadata of this moment say is right: `f` looks, and `action` is done if it says so, with nothing in
+    /// between.
+    pub fn glance_and_do(
+        &self,
+        f: impl FnOnce(&View<'_, DirectBm>) -> Result<bool>,
+        action: impl FnOnce() -> Result,
+    ) -> Result<bool> {
+        self.pool.check_writable(&self.dm)?;
+        let snap = self.reserve_metadata_snap()?;
+        let is_right = f(&snap.view()?)?;
+        snap.check()?;
+        if is_right {
+            action()?;
+        }
+        snap.release()?;
+        Ok(is_right)
+    }
+
     /// As [`metadata_snap`](Self::metadata_snap), of a pool that is not read-only.
     fn take_metadata_snap(&self) -> Result<MetadataSnap> {
         let snap = self.reserve_metadata_snap()?;
@@ -73,10 +96,13 @@ impl Session {
     fn reserve_metadata_snap(&self) -> Result<MetadataSnap> {
         let lock = match self.keeps_slot.get() {
             true => None,
-            false => Some(self.home.lock(SLOT, SLOT_PATIENCE)?),
+            false => {
+                let lock = self.home.lock(SLOT, SLOT_PATIENCE)?;
+                // Who held the lock before may have been killed meanwhile.
+                Journal::recover(&self.dm, &self.pool, &self.home)?;
+                Some(lock)
+            }
         };
-        // Who held the lock before may have been killed meanwhile.
-        Journal::recover(&self.dm, &self.pool, &self.home)?;
         Identity::check(&self.home, &self.pool)?;
         let entry = journal::metadata_snap_entry(&self.pool.metadata)?;
         let reserve = || {
@@ -128,7 +154,9 @@ impl Session {
             snap.entry = known;
         }
         let bm = DirectBm::open(&self.pool.metadata)?;
-        Identity::note(&self.home, Stamp::at(&bm, root)?)?;
+        if !self.keeps_slot.get() {
+            Identity::note(&self.home, Stamp::at(&bm, root)?)?;
+        }
         snap.checksum = Superblock::read(&bm, root)?.csum.get();
         snap.bm = Some(bm);
         Ok(snap)
@@ -163,14 +191,31 @@ impl Session {
         Ok(())
     }
 
-    /// Keeps the metadata snapshot for this process until it is dropped, so that none is waited for meanwhile.
-    pub fn keep_slot(&self) -> Result<Slot<'_>> {
-        let lock = self.home.lock(SLOT, SLOT_PATIENCE)?;
-        self.keeps_slot.set(true);
-        Ok(Slot {
-            session: self,
-            _lock: lock,
-        })
+    /// Waits for the turn with a volume, and keeps the metadata snapshot for this process until it is dropped. Whoever has the
+    /// one does not wait for the other: all who want to suspend the volume would wait, too, and lvm2.
+    pub fn turn_with_slot(&self, id: u32) -> Result<(Turn, Slot<'_>)> {
+        let begun = Instant::now();
+        loop {
+            let turn = self.turn(id)?;
+            if let Some(lock) = self.home.try_lock(SLOT)? {
+                // Nothing of others is dealt with while it is kept.
+                Journal::recover(&self.dm, &self.pool, &self.home)?;
+                self.keeps_slot.set(true);
+                let slot = Slot {
+                    session: self,
+                    _lock: lock,
+                };
+                return Ok((turn, slot));
+            }
+            drop(turn);
+            if begun.elapsed() >= SLOT_PATIENCE {
+                return Err(Error::Busy(format!(
+                    "another thinctl holds {}",
+                    self.home.path(SLOT).display()
+                )));
+            }
+            signals::sleep(Duration::from_millis(50))?;
+        }
     }
 }
 
@@ -232,12 +277,18 @@ impl MetadataSnap {
 
     /// Releases it. If somebody else has done so before, what was read from it may be anything: that is an error.
     pub fn release(self) -> Result {
+        let checked = self.check();
+        self.journal.undo(&self.entry)?;
+        checked
+    }
+
+    /// Gives an error if somebody else has released it.
+    fn check(&self) -> Result {
         let is_there = self.journal.holds_metadata_snap(self.root)?
             && match &self.bm {
                 Some(bm) => Superblock::read(bm, self.root)?.csum.get() == self.checksum,
                 None => false,
             };
-        self.journal.undo(&self.entry)?;
         match is_there {
             true => Ok(()),
             false => Err(Error::Busy(

@@ -218,7 +218,8 @@ fn a_chain_without_an_end_is_found() {
     }
 }
 
-/// One volume that is damaged does not keep others from being backed up; and nothing is removed because of it.
+/// One volume that is damaged does not keep others from being backed up. A full copy that is damaged goes if what it was made
+/// of is not; otherwise nothing is removed.
 #[test]
 fn damage_does_not_lock_out() {
     let folder = scratch();
@@ -233,32 +234,36 @@ fn damage_does_not_lock_out() {
             break;
         }
     }
+    let stream = full.with_extension("thin");
     let good = fs::read(&full).unwrap();
-    fs::write(&full, b"{}").unwrap();
-    let before = fs::read_dir(folder.path().join("vol")).unwrap().count();
-    let locked = repository.lock().unwrap();
-    let first = all[&1].stream(None, &mut Numbers(1));
-    locked
-        .add("other", None, |w| {
-            w.write_all(&first).map_err(Error::io("writing"))
-        })
-        .unwrap();
-    drop(locked);
-    assert_eq!(
-        fs::read_dir(folder.path().join("vol")).unwrap().count(),
-        before
-    );
-    assert_eq!(problems(&repository), [4, 5]);
-    // One that leads to something else.
+    let data = fs::read(&stream).unwrap();
+    let count = || fs::read_dir(folder.path().join("vol")).unwrap().count();
+    let before = count();
+    // One that leads to something else is damaged, too.
     let text = String::from_utf8(good.clone()).unwrap();
     let to = all[&4].state().to_string();
-    fs::write(&full, text.replace(&to, &all[&1].state().to_string())).unwrap();
-    drop(repository.lock().unwrap());
-    assert_eq!(
-        fs::read_dir(folder.path().join("vol")).unwrap().count(),
-        before
-    );
-    fs::write(&full, good).unwrap();
+    let other = text.replace(&to, &all[&1].state().to_string());
+    let old = folder.path().join("vol/000003.incremental.thin");
+    let needed = fs::read(&old).unwrap();
+    for (number, bad) in ["{}", &other].into_iter().enumerate() {
+        fs::write(&full, bad).unwrap();
+        fs::write(&old, b"").unwrap();
+        let locked = repository.lock().unwrap();
+        let first = all[&1].stream(None, &mut Numbers(1));
+        locked
+            .add(&format!("other {number}"), None, |w| {
+                w.write_all(&first).map_err(Error::io("writing"))
+            })
+            .unwrap();
+        drop(locked);
+        assert_eq!(count(), before);
+        fs::write(&old, &needed).unwrap();
+        drop(repository.lock().unwrap());
+        assert_eq!(count(), before - 2);
+        assert_eq!(super::check(&repository, &all), [1, 2, 3, 4, 5]);
+        fs::write(&full, &good).unwrap();
+        fs::write(&stream, &data).unwrap();
+    }
     drop(repository.lock().unwrap());
     assert_eq!(super::check(&repository, &all), [4, 5]);
 }
