@@ -40,7 +40,7 @@ use crate::{
 };
 
 /// How many mappings can be on their way where there is no memory.
-pub(crate) const LEAST_ROOMS: usize = 8;
+pub(crate) const LEAST_ROOMS: usize = 16;
 /// How many rooms are kept once so many mappings were on their way.
 pub(crate) const KEPT_ROOMS: usize = 64;
 

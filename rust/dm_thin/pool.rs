@@ -416,6 +416,10 @@ impl Pool {
     pub(crate) fn stabilise(self: &Arc<Self>) {
         let mut changes = self.changes();
         let mut pool = changes.write();
+        // A flush that succeeds after one has failed says nothing of what was lost by that.
+        if pool.is_aborted() {
+            return;
+        }
         let Err(e) = pool.metadata.stabilise() else {
             return;
         };
@@ -476,7 +480,11 @@ impl Pool {
         }
         self.flush_data()?;
         let io_error = |e: Error| persistent_data::Error::Io(-e.to_errno());
-        self.metadata_dev.flush().map_err(io_error)?;
+        {
+            // A failure is told once: a commit under way must not miss its own.
+            let _changes = self.changes();
+            self.metadata_dev.flush().map_err(io_error)?;
+        }
         let sector = SUPERBLOCK_LOCATION * u64::from(METADATA_BLOCK_SECTORS);
         // Past the metadata's cache, which keeps the superblock: one that it reads anew is checked anew by the next
         // commit. Without memory, nothing is found out.

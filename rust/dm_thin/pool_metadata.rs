@@ -118,6 +118,11 @@ impl PoolMetadata {
         self.aborted && !self.is_stable(transaction)
     }
 
+    /// Whether a transaction was given up.
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.aborted
+    }
+
     /// Whether a transaction was given up that a crash may yet decide about: whether the device keeps it is not known, as
     /// no flush succeeds.
     pub(crate) fn may_be_undone(&self) -> bool {

@@ -323,7 +323,9 @@ impl Pool {
             return Commit::None;
         }
         let pool = self.metadata.read();
-        if pool.metadata.thin_aborted_changes(&thin.handle) || pool.may_be_undone() {
+        if pool.metadata.thin_aborted_changes(&thin.handle)
+            || (pool.may_be_undone() && !thin.cache.is_committed())
+        {
             Commit::Lost
         } else if pool.metadata.thin_changed_this_transaction(&thin.handle) {
             Commit::Of(pool.transaction())

@@ -23,6 +23,9 @@ use crate::{
     thin::Thin, //
 };
 
+/// How many devices are looked for on top of each other. Tables that are loaded, but not in use, can make a ring.
+const MAX_ORIGINS: usize = 256;
+
 /// The active thin devices of a pool.
 #[pin_data]
 pub(crate) struct Thins {
@@ -147,7 +150,10 @@ impl Pool {
     fn suspend_from_above(&self, thin: &Arc<Thin>) {
         while !thin.suspended_with_pool.load(Relaxed) {
             let mut next = thin.clone();
-            while let Some(above) = self.thin_above(&next) {
+            for _ in 0..MAX_ORIGINS {
+                let Some(above) = self.thin_above(&next) else {
+                    break;
+                };
                 next = above;
             }
             next.suspended_with_pool.store(true, Relaxed);

@@ -531,3 +531,17 @@ def test_suspend_with_a_volume_of_the_same_pool(make_pool, make_origin, reloaded
         each.verify()
     for thin_id in (4, 2, 1):
         pool.thins[thin_id].remove()
+
+
+def test_suspend_with_a_ring_of_tables(make_pool):
+    """Two volumes stand on each other: the one as it is, the other by a table that is only loaded."""
+    pool = make_pool(data_size=64 * MIB)
+    below = pool.new_thin(2, SIZE)
+    above = pool.new_thin(1, SIZE, below.path)
+    below.load(f"{below.table_text()} {above.path}")
+    for _ in range(2):
+        pool.device.suspend()
+        pool.device.resume()
+    below.clear()
+    above.remove()
+    below.remove()
