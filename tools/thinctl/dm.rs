@@ -60,6 +60,8 @@ pub struct Info {
     pub device: Device,
     /// Whether it is suspended.
     pub suspended: bool,
+    /// Whether a table is loaded that it gets when it is resumed.
+    pub has_other_table: bool,
     /// Whether it cannot be written to.
     pub read_only: bool,
     /// How often it is open.
@@ -125,6 +127,7 @@ impl Dm {
                 uuid: info.uuid().map(|uuid| uuid.to_string()),
                 device: info.device(),
                 suspended: info.flags().contains(DmFlags::DM_SUSPEND),
+                has_other_table: info.flags().contains(DmFlags::DM_INACTIVE_PRESENT),
                 read_only: info.flags().contains(DmFlags::DM_READONLY),
                 open_count: info.open_count(),
             })),

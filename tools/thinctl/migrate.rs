@@ -281,7 +281,15 @@ impl Run<'_> {
         self.migration.copying = Some(self.from.free_id()?);
         self.enter(Stage::Switching)?;
         let begun = std::time::Instant::now();
-        let entry = self.from.suspend(&device)?;
+        let entry = match self.from.suspend(&device) {
+            Ok(entry) => entry,
+            Err(e) => {
+                // It was not taken, and what was copied is still of use.
+                self.migration.copying = None;
+                self.store()?;
+                return Err(e);
+            }
+        };
         let switched = self.last_pass(&device);
         self.from.resume(&entry)?;
         self.result.suspended += begun.elapsed().as_secs_f64();
@@ -299,8 +307,9 @@ impl Run<'_> {
         let Some(snapshot) = self.migration.copying else {
             return Ok(());
         };
-        self.check_suspended(device)?;
-        let taken = self.from.message(&create_snap(snapshot, self.id));
+        let taken = self
+            .check_suspended(device)
+            .and_then(|()| self.from.message(&create_snap(snapshot, self.id)));
         if taken.is_err() {
             // If there is one of this id, it is another one.
             self.migration.copying = None;

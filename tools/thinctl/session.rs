@@ -110,8 +110,7 @@ impl Session {
         Identity::check(&home, &pool)?;
         Journal::recover(&dm, &pool, &home)?;
         let [journal, suspended] = Journal::begin(&dm, &pool, [&home, &run])?;
-        signals::undo_on_signal(journal.clone());
-        signals::undo_on_signal(suspended.clone());
+        signals::undo_on_signal(suspended.clone(), journal.clone());
         Ok(Self {
             dm,
             pool,
@@ -340,6 +339,13 @@ impl Session {
             return Err(Error::Refused(format!(
                 "{} lies on {name}, which must be suspended: see --run",
                 run.display()
+            )));
+        }
+        if volume.info.has_other_table {
+            // Resuming would give it that.
+            return Err(Error::Refused(format!(
+                "somebody has loaded another table for {name}: see \"dmsetup table --inactive {name}\"; \"dmsetup clear {name}\" \
+                 takes it away"
             )));
         }
         let entry = Entry::suspended(&volume.info);

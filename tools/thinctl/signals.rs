@@ -44,8 +44,8 @@ pub const STOP: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 /// The signal that came, or 0. Nothing else depends on the order in which it is seen.
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
 
-/// What is to be undone.
-static JOURNALS: Mutex<Vec<Arc<Journal>>> = Mutex::new(Vec::new());
+/// What is to be undone: the suspended devices of each session, and all else of it.
+static JOURNALS: Mutex<Vec<[Arc<Journal>; 2]>> = Mutex::new(Vec::new());
 
 /// How long work may take to end by itself.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -58,8 +58,12 @@ pub fn watch() -> Result {
         if let Some(signal) = signals.forever().next() {
             SIGNAL.store(signal, Ordering::Relaxed);
             thread::sleep(PATIENCE);
-            for journal in std::mem::take(&mut *journals()).iter().rev() {
-                journal.undo_at_exit();
+            let sessions = std::mem::take(&mut *journals());
+            // Whatever keeps the rest waiting, nobody else shall wait for a device meanwhile.
+            for kind in 0..2 {
+                for session in sessions.iter().rev() {
+                    session[kind].undo_at_exit();
+                }
             }
             std::process::exit(i32::from(Error::Interrupted(signal).exit_code()));
         }
@@ -88,11 +92,12 @@ pub fn sleep(time: Duration) -> Result {
     }
 }
 
-/// Has `journal` undone if the process must end at once; the last one first.
-pub fn undo_on_signal(journal: Arc<Journal>) {
-    journals().push(journal);
+/// Has the journals of a session undone if the process must end at once: that of suspended devices, and the one of all else.
+/// The suspended devices of all sessions come first, and later sessions before earlier ones.
+pub fn undo_on_signal(suspended: Arc<Journal>, rest: Arc<Journal>) {
+    journals().push([suspended, rest]);
 }
 
-fn journals() -> std::sync::MutexGuard<'static, Vec<Arc<Journal>>> {
+fn journals() -> std::sync::MutexGuard<'static, Vec<[Arc<Journal>; 2]>> {
     JOURNALS.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -119,7 +119,7 @@ impl Locked {
         }
         match self.finish_prune(volume) {
             // Verifying tells about it, and other volumes have nothing to do with it.
-            Err(Error::Damaged(_)) => Ok(()),
+            Err(Error::Damaged(_) | Error::Io(..)) => Ok(()),
             result => result,
         }
     }
