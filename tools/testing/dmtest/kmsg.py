@@ -7,6 +7,9 @@ import re
 MARK = "dmtest: "
 # A mark: up to the next one, allocations fail on purpose.
 ALLOCATIONS_FAIL = "allocations fail"
+# The same where there is less memory than is asked for: whoever waits for it may wait long, if the machine is slow.
+MEMORY_IS_SHORT = "memory is short"
+STALL = re.compile(r"page allocation stall for \d+ secs")
 NO_MEMORY = re.compile(
     r"vmalloc error: size|page allocation failure|FAULT_INJECTION: forcing a failure"
     r"|__kmem_cache_create_args\(.*\) failed with error -12"
@@ -60,16 +63,16 @@ class Log:
 def bad(lines):
     """Those of the lines that mean a fault of the kernel; our own marks do not.
 
-    Where allocations fail on purpose, the kernel may say so, with a stack.
+    Where allocations fail on purpose, or take long, the kernel may say so, with a stack.
     """
     found = []
-    on_purpose = told = False
+    on_purpose = is_short = told = False
     for number, line in enumerate(lines):
         if MARK in line:
-            on_purpose = ALLOCATIONS_FAIL in line
+            on_purpose, is_short = ALLOCATIONS_FAIL in line, MEMORY_IS_SHORT in line
         elif is_of_teardown(lines, number):
             told = True
-        elif on_purpose and NO_MEMORY.search(line):
+        elif (on_purpose and NO_MEMORY.search(line)) or ((on_purpose or is_short) and STALL.search(line)):
             told = True
         elif on_purpose and NO_SCAN_AREA in line:
             pass

@@ -149,6 +149,10 @@ def test_failed_allocations_may_be_told():
     assert kmsg.bad([on_purpose, *told, *told]) == []
     assert kmsg.bad([on_purpose, *told, FAULTS[0], "Call Trace:"]) == [FAULTS[0], "Call Trace:"]
     assert kmsg.bad([on_purpose, f"{kmsg.MARK}start", *told]) == ["Call Trace:"]
+    stalled = ["python3: page allocation stall for 11 secs: order:0", "Call Trace:"]
+    assert kmsg.bad(stalled) == ["Call Trace:"]
+    assert kmsg.bad([f"{kmsg.MARK}{kmsg.MEMORY_IS_SHORT}", *stalled, *told]) == ["Call Trace:"]
+    assert kmsg.bad([on_purpose, *stalled, *told]) == []
 
 
 def test_a_fault_of_user_mode_linux_is_told_from_others():

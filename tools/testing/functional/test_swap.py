@@ -15,6 +15,7 @@ import pytest
 from dmtest import (
     allocations,
     disk,
+    kmsg,
 )
 from dmtest.disk import (
     KIB,
@@ -103,6 +104,7 @@ def use_too_much_memory(progress):
 
 def test_more_memory_than_there_is(swap, progress):
     """Each page that is swapped out for the first time provisions a block, or a part of one."""
+    kmsg.mark(kmsg.MEMORY_IS_SHORT)
     use_too_much_memory(progress)
     assert swap.mapped()[0] >= WANTED
 
