@@ -35,7 +35,7 @@ macro_rules! impl_prison {
             type Id = $crate::$($module)::+::CellId;
 
             fn make() -> Self {
-                Self::new(2).unwrap()
+                Self::new(2, 2).unwrap()
             }
 
             fn wait(&mut self, bio: $crate::per_bio::ThinBio) -> Option<$crate::per_bio::ThinBio> {
