@@ -309,7 +309,7 @@ fn ranges_are_written_as_text_and_json() {
         assert!(matches!(result, Err(thinctl::Error::Io(..))));
     }
     let missing = diff::diff(&view, id(1), id(9), options, &mut Json::new(Vec::new()));
-    assert!(matches!(missing, Err(thinctl::Error::Metadata(_))));
+    assert!(matches!(missing, Err(thinctl::Error::NotFound(_))));
 }
 
 #[test]
