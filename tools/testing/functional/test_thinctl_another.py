@@ -102,6 +102,14 @@ class Migrations(Runs):
         self.last, self.temporary = notes["copied"], notes["temporary"]
         return self.last in volumes(self.pool), self.temporary in volumes(self.other)
 
+    def has_copied(self):
+        """Whether it has copied a snapshot, which is there, and is not as good as done."""
+        notes = self.thinctl.notes(self.pool, f"migrate-{self.number}.json")
+        if not notes or notes["stage"] != "copying" or notes["copied"] is None:
+            return False
+        self.last, self.temporary = notes["copied"], notes["temporary"]
+        return self.last in volumes(self.pool)
+
     def use(self):
         now = self.content.snapshot(self.content.thin)
         thin = self.pool.activate(self.number, SIZE)
@@ -354,14 +362,7 @@ def test_does_not_forget_a_copy_that_may_be_the_last_one(pool, other, thinctl, m
 
 @pytest.mark.parametrize("where", ["from", "to", "lost"])
 def test_gives_up_a_migration(pool, other, thinctl, migrations, where):
-    def is_copying():
-        notes = thinctl.notes(pool, f"migrate-{migrations.number}.json")
-        if not notes or notes["stage"] != "copying" or notes["copied"] is None:
-            return False
-        migrations.last, migrations.temporary = notes["copied"], notes["temporary"]
-        return migrations.last in volumes(pool)
-
-    migrations.cut_where(is_copying, stride=3)
+    migrations.cut_where(migrations.has_copied, stride=3)
     number = migrations.number
     if where == "lost":
         for thin in list(other.thins.values()):
@@ -381,14 +382,7 @@ def test_gives_up_a_migration(pool, other, thinctl, migrations, where):
 
 def test_gives_up_nothing_that_may_be_all_there_is(pool, other, thinctl, migrations):
     """The volume is gone, and its copy is not there."""
-    def is_copied():
-        notes = thinctl.notes(pool, f"migrate-{migrations.number}.json")
-        if not notes or notes["stage"] != "copying" or notes["copied"] is None:
-            return False
-        migrations.last, migrations.temporary = notes["copied"], notes["temporary"]
-        return migrations.last in volumes(pool)
-
-    migrations.cut_where(is_copied, stride=3)
+    migrations.cut_where(migrations.has_copied, stride=3)
     pool.delete(migrations.number)
     kept = (pool, migrations.last), (other, migrations.temporary)
     for there, volume in kept:

@@ -18,6 +18,17 @@ def numbers(thinctl, repository, name="data"):
     return [one["number"] for one in thinctl.json("backups", repository)[name]]
 
 
+@pytest.fixture
+def first(pool, thinctl):
+    """A volume that was backed up once: its content, the repository, and the words that back it up again."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 10)
+    repository = thinctl.repository("backups")
+    backup = "backup", pool.name, 0, repository, "--name", "data"
+    thinctl.run(*backup)
+    return content, repository, backup
+
+
 def test_another_volume_is_not_taken_for_the_first(pool, other, thinctl):
     """Pruning would remove what there is of the first one."""
     first = Content(pool.new_thin(0, SIZE))
@@ -46,12 +57,8 @@ def test_another_volume_is_not_taken_for_the_first(pool, other, thinctl):
     received(other, 7, first)
 
 
-def test_a_restored_volume_goes_on_when_it_is_told_to(pool, other, thinctl):
-    content = Content(pool.new_thin(0, SIZE))
-    content.scatter("first", 10)
-    repository = thinctl.repository("backups")
-    backup = "backup", pool.name, 0, repository, "--name", "data"
-    thinctl.run(*backup)
+def test_a_restored_volume_goes_on_when_it_is_told_to(pool, other, thinctl, first):
+    content, repository, backup = first
     thinctl.run("restore", repository, "data", other.name, 5)
     there = content.on(other.activate(5, SIZE))
     there.scatter("second", 3)
@@ -67,13 +74,9 @@ def test_a_restored_volume_goes_on_when_it_is_told_to(pool, other, thinctl):
     received(pool, 9, there)
 
 
-def test_a_pool_that_nothing_is_known_of_is_another_one(pool, thinctl):
+def test_a_pool_that_nothing_is_known_of_is_another_one(pool, thinctl, first):
     """Two pools may have one name, on two hosts or one after the other."""
-    content = Content(pool.new_thin(0, SIZE))
-    content.scatter("first", 10)
-    repository = thinctl.repository("backups")
-    backup = "backup", pool.name, 0, repository, "--name", "data"
-    thinctl.run(*backup)
+    content, repository, backup = first
     thinctl.forget_all()
     why = thinctl.refused(*backup)
     assert "--home" in why and "--adopt" in why, why
@@ -82,13 +85,9 @@ def test_a_pool_that_nothing_is_known_of_is_another_one(pool, thinctl):
     assert thinctl.json(*backup)["kind"] == "incremental"
 
 
-def test_backups_that_do_not_tell_their_volume_go_on(pool, thinctl):
+def test_backups_that_do_not_tell_their_volume_go_on(pool, thinctl, first):
     """Manifests of earlier versions say nothing of it."""
-    content = Content(pool.new_thin(0, SIZE))
-    content.scatter("first", 10)
-    repository = thinctl.repository("backups")
-    backup = "backup", pool.name, 0, repository, "--name", "data"
-    thinctl.run(*backup)
+    content, repository, backup = first
     path = os.path.join(repository, "data", "000001.full.json")
     with open(path) as file:
         text = file.read()
