@@ -12,7 +12,6 @@ use dm::{
     BlkStatus,
     Dev,
     MdId,
-    NoIo,
     RwSemaphore,
     Shrinker, //
 };
@@ -467,28 +466,28 @@ impl Pool {
         if !matches!(self.commit(), Ok(Committed::Nothing)) {
             return;
         }
-        if let Err(e) = self.probe() {
-            let given_up = self.changes().write().give_up();
-            self.operation_failed("dm_pool_commit_metadata", e, given_up);
-        }
+        // A device tells of a failure once: no commit must miss its own, nor come between the failure and the end of the
+        // transaction.
+        let mut changes = self.changes();
+        let Err(e) = self.probe() else {
+            return;
+        };
+        let given_up = changes.write().give_up();
+        drop(changes);
+        self.operation_failed("dm_pool_commit_metadata", e, given_up);
     }
 
-    /// Asks the devices for what a commit would ask them for, but writes nothing.
+    /// Asks the devices for what a commit would ask them for, but writes nothing; for those who hold changes.
     fn probe(&self) -> thin_metadata::Result {
         if !self.metadata.read().in_service {
             return Ok(());
         }
         self.flush_data()?;
         let io_error = |e: Error| persistent_data::Error::Io(-e.to_errno());
-        {
-            // A failure is told once: a commit under way must not miss its own.
-            let _changes = self.changes();
-            self.metadata_dev.flush().map_err(io_error)?;
-        }
+        self.metadata_dev.flush().map_err(io_error)?;
         let sector = SUPERBLOCK_LOCATION * u64::from(METADATA_BLOCK_SECTORS);
         // Past the metadata's cache, which keeps the superblock: one that it reads anew is checked anew by the next
         // commit. Without memory, nothing is found out.
-        let _noio = NoIo::enter();
         match KBox::<BlockData>::init(pin_init::init_zeroed(), GFP_KERNEL) {
             Ok(mut block) => Ok(self
                 .metadata_dev

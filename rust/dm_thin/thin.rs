@@ -64,6 +64,8 @@ pub(crate) struct Thin {
     pub(crate) ti: Ti,
     /// Set while the device is suspended without flushing: bios are given back to be queued above us.
     requeue: AtomicFlag,
+    /// Set once the table is in use: one that is only loaded has no bios.
+    pub(crate) in_use: AtomicFlag,
     /// Set while the device is suspended along with the pool; for those who suspend and resume that.
     pub(crate) suspended_with_pool: AtomicFlag,
     /// Innermost but for [`InFlight`](crate::in_flight::InFlight); taken in any context.
@@ -103,6 +105,7 @@ impl Thin {
             origin,
             ti,
             requeue: AtomicFlag::new(false),
+            in_use: AtomicFlag::new(false),
             suspended_with_pool: AtomicFlag::new(false),
             deferred <- new_spinlock_irq!(Deferred::default(), "dm_thin::Thin::deferred"),
             links <- ListLinks::new(),

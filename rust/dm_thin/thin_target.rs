@@ -31,7 +31,10 @@ use dm::{
 };
 use kernel::{
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::ordering::Relaxed,
+        Arc, //
+    }, //
 };
 use thin_metadata::{
     DeviceId,
@@ -357,6 +360,7 @@ impl Target for ThinTarget {
     }
 
     fn preresume(&self) -> Result {
+        self.thin.in_use.store(true, Relaxed);
         if let Some(origin) = &self.thin.origin {
             origin.update_size();
         }

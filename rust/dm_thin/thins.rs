@@ -23,7 +23,7 @@ use crate::{
     thin::Thin, //
 };
 
-/// How many devices are looked for on top of each other. Tables that are loaded, but not in use, can make a ring.
+/// How many devices are looked for on top of each other, should they make a ring.
 const MAX_ORIGINS: usize = 256;
 
 /// The active thin devices of a pool.
@@ -149,20 +149,31 @@ impl Pool {
     /// Suspends `thin`, after all devices that stand on it.
     fn suspend_from_above(&self, thin: &Arc<Thin>) {
         while !thin.suspended_with_pool.load(Relaxed) {
-            let mut next = thin.clone();
-            for _ in 0..MAX_ORIGINS {
-                let Some(above) = self.thin_above(&next) else {
-                    break;
-                };
-                next = above;
-            }
+            // Where tables make a ring, one of them is only loaded: it has no bios.
+            let next = self
+                .topmost(thin, |_| true)
+                .or_else(|| self.topmost(thin, |above| above.in_use.load(Relaxed)))
+                .unwrap_or_else(|| thin.clone());
             next.suspended_with_pool.store(true, Relaxed);
             next.ti.internal_suspend_noflush();
         }
     }
 
-    /// A device whose external origin `thin` is, and that is not suspended along with the pool yet.
-    fn thin_above(&self, thin: &Thin) -> Option<Arc<Thin>> {
+    /// Of the devices that stand on `thin`, that are `wanted` and not suspended along with the pool yet, one that nothing
+    /// stands on; `thin` if there are none, and `None` if they make a ring.
+    fn topmost(&self, thin: &Arc<Thin>, wanted: fn(&Thin) -> bool) -> Option<Arc<Thin>> {
+        let mut top = thin.clone();
+        for _ in 0..MAX_ORIGINS {
+            match self.thin_above(&top, wanted) {
+                Some(above) => top = above,
+                None => return Some(top),
+            }
+        }
+        None
+    }
+
+    /// A device whose external origin `thin` is, that is `wanted` and not suspended along with the pool yet.
+    fn thin_above(&self, thin: &Thin, wanted: fn(&Thin) -> bool) -> Option<Arc<Thin>> {
         let md = thin.ti.md_id();
         let thins = self.thins.locked.lock();
         let mut from = 0;
@@ -172,7 +183,7 @@ impl Pool {
             if origin != md {
                 return None;
             }
-            if !above.suspended_with_pool.load(Relaxed) {
+            if wanted(above) && !above.suspended_with_pool.load(Relaxed) {
                 return Some(above.clone());
             }
             from = serial.checked_add(1)?;

@@ -533,15 +533,23 @@ def test_suspend_with_a_volume_of_the_same_pool(make_pool, make_origin, reloaded
         pool.thins[thin_id].remove()
 
 
+@pytest.mark.fault_of_c("the suspend hangs")
 def test_suspend_with_a_ring_of_tables(make_pool):
     """Two volumes stand on each other: the one as it is, the other by a table that is only loaded."""
     pool = make_pool(data_size=64 * MIB)
     below = pool.new_thin(2, SIZE)
+    below.write(0, pattern("below", SIZE))
     above = pool.new_thin(1, SIZE, below.path)
     below.load(f"{below.table_text()} {above.path}")
-    for _ in range(2):
-        pool.device.suspend()
-        pool.device.resume()
+    job = load.Background(above, "--bs=4k", "--time_based", "--runtime=600", rw="randread", depth=8, verify=False)
+    try:
+        for _ in range(10):
+            completed = disk.stat(above.path, 0)
+            wait_until(lambda: disk.stat(above.path, 0) > completed, "reads")
+            pool.device.suspend()
+            pool.device.resume()
+    finally:
+        job.kill()
     below.clear()
     above.remove()
     below.remove()

@@ -28,10 +28,11 @@ SIZE = 64 * MIB
 KEPT = "16210089"
 
 VARYING = (
+    # Before the numbers: a token may contain one that stands alone ("-334-").
+    (r"AQAA[\w-]+", "<token>"),
     # Sizes and numbers, with what aligns them.
     (r"\d+:\d+", "#"),
     (r"[\d,]+(\.\d+)?( [KMG]iB| B)?\b", "#"),
-    (r"AQAA[\w-]+", "<token>"),
     (r" +", " "),
     # It is the test that has told lvm2 so.
     (r" WARNING: This metadata update is NOT backed up.\n", ""),

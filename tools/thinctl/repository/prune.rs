@@ -194,7 +194,7 @@ impl Locked {
             Ok(full)
         });
         let full = match read {
-            Err(e @ (Error::Damaged(_) | Error::Io(..))) => {
+            Err(e @ Error::Damaged(_)) => {
                 let rest = self.restore_without(volume, full(name));
                 let rest = rest.and_then(|rest| self.drain(rest, &mut |_| Ok(())));
                 return match rest {
