@@ -415,11 +415,7 @@ impl Pool {
     pub(crate) fn stabilise(self: &Arc<Self>) {
         let mut changes = self.changes();
         let mut pool = changes.write();
-        // A flush that succeeds after one has failed says nothing of what was lost by that.
-        if pool.is_aborted() {
-            return;
-        }
-        let Err(e) = pool.metadata.stabilise() else {
+        let Err(e) = pool.stabilise() else {
             return;
         };
         if self.mode().may_change_metadata() {

@@ -81,6 +81,8 @@ pub(crate) struct PoolMetadata {
     transaction: Transaction,
     /// Whether a transaction was given up. Nothing is written after that before the metadata are repaired.
     aborted: bool,
+    /// Whether what was found could not be made stable. A flush that succeeds later says nothing of what was lost by that.
+    unflushed: bool,
     /// Whether a message was run or anything committed since the pool was made.
     pub(crate) in_service: bool,
 }
@@ -99,6 +101,7 @@ impl PoolMetadata {
             resting,
             transaction: Transaction::FIRST,
             aborted: false,
+            unflushed: false,
             in_service: false,
         }
     }
@@ -118,15 +121,21 @@ impl PoolMetadata {
         self.aborted && !self.is_stable(transaction)
     }
 
-    /// Whether a transaction was given up.
-    pub(crate) fn is_aborted(&self) -> bool {
-        self.aborted
+    /// Whether there is a transaction that a crash may yet decide about: whether the device keeps it is not known, as a
+    /// flush has failed.
+    pub(crate) fn may_be_undone(&self) -> bool {
+        (self.aborted || self.unflushed) && self.metadata.is_unstable()
     }
 
-    /// Whether a transaction was given up that a crash may yet decide about: whether the device keeps it is not known, as
-    /// no flush succeeds.
-    pub(crate) fn may_be_undone(&self) -> bool {
-        self.aborted && self.metadata.is_unstable()
+    /// Makes stable what was found when the pool was made, unless a transaction was given up since.
+    pub(crate) fn stabilise(&mut self) -> Result {
+        if self.aborted {
+            return Ok(());
+        }
+        if self.unflushed {
+            return Err(persistent_data::Error::Io(-EIO.to_errno()).into());
+        }
+        self.metadata.stabilise().inspect_err(|_| self.unflushed = true)
     }
 
     /// Allows or refuses changes. When a transaction was given up they stay refused.

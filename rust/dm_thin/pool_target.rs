@@ -164,13 +164,12 @@ impl PoolTarget {
 
     fn bind_and_resize(&self) -> Result {
         self.pool.bind(&self.binding);
+        self.pool.stabilise();
         let data_grew = self.maybe_resize_data()?;
         let metadata_grew = self.maybe_resize_metadata()?;
         if data_grew || metadata_grew {
             // A failure has changed the pool's mode, which is all that can be done about it.
             let _ = self.pool.commit();
-        } else {
-            self.pool.stabilise();
         }
         Ok(())
     }

@@ -289,6 +289,36 @@ def test_superblock_is_stable_before_anything_is_written(make_pool, make_gate, f
     pool.metadata.let_pass("flush")
 
 
+@pytest.mark.fault_of_c("nothing flushes the superblock")
+def test_superblock_that_a_read_only_pool_cannot_make_stable(make_pool, make_gate):
+    """A flush that fails may have lost what was written before, and one that succeeds later says nothing of that."""
+    pool, (content,) = start(make_pool, make_gate, 1)
+    pool.stop()
+    pool.features = ["read_only"]
+    pool.metadata.fail("flush")
+    pool.start()
+    content = content.on(pool.activate(0, SIZE))
+    content.thin.write(0, pattern("again", BLOCK))
+    with pytest.raises(OSError):
+        content.thin.flush()
+    heal(pool)
+    with pytest.raises(OSError):
+        content.thin.flush()
+    pool.features = []
+    pool.device.reload(pool.table())
+    assert mode(pool) == ["ro"] and pool.status().needs_check
+    # The superblock that says so has been written and flushed.
+    content.thin.flush()
+    content.thin.remove()
+    pool.stop()
+    metadata.clear_needs_check(pool.metadata.path)
+    pool.start()
+    assert mode(pool) == ["rw"]
+    thin = pool.activate(0, SIZE)
+    thin.write(0, pattern("stable", BLOCK))
+    thin.flush()
+
+
 @pytest.mark.fault_of_c("the flush succeeds")
 def test_flush_of_what_a_crash_may_undo(make_pool, make_gate):
     """The superblock was written, but no flush succeeds, so nobody knows what a loss of power leaves. A volume that is activated
