@@ -32,6 +32,7 @@ use crate::{
     pass_down::{
         Cause,
         PassDown,
+        Ranges,
         Stamp, //
     },
     per_bio::ThinBio,
@@ -127,52 +128,47 @@ impl Pool {
         };
 
         let is_hint = bio.op() == Op::Discard && !bio.is_fua();
-        let mut pass_down = match PassDown::new(&self.data_dev, Cause::Bio(bio)) {
-            Ok(pass_down) => pass_down,
-            Err(Cause::Bio(bio)) => {
-                // To discard anything would only be a favour.
-                match self.unmap(thin, blocks, &mut |_| ()) {
-                    Ok(_) => self.end_after_needed_commit(worker, thin, bio),
-                    Err(_) => bio.end(self.io_error()),
-                }
-                return Ok(());
-            }
-            Err(Cause::Deletion) => return Ok(()),
-        };
         let passes = self.passes_discards_down();
+        let mut ranges = Ranges::new();
         let mut any_shared = false;
         let unmapped = self.unmap(thin, blocks, &mut |freed| {
             if passes {
-                pass_down.add(freed.blocks);
+                ranges.add(freed.blocks);
                 any_shared |= freed.maybe_shared;
             }
         });
-        // Now: they may be committed, and so free for use, before they are passed down.
-        if unmapped.is_ok() {
-            pass_down.keep_from_use(&mut worker.busy);
+        let Ok(transaction) = unmapped else {
+            bio.end(self.io_error());
+            return Ok(());
+        };
+        if ranges.is_empty() {
+            self.end_after_needed_commit(worker, thin, bio);
+            return Ok(());
         }
-        match unmapped {
-            Err(_) => {
-                if let Cause::Bio(bio) = pass_down.into_cause() {
-                    bio.end(self.io_error());
-                }
+        let pass_down = PassDown::new(&self.data_dev, Cause::Bio(bio), ranges);
+        let pass_down = pass_down.and_then(|mut one| {
+            // Now: they may be committed, and so free for use, before they are passed down.
+            one.keep_from_use(&mut worker.busy);
+            match one.is_empty() {
+                true => Err(one.into_cause()),
+                false => Ok(one),
             }
-            Ok(_) if pass_down.is_empty() => {
-                if let Cause::Bio(bio) = pass_down.into_cause() {
-                    self.end_after_needed_commit(worker, thin, bio);
-                }
-            }
-            Ok(_) if is_hint && !any_shared => self.pass_down_at_once(worker, pass_down),
-            Ok(transaction) => {
-                pass_down.set_stamp(Stamp {
+        });
+        match pass_down {
+            Ok(one) if is_hint && !any_shared => self.pass_down_at_once(worker, one),
+            Ok(mut one) => {
+                one.set_stamp(Stamp {
                     transaction,
                     rest: match any_shared {
                         true => self.resting.lock().rest(),
                         false => Rest::default(),
                     },
                 });
-                worker.pass_down_after_commit.push(pass_down);
+                worker.pass_down_after_commit.push(one);
             }
+            // There is no memory, and to discard anything would only be a favour.
+            Err(Cause::Bio(bio)) => self.end_after_needed_commit(worker, thin, bio),
+            Err(Cause::Deletion) => {}
         }
         Ok(())
     }

@@ -38,13 +38,37 @@ use crate::{
     worker::Worker, //
 };
 
+/// Data blocks that may be discarded.
+pub(crate) struct Ranges(KVVec<Range<DataBlock>>);
+
+impl Ranges {
+    /// No blocks yet.
+    pub(crate) fn new() -> Self {
+        Self(KVVec::new())
+    }
+
+    /// Adds blocks, or leaves them alone if there is no memory: their discard would only have been a favour.
+    pub(crate) fn add(&mut self, blocks: Range<DataBlock>) {
+        match self.0.last_mut() {
+            Some(last) if last.end == blocks.start => last.end = blocks.end,
+            _ => {
+                let _ = self.0.push(blocks, GFP_NOWAIT | __GFP_NOWARN);
+            }
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// Data blocks to be discarded together.
 pub(crate) struct PassDown {
     /// While the discards are on their way.
     hold: Option<PoolHold>,
     /// Where the data blocks are.
     dev: Dev,
-    ranges: KVVec<Range<DataBlock>>,
+    ranges: Ranges,
     /// When they were unmapped.
     stamp: Stamp,
     /// Why they are discarded.
@@ -70,15 +94,15 @@ pub(crate) enum Cause {
 }
 
 impl PassDown {
-    /// Nothing to be discarded on `dev` yet. Gives `cause` back if there is no memory, which is not waited for.
-    pub(crate) fn new(dev: &Dev, cause: Cause) -> Result<KBox<Self>, Cause> {
+    /// Blocks to be discarded on `dev`. Gives `cause` back if there is no memory, which is not waited for.
+    pub(crate) fn new(dev: &Dev, cause: Cause, ranges: Ranges) -> Result<KBox<Self>, Cause> {
         match KBox::new_uninit(GFP_NOWAIT | __GFP_NOWARN) {
             Ok(room) => Ok(KBox::write(
                 room,
                 Self {
                     hold: None,
                     dev: dev.clone(),
-                    ranges: KVVec::new(),
+                    ranges,
                     stamp: Stamp::default(),
                     cause,
                     next: None,
@@ -88,14 +112,8 @@ impl PassDown {
         }
     }
 
-    /// Adds blocks, or leaves them alone if there is no memory: their discard would only have been a favour.
     pub(crate) fn add(&mut self, blocks: Range<DataBlock>) {
-        match self.ranges.last_mut() {
-            Some(last) if last.end == blocks.start => last.end = blocks.end,
-            _ => {
-                let _ = self.ranges.push(blocks, GFP_NOWAIT | __GFP_NOWARN);
-            }
-        }
+        self.ranges.add(blocks);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -114,7 +132,7 @@ impl PassDown {
 
     /// Adds the blocks to `busy`; leaves out those for which there is no memory.
     pub(crate) fn keep_from_use(&mut self, busy: &mut BlockSet) {
-        self.ranges.retain(|blocks| {
+        self.ranges.0.retain(|blocks| {
             let kept = busy.insert(blocks).is_ok();
             if !kept {
                 busy.remove(blocks);
@@ -125,7 +143,7 @@ impl PassDown {
 
     /// Takes the blocks out of `busy`.
     pub(crate) fn release(&self, busy: &mut BlockSet) {
-        for blocks in &self.ranges {
+        for blocks in &self.ranges.0 {
             busy.remove(blocks);
         }
     }
@@ -222,7 +240,7 @@ impl Pool {
         match Discard::new(&dev, one) {
             Ok(mut discard) => dm::with_plug(|| {
                 let mut i = 0usize;
-                while let Some(blocks) = discard.value().ranges.get(i).cloned() {
+                while let Some(blocks) = discard.value().ranges.0.get(i).cloned() {
                     let sector = self.block_size.to_sectors(blocks.start);
                     let end = self.block_size.to_sectors(blocks.end);
                     discard.issue(sector, end.saturating_sub(sector));

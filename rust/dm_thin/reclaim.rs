@@ -17,7 +17,8 @@ use crate::{
     block_set::BlockSet,
     pass_down::{
         Cause,
-        PassDown, //
+        PassDown,
+        Ranges, //
     },
     pool::Pool,
     worker::Worker,
@@ -108,7 +109,8 @@ impl Pool {
             looked_at = looked_at.wrapping_add(1);
 
             // The waker will come back if there is no memory.
-            let Ok(mut one) = PassDown::new(&self.data_dev, Cause::Deletion) else {
+            let Ok(mut one) = PassDown::new(&self.data_dev, Cause::Deletion, Ranges::new())
+            else {
                 return;
             };
             // The end of their rest wakes the worker.
