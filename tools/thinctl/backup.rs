@@ -203,6 +203,7 @@ fn source(session: &Session, id: u32) -> Result<Source> {
         identity: Identity::name(&session.home)?,
         pool_uuid: session.pool.uuid.clone(),
         volume: id,
+        created: session.creation_time(id)?,
         uuid: device.and_then(|volume| volume.info.uuid),
     })
 }
@@ -223,7 +224,12 @@ fn check_source(repository: &Locked, options: &Options<'_>, source: &Source) -> 
     } = options;
     let (known, source) = match known.to_string() == source.to_string() {
         // Nothing but --home or the pool is another one.
-        true => (known.to_string(), format!("{source} as it is known now: the pool was made anew, or --home is another one or was lost")),
+        true => (
+            known.to_string(),
+            format!(
+                "{source} as it is known now: the volume or the pool was made anew, or --home is another one or was lost"
+            ),
+        ),
         false => (known.to_string(), source.to_string()),
     };
     Err(Error::Refused(format!(

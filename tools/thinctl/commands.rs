@@ -395,7 +395,7 @@ pub fn run(cli: &Cli) -> Result {
 }
 
 /// Takes turns until a signal or their number ends it. A turn that fails is told of, and made up for by the next.
-/// Says whether it has come to its end; otherwise the pool is another device now.
+/// Says whether it has come to its end; otherwise the pool is another one now.
 fn replicate(
     global: &Global,
     mut replication: Replication<'_>,

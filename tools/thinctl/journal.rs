@@ -252,6 +252,11 @@ impl Journal {
         self.store(&entries)
     }
 
+    /// Whether something is noted.
+    pub fn has(&self, entry: &Entry) -> bool {
+        self.entries().contains(entry)
+    }
+
     /// Notes something no more, after `action`.
     pub fn keep(&self, entry: &Entry, action: impl FnOnce() -> Result) -> Result {
         let mut entries = self.entries();
@@ -355,8 +360,13 @@ impl Journal {
         Ok(())
     }
 
+    /// Writes the file; there is none if there is nothing in it, which also a full file system has room for.
     fn store(&self, entries: &Vec<Entry>) -> Result {
-        self.home.store(&entries_file(&self.name), entries)
+        let file = entries_file(&self.name);
+        match entries.is_empty() {
+            true => self.home.remove(&file),
+            false => self.home.store(&file, entries),
+        }
     }
 
     fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {

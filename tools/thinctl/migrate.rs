@@ -46,6 +46,7 @@ use crate::{
         Source, //
     },
     session::{
+        check_no_other_table,
         create_snap,
         Session, //
     },
@@ -248,6 +249,8 @@ impl Run<'_> {
     /// Finds out what is read where nothing is mapped.
     fn look_at_origin(&mut self) -> Result {
         if let Some(device) = device(self.from, self.id, self.to)? {
+            // It could not be suspended in the end.
+            check_no_other_table(&device.info)?;
             self.origin = device.origin.map_or(Origin::None, Origin::Device);
         }
         let (before, after) = (self.from.pool.block_size, self.to.pool.block_size);
@@ -278,7 +281,8 @@ impl Run<'_> {
             return Err(Error::Busy(format!("somebody else has suspended {name}")));
         }
         // and what must be known if it is cut off is written down.
-        self.migration.copying = Some(self.from.free_id()?);
+        self.migration
+            .plan(self.from.free_id()?, self.from.pool.stamp()?.time);
         self.enter(Stage::Switching)?;
         let begun = std::time::Instant::now();
         let entry = match self.from.suspend(&device) {

@@ -74,6 +74,10 @@ pub struct Migration {
     pub copied: Option<u32>,
     /// The snapshot whose content is being copied. There may be none of this id yet.
     pub copying: Option<u32>,
+    /// The time of the pool's metadata when the snapshot of the last pass was about to be taken. There is none as long as
+    /// that is the time.
+    #[serde(default)]
+    planned_at: Option<u32>,
     /// A snapshot that was copied before, and is of no use any more.
     pub before: Option<u32>,
     /// When the copy got its id, in snapshots of its pool, as soon as all is done.
@@ -120,19 +124,11 @@ fn has_part_of<B: BlockManager>(
     Ok(mapped == 0 || others < mapped)
 }
 
-/// When a volume was made, in snapshots of its pool; `None` if there is none.
-fn created(session: &Session, id: u32) -> Result<Option<u32>> {
-    session.glance(|view| {
-        let there = view.device(device_id(id)?)?;
-        Ok(there.map(|there| there.creation_time.get()))
-    })
-}
-
 impl Migration {
     /// Goes on with a migration, or begins one.
     pub fn begin(from: &Session, id: u32, to: &Session, to_id: u32) -> Result<Self> {
         let known = from.home.load::<Self>(&file(id))?;
-        let now = created(from, id)?;
+        let now = from.creation_time(id)?;
         if let Some(known) = &known {
             if (known.to_pool.as_str(), known.to_id) != (to.pool.name.as_str(), to_id) {
                 return Err(Error::Refused(format!(
@@ -168,6 +164,7 @@ impl Migration {
             temporary: to.new_volume()?,
             copied: None,
             copying: None,
+            planned_at: None,
             before: None,
             copy_created: None,
             stage: Stage::Copying,
@@ -178,7 +175,7 @@ impl Migration {
 
     /// Gives an error if there is a volume `id`, and it is not the one that the migration began with.
     pub fn check_volume(&self, from: &Session, id: u32) -> Result {
-        self.check_same(from, id, created(from, id)?)
+        self.check_same(from, id, from.creation_time(id)?)
     }
 
     fn check_same(&self, from: &Session, id: u32, now: Option<u32>) -> Result {
@@ -216,8 +213,23 @@ impl Migration {
                     self.start_over(from, id, to)?;
                 }
             }
-            Stage::Switching => {}
+            Stage::Switching => self.drop_planned(from)?,
             Stage::Done => self.resume_done(from, id, to)?,
+        }
+        Ok(())
+    }
+
+    /// Notes that snapshot `id` of the volume is about to be taken and copied; `time` is that of the pool's metadata.
+    pub fn plan(&mut self, id: u32, time: u32) {
+        self.copying = Some(id);
+        self.planned_at = Some(time);
+    }
+
+    /// If the run was cut off before it took the snapshot of the last pass, nothing of that is in the copy, which can be
+    /// gone on with. Each snapshot of any volume advances the time.
+    fn drop_planned(&mut self, from: &Session) -> Result {
+        if self.planned_at == Some(from.pool.stamp()?.time) {
+            self.copying = None;
         }
         Ok(())
     }
@@ -351,7 +363,7 @@ impl Migration {
     /// Gives an error if the migration is not to be given up: if it only has to be ended, or if what it keeps may be all
     /// that there is of the volume.
     fn check_given_up(&self, from: &Session, id: u32, to: Option<&Session>) -> Result {
-        let now = created(from, id)?;
+        let now = from.creation_time(id)?;
         let is_gone = now.is_none();
         let Some(to) = to else {
             return match is_gone || self.is_another(now) {

@@ -45,7 +45,7 @@ pub const READ_ONLY: &str = "ro";
 pub const IGNORES_DISCARDS: &str = "ignore_discard";
 
 /// A pool.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pool {
     /// The name of its device.
     pub name: String,

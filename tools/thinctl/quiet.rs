@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What must not be done while this process has suspended a device.
+//! What must not be done while this process has suspended a device, or has a lock that others wait for.
 //!
-//! A message may go to a file that lies on it, so it is told when all devices are resumed. And nobody must stop the process,
-//! as Ctrl-Z does: whoever uses the device would wait until it goes on.
+//! A message may go to a file that lies on the device, so it is told when all devices are resumed. And nobody must stop the
+//! process, as Ctrl-Z does: whoever uses the device would wait until it goes on, and so would lvm2's commands.
 
 use std::sync::{
     atomic::{
@@ -36,14 +36,14 @@ const HALT: [i32; 3] = [SIGTSTP, SIGTTIN, SIGTTOU];
 
 #[derive(Default)]
 struct State {
-    /// How many devices are suspended.
-    suspended: u32,
+    /// How many devices are suspended, and locks held.
+    holds: u32,
     /// What is to be told.
     messages: Vec<String>,
 }
 
 static STATE: Mutex<State> = Mutex::new(State {
-    suspended: 0,
+    holds: 0,
     messages: Vec::new(),
 });
 
@@ -62,18 +62,18 @@ pub fn watch() -> Result {
     Ok(())
 }
 
-/// A device is about to be suspended.
+/// A device is about to be suspended, or a lock to be taken.
 pub fn begin() {
     let mut state = state();
-    state.suspended = state.suspended.saturating_add(1);
+    state.holds = state.holds.saturating_add(1);
     MAY_HALT.store(false, Ordering::SeqCst);
 }
 
-/// A device was resumed, or not suspended after all.
+/// A device was resumed, or not suspended after all, or a lock given back.
 pub fn end() {
     let mut state = state();
-    state.suspended = state.suspended.saturating_sub(1);
-    if state.suspended > 0 {
+    state.holds = state.holds.saturating_sub(1);
+    if state.holds > 0 {
         return;
     }
     MAY_HALT.store(true, Ordering::SeqCst);
@@ -82,10 +82,27 @@ pub fn end() {
     messages.iter().for_each(tell);
 }
 
+/// From [`begin`] to [`end`].
+pub struct Quiet(());
+
+impl Quiet {
+    /// Begins it, until it is dropped.
+    pub fn begin() -> Self {
+        begin();
+        Self(())
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        end();
+    }
+}
+
 /// Takes a message if it must not be told now.
 pub fn keeps(message: &str) -> bool {
     let mut state = state();
-    let keeps = state.suspended > 0;
+    let keeps = state.holds > 0;
     if keeps {
         state.messages.push(message.to_owned());
     }

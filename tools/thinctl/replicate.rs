@@ -112,11 +112,11 @@ impl<'a> Replication<'a> {
         })
     }
 
-    /// Whether the pool is still the device that it was when the session began.
+    /// Whether the pool is still what it was when the session began: the same device with the same disks.
     pub fn is_current(&self) -> bool {
         let pool = &self.session.pool;
         // That it is not there at all is told by the next turn.
-        Pool::find(&self.session.dm, &pool.name).map_or(true, |now| now.device == pool.device)
+        Pool::find(&self.session.dm, &pool.name).map_or(true, |now| now == *pool)
     }
 
     /// Sends what has changed; `None` if nothing has. `progress` is told of how much there is to send, and of each piece of data.

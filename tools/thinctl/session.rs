@@ -341,14 +341,16 @@ impl Session {
                 run.display()
             )));
         }
-        if volume.info.has_other_table {
-            // Resuming would give it that.
-            return Err(Error::Refused(format!(
-                "somebody has loaded another table for {name}: see \"dmsetup table --inactive {name}\"; \"dmsetup clear {name}\" \
-                 takes it away"
+        // The guard has taken its time to start.
+        let info = self.dm.info(name)?;
+        let Some(info) = info.filter(|now| now.device == volume.info.device && !now.suspended)
+        else {
+            return Err(Error::Busy(format!(
+                "somebody else has just removed, renamed or suspended {name}"
             )));
-        }
-        let entry = Entry::suspended(&volume.info);
+        };
+        check_no_other_table(&info)?;
+        let entry = Entry::suspended(&info);
         quiet::begin();
         self.suspended
             .enter(entry.clone(), || self.dm.suspend(name))
@@ -380,10 +382,13 @@ impl Session {
 
     /// Resumes what [`suspend`](Self::suspend) has suspended.
     pub fn resume(&self, entry: &Entry) -> Result {
-        self.suspended.undo(entry)?;
-        self.held.set(self.held.get().saturating_sub(1));
-        quiet::end();
-        Ok(())
+        let resumed = self.suspended.undo(entry);
+        // If it is resumed, an error is that of the list, which could not be written.
+        if !self.suspended.has(entry) {
+            self.held.set(self.held.get().saturating_sub(1));
+            quiet::end();
+        }
+        resumed
     }
 
     /// Takes a snapshot of a volume of no use, after which whatever is made is newer than what there is.
@@ -423,6 +428,14 @@ impl Session {
         Ok(exists)
     }
 
+    /// When a volume was made, in snapshots of its pool; `None` if there is none.
+    pub fn creation_time(&self, id: u32) -> Result<Option<u32>> {
+        self.glance(|view| {
+            let there = view.device(device_id(id)?)?;
+            Ok(there.map(|there| there.creation_time.get()))
+        })
+    }
+
     /// The error of a volume that must not be there.
     pub fn exists_already(&self, id: u32) -> Error {
         Error::Refused(format!(
@@ -457,6 +470,18 @@ impl Session {
 /// The message that takes a snapshot.
 pub fn create_snap(id: u32, origin: u32) -> String {
     format!("create_snap {id} {origin}")
+}
+
+/// Gives an error if resuming a device would give it another table.
+pub fn check_no_other_table(info: &Info) -> Result {
+    let name = &info.name;
+    match info.has_other_table {
+        false => Ok(()),
+        true => Err(Error::Refused(format!(
+            "somebody has loaded another table for {name}: see \"dmsetup table --inactive {name}\"; \"dmsetup clear {name}\" \
+             takes it away"
+        ))),
+    }
 }
 
 /// An id in the upper half.

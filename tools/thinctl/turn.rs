@@ -21,7 +21,8 @@ use crate::{
         Lock, //
     },
     lvm2,
-    pool::Pool, //
+    pool::Pool,
+    quiet::Quiet, //
 };
 
 /// How long to wait for it.
@@ -59,12 +60,15 @@ pub struct Turn {
     // lvm2's is given back first.
     _group: Option<Passing>,
     _volume: Passing,
+    // Whoever waits for one of them does not wait for this process to go on.
+    _quiet: Quiet,
 }
 
 impl Turn {
     /// Waits for the turn with volume `id` of `pool`, whose folder in `/run` is `run`. `settle` is called before anything of
     /// lvm2 is locked.
     pub fn take(run: &Home, pool: &Pool, id: u32, settle: impl FnOnce() -> Result) -> Result<Self> {
+        let quiet = Quiet::begin();
         let volume = Passing::take(run, format!("volume-{id}.lock"))?;
         settle()?;
         let group = match pool.is_of_lvm2() {
@@ -74,6 +78,7 @@ impl Turn {
         Ok(Self {
             _group: group,
             _volume: volume,
+            _quiet: quiet,
         })
     }
 }

@@ -229,13 +229,13 @@ def no_space_timeout():
 
 @pytest.fixture
 def mounted(tmp_path):
-    """Mounts file systems; gives the function `mount(device, options) -> folder`."""
+    """Mounts file systems; gives the function `mount(device, options, kind) -> folder`."""
     folders = []
 
-    def mount(device, options="defaults"):
+    def mount(device, options="defaults", kind="auto"):
         folder = tmp_path / f"mount{len(folders)}"
         folder.mkdir()
-        subprocess.run(["mount", "-o", options, device, str(folder)], check=True, capture_output=True)
+        subprocess.run(["mount", "-t", kind, "-o", options, device, str(folder)], check=True, capture_output=True)
         folders.append(folder)
         return folder
 

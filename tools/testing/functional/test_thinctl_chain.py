@@ -57,6 +57,21 @@ def test_another_volume_is_not_taken_for_the_first(pool, other, thinctl):
     received(other, 7, first)
 
 
+def test_a_volume_made_anew_is_not_taken_for_the_first(pool, thinctl, first):
+    """It has the id of one that was deleted, and is not active."""
+    content, repository, backup = first
+    content.thin.remove()
+    pool.delete(0)
+    again = Content(pool.new_thin(0, SIZE))
+    again.scatter("again", 3)
+    again.thin.remove()
+    assert "was made anew" in thinctl.refused(*backup)
+    assert numbers(thinctl, repository) == [1]
+    thinctl.run(*backup, "--adopt")
+    thinctl.run("restore", repository, "data", pool.name, 9)
+    received(pool, 9, again)
+
+
 def test_a_restored_volume_goes_on_when_it_is_told_to(pool, other, thinctl, first):
     content, repository, backup = first
     thinctl.run("restore", repository, "data", other.name, 5)

@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import time
 
@@ -19,6 +20,7 @@ from dmtest.thinctl import (
     BUSY,
     DAMAGED,
     NOT_FOUND,
+    REFUSED,
     SIZE,
     changed,
     received,
@@ -233,6 +235,75 @@ def test_puts_nothing_in_the_place_of_what_became_active(other, thinctl, streams
         assert time.monotonic() - begun < 60
     assert volumes(other) == {7}
     assert not thinctl.leftovers(other)
+
+
+def test_goes_on_with_what_was_copied(pool, other, thinctl, progress):
+    """A migration is killed when all but the last pass is done, for which no snapshot was taken yet."""
+    contents = []
+
+    def words():
+        number = len(contents) - 1
+        return "migrate", f"{pool.name}:{number}", f"{other.name}:{100 + number}"
+
+    def notes_before(step):
+        """What a migration of its own has noted that is killed before this step, if there is something."""
+        progress(f"migrations: {len(contents)}")
+        contents.append(Content(pool.new_thin(len(contents), SIZE)))
+        contents[-1].write(0, MIB)
+        thinctl.environment["THINCTL_CUT"] = str(step)
+        code = thinctl.cut(*words(), after=200)
+        del thinctl.environment["THINCTL_CUT"]
+        assert code in (0, -signal.SIGKILL)
+        return thinctl.notes(pool, f"migrate-{len(contents) - 1}.json") or {"stage": "copying" if code else "done"}
+
+    first, last = 1, 1024
+    while last - first > 1:
+        middle = (first + last) // 2
+        first, last = (middle, last) if notes_before(middle)["stage"] == "copying" else (first, middle)
+    notes = notes_before(last)
+    assert notes["stage"] == "switching" and notes["copying"] not in volumes(pool)
+    assert thinctl.json(*words())["copied"] == 0
+    contents[-1].verify()
+    assert contents[-1].thin.table() == f"{other.device.number} {99 + len(contents)}"
+
+
+def test_says_at_once_that_another_table_is_loaded(pool, other, thinctl):
+    """Its device could not be suspended in the end."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.write(0, MIB)
+    content.thin.load(content.thin.table_text())
+    assert "dmsetup clear" in thinctl.refused("migrate", f"{pool.name}:0", f"{other.name}:5")
+    assert volumes(pool) == {0} and volumes(other) == set()
+    # Nothing was written there.
+    assert other.status().data_blocks[0] == 0
+    content.thin.clear()
+
+
+def test_replicates_from_no_other_state_of_a_pool(pool, other, thinctl):
+    """Between two turns the pool's metadata are put back to an earlier state."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 5)
+    content.thin.remove()
+    pool.stop()
+    before = disk.read(pool.metadata.path, 0, pool.metadata.size)
+    pool.start()
+    process = thinctl.start(
+        "replicate", pool.name, 0, "--to", f"{thinctl.program} receive {other.name} 7", "--every", 20, "--turns", 2,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )
+    # What it receives with prints into the same pipe.
+    while "bytes sent" not in process.stdout.readline():
+        assert process.poll() is None
+    number = pool.device.number
+    pool.stop()
+    disk.write(pool.metadata.path, 0, before)
+    pool.start()
+    assert pool.device.number == number
+    content = content.on(pool.activate(0, SIZE))
+    content.scatter("second", 3)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == REFUSED and "is not what it was" in errors, errors
+    assert volumes(pool) == {0}
 
 
 def test_copies_again_what_is_not_there_any_more(pool, other, thinctl, progress):

@@ -301,13 +301,33 @@ def test_waits_for_who_has_a_volume(pool, thinctl):
     folder = os.path.join(thinctl.environment["THINCTL_RUN"], pool.name)
     with open(os.path.join(folder, "volume-0.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        process = thinctl.start("snapshot", pool.name, 0, 2)
+        # Nobody halts a group that no shell could let go on.
+        process = thinctl.start("snapshot", pool.name, 0, 2, process_group=0)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(2)
+        # Others may wait for what it has locked.
+        process.send_signal(signal.SIGTSTP)
         assert not suspended(content.thin.name) and volumes(pool) == {0, 1}
         content.scatter("meanwhile", 5)
     assert process.wait(200) == 0
     assert volumes(pool) == {0, 1, 2}
+
+
+def test_resumes_where_it_cannot_note_it(pool, other, thinctl, mounted):
+    """Where it notes what is suspended there is room for that, and not for noting that it is resumed."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 3)
+    run = mounted("tmpfs", "size=64k", "tmpfs")
+    thinctl.environment["THINCTL_RUN"] = str(run)
+    thinctl.environment["THINCTL_HOME"] = os.path.join(thinctl.folder, "home")
+    thinctl.settle(pool)
+    page = os.sysconf("SC_PAGESIZE")
+    with open(run / "ballast", "wb", buffering=0) as ballast:
+        free = os.statvfs(run).f_bavail * os.statvfs(run).f_frsize
+        assert ballast.write(bytes(free - page)) == free - page
+    words = "replicate", pool.name, 0, "--to", f"THINCTL_RUN={thinctl.folder} {thinctl.program} receive {other.name} 7"
+    assert not thinctl.messages(*words, "--turns", 2, "--every", 1)
+    received(other, 7, content)
 
 
 def test_leaves_alone_what_was_suspended_before(pool, thinctl):

@@ -67,19 +67,24 @@ pub struct Source {
     pub pool_uuid: Option<String>,
     /// Its id in the pool.
     pub volume: u32,
+    /// When it was made, in snapshots of its pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<u32>,
     /// The UUID that lvm2 has given to it, if it was active.
     pub uuid: Option<String>,
 }
 
 impl Source {
-    /// Whether both are one volume, as far as anybody can tell: lvm2's volumes keep their UUIDs, and others their ids.
+    /// Whether both are one volume, as far as anybody can tell: lvm2's volumes keep their UUIDs, and others their ids. One
+    /// that was made of an id that was given up is younger.
     pub fn is(&self, other: &Self) -> bool {
         match (&self.uuid, &other.uuid) {
             (Some(one), Some(other)) => one == other,
             _ => {
                 let is_pool = self.identity == other.identity
                     || (self.pool_uuid.is_some() && self.pool_uuid == other.pool_uuid);
-                is_pool && self.volume == other.volume
+                let is_young = self.created.zip(other.created).is_some_and(|(a, b)| a != b);
+                is_pool && self.volume == other.volume && !is_young
             }
         }
     }

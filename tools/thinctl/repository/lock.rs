@@ -103,6 +103,14 @@ impl Locked {
 
     /// Finishes or undoes what was cut off.
     fn recover(&self, volume: &str) -> Result {
+        match self.recover_all(volume) {
+            // Verifying tells about it, and other volumes have nothing to do with it; but all have with the lock.
+            Err(Error::Damaged(_) | Error::Io(..)) => self.check(),
+            result => result,
+        }
+    }
+
+    fn recover_all(&self, volume: &str) -> Result {
         let folder = self.folder(volume)?;
         for name in names(&folder)? {
             if name.starts_with(TEMPORARY) {
@@ -117,11 +125,7 @@ impl Locked {
                 remove(&folder.join(name.manifest()))?;
             }
         }
-        match self.finish_prune(volume) {
-            // Verifying tells about it, and other volumes have nothing to do with it.
-            Err(Error::Damaged(_) | Error::Io(..)) => Ok(()),
-            result => result,
-        }
+        self.finish_prune(volume)
     }
 }
 
