@@ -3,14 +3,12 @@
 //! The command line.
 
 use std::{
-    num::{
-        NonZeroU64,
-        NonZeroUsize, //
-    },
+    num::NonZeroU64,
     path::PathBuf, //
 };
 
 use clap::{
+    builder::NonEmptyStringValueParser,
     Args,
     CommandFactory,
     Parser,
@@ -24,6 +22,8 @@ use crate::{
         PoolId,
         PoolVolume, //
     },
+    number,
+    repository,
     size,
     stream::ResumeToken, //
 };
@@ -66,7 +66,15 @@ Exit codes:
 
 /// The command line, with the exit codes told of by each command.
 pub fn command() -> clap::Command {
-    Cli::command().mut_subcommands(|command| command.after_long_help(EXIT_CODES))
+    Cli::command().mut_subcommands(|command| {
+        command
+            .after_long_help(EXIT_CODES)
+            // Whoever gives -1 hears what is wanted, and not that there is no such option.
+            .mut_args(|arg| match arg.get_action().takes_values() {
+                true => arg.allow_negative_numbers(true),
+                false => arg,
+            })
+    })
 }
 
 /// What applies to all commands.
@@ -105,7 +113,7 @@ pub struct Global {
 #[derive(Args, Clone)]
 pub struct Sending {
     /// How hard to compress, from 1 (quick) to 19
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = number::parse_level)]
     pub level: i32,
     /// Send no more than so many bytes a second, as in 10M
     #[arg(long, value_parser = size::parse_rate)]
@@ -116,7 +124,7 @@ pub struct Sending {
 #[derive(Args, Clone)]
 pub struct Place {
     /// The pool
-    #[arg(required_unless_present = "into")]
+    #[arg(required_unless_present = "into", value_parser = id::parse_pool)]
     pub pool: Option<String>,
     /// The id of the volume
     #[arg(required_unless_present = "into", value_parser = id::parse_new)]
@@ -132,16 +140,19 @@ pub enum Command {
     /// Show what a pool has and how much of it is used
     Status {
         /// The pool
+        #[arg(value_parser = id::parse_pool)]
         pool: String,
     },
     /// List a pool's volumes: mapped, exclusive and shared bytes, and what they are snapshots of
     Ls {
         /// The pool
+        #[arg(value_parser = id::parse_pool)]
         pool: String,
     },
     /// Draw which blocks of a pool, or of a volume, are mapped, shared and free
     Map {
         /// The pool
+        #[arg(value_parser = id::parse_pool)]
         pool: String,
         /// The volume; without it, the pool's data device is drawn
         #[arg(value_parser = id::parse_name)]
@@ -150,12 +161,13 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         svg: Option<PathBuf>,
         /// How many columns of characters to draw
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", value_parser = number::parse_positive::<u32>)]
         width: Option<u32>,
     },
     /// Show which ranges of two volumes differ
     Diff {
         /// The pool
+        #[arg(value_parser = id::parse_pool)]
         pool: String,
         /// The left volume
         #[arg(value_parser = id::parse_name)]
@@ -170,6 +182,7 @@ pub enum Command {
     /// Take a snapshot of a volume, which is suspended meanwhile if it is active
     Snapshot {
         /// The pool
+        #[arg(value_parser = id::parse_pool)]
         pool: String,
         /// The volume
         #[arg(value_parser = id::parse_name)]
@@ -181,6 +194,7 @@ pub enum Command {
     /// Write a volume, or what has changed since another one, to the standard output
     Send {
         /// The pool
+        #[arg(value_parser = id::parse_pool)]
         pool: String,
         /// The volume, which nobody writes to
         #[arg(value_parser = id::parse_name)]
@@ -216,6 +230,7 @@ pub enum Command {
     /// Print where a stream that was cut off should go on
     Token {
         /// The pool
+        #[arg(value_parser = id::parse_pool)]
         pool: String,
         /// The id of the volume
         #[arg(value_parser = id::parse)]
@@ -224,6 +239,7 @@ pub enum Command {
     /// Give up what was received of a stream that was cut off
     Abandon {
         /// The pool
+        #[arg(value_parser = id::parse_pool)]
         pool: String,
         /// The id of the volume
         #[arg(value_parser = id::parse)]
@@ -237,6 +253,7 @@ pub enum Command {
     /// Make the next generation of a backup; the volume may be in use
     Backup {
         /// The pool
+        #[arg(value_parser = id::parse_pool)]
         pool: String,
         /// The volume
         #[arg(value_parser = id::parse_name)]
@@ -244,7 +261,7 @@ pub enum Command {
         /// The folder with the backups
         repository: PathBuf,
         /// The volume's name there [default: the pool's name and the volume's id]
-        #[arg(long)]
+        #[arg(long, value_parser = repository::parse_name)]
         name: Option<String>,
         /// Make a full generation, which needs none of those that are there; they are kept
         #[arg(long)]
@@ -261,6 +278,7 @@ pub enum Command {
         /// The folder with the backups
         repository: PathBuf,
         /// The volume's name there
+        #[arg(value_parser = repository::parse_name)]
         name: Option<String>,
     },
     /// Read backups whole, and check all of it
@@ -268,6 +286,7 @@ pub enum Command {
         /// The folder with the backups
         repository: PathBuf,
         /// The volume's name there
+        #[arg(value_parser = repository::parse_name)]
         name: Option<String>,
     },
     /// Delete old generations, such that those which stay can be restored
@@ -275,10 +294,11 @@ pub enum Command {
         /// The folder with the backups
         repository: PathBuf,
         /// The volume's name there
+        #[arg(value_parser = repository::parse_name)]
         name: String,
         /// How many generations to keep
-        #[arg(long, value_name = "N")]
-        keep: NonZeroUsize,
+        #[arg(long, value_name = "N", value_parser = number::parse_positive::<usize>)]
+        keep: usize,
     },
     /// Make a volume of a backup, or write it into a device
     #[command(
@@ -288,12 +308,13 @@ pub enum Command {
         /// The folder with the backups
         repository: PathBuf,
         /// The volume's name there
+        #[arg(value_parser = repository::parse_name)]
         name: String,
         /// Where to
         #[command(flatten)]
         place: Place,
         /// The generation [default: the last]
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", value_parser = number::parse_positive::<u64>)]
         generation: Option<u64>,
         /// Try it also if the pool seems to have no room for it
         #[arg(long)]
@@ -323,6 +344,7 @@ pub enum Command {
     /// Write what a volume has of its own into its external origin
     Merge {
         /// The pool
+        #[arg(value_parser = id::parse_pool)]
         pool: String,
         /// The volume
         #[arg(value_parser = id::parse_name)]
@@ -340,21 +362,22 @@ pub enum Command {
     /// Send what has changed of a volume to a command, again and again
     Replicate {
         /// The pool
+        #[arg(value_parser = id::parse_pool)]
         pool: String,
         /// The volume, which may be in use
         #[arg(value_parser = id::parse_name)]
         volume: String,
         /// The command, for instance 'ssh HOST thinctl receive POOL ID'
-        #[arg(long, value_name = "COMMAND")]
+        #[arg(long, value_name = "COMMAND", value_parser = NonEmptyStringValueParser::new())]
         to: String,
-        /// So many seconds lie between the beginnings of two turns
-        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        /// So many seconds lie between the beginnings of two turns; 0 for one right after the other
+        #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = number::parse::<u64>)]
         every: u64,
         /// End after so many turns
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", value_parser = number::parse_positive::<u64>)]
         turns: Option<u64>,
         /// Give up a turn if the command takes nothing, or does not end, for so many seconds
-        #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+        #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = number::parse_positive::<u64>)]
         patience: u64,
         /// Delete the snapshots that are kept for the next turn, and end
         #[arg(long)]
@@ -366,6 +389,7 @@ pub enum Command {
     /// List the volumes that thinctl keeps for itself, and what for
     Kept {
         /// The pool
+        #[arg(value_parser = id::parse_pool)]
         pool: String,
     },
     /// Delete a snapshot that a backup or a replication goes on from, as `kept` lists them
@@ -374,6 +398,7 @@ pub enum Command {
     /// finished, all that it keeps is deleted, and it is given up.
     Forget {
         /// The pool
+        #[arg(value_parser = id::parse_pool)]
         pool: String,
         /// The id of the snapshot
         #[arg(value_parser = id::parse)]

@@ -153,11 +153,18 @@ pub fn run(cli: &Cli) -> Result {
             no_origin,
             anyway,
         } => {
+            let same = || Error::Usage("a volume is not migrated to itself".to_owned());
+            if to.is(from) {
+                return Err(same());
+            }
             let PoolVolume { pool, volume } = from;
             let from = global.session(pool)?;
             let id = from.pool.volume_id(&from.dm, volume)?;
             let to_id = to.or(id)?;
             let to = global.session(&to.pool)?;
+            if (to.pool.device, to_id) == (from.pool.device, id) {
+                return Err(same());
+            }
             let progress = global.progress("migrate");
             let options = migrate::Options {
                 to_id,
@@ -349,7 +356,7 @@ pub fn run(cli: &Cli) -> Result {
         } => {
             let repository = Repository::open(repository)?.lock()?;
             let progress = global.progress("prune");
-            let pruned = repository.prune(name, keep.get(), &mut |n| {
+            let pruned = repository.prune(name, *keep, &mut |n| {
                 progress.add(n);
                 signals::check()
             })?;

@@ -38,11 +38,22 @@ pub fn parse_new(text: &str) -> std::result::Result<u32, String> {
         .ok_or_else(|| format!("the id of a new volume is a number below {FIRST_OWN_ID}"))
 }
 
+/// The name of a pool.
+pub fn parse_pool(text: &str) -> std::result::Result<String, String> {
+    match text {
+        "" => Err("the name is empty".to_owned()),
+        text if text.chars().any(char::is_control) => {
+            Err("no device has a name with control characters".to_owned())
+        }
+        text => Ok(text.to_owned()),
+    }
+}
+
 /// The name of a volume, which may be its id.
 pub fn parse_name(text: &str) -> std::result::Result<String, String> {
     match is_number(text) {
         true => parse(text).map(|_| text.to_owned()),
-        false => Ok(text.to_owned()),
+        false => parse_pool(text),
     }
 }
 
@@ -65,7 +76,7 @@ impl PoolVolume {
     pub fn parse(text: &str) -> std::result::Result<Self, String> {
         match text.rsplit_once(':') {
             Some((pool, volume)) if !pool.is_empty() && !volume.is_empty() => Ok(Self {
-                pool: pool.to_owned(),
+                pool: parse_pool(pool)?,
                 volume: parse_name(volume)?,
             }),
             _ => Err("it is not POOL:ID".to_owned()),
@@ -87,14 +98,20 @@ impl PoolId {
     pub fn parse(text: &str) -> std::result::Result<Self, String> {
         Ok(match text.rsplit_once(':') {
             Some((pool, id)) => Self {
-                pool: pool.to_owned(),
+                pool: parse_pool(pool)?,
                 id: Some(parse_new(id)?),
             },
             None => Self {
-                pool: text.to_owned(),
+                pool: parse_pool(text)?,
                 id: None,
             },
         })
+    }
+
+    /// Whether it is a volume itself, as far as the words tell.
+    pub fn is(&self, volume: &PoolVolume) -> bool {
+        let id = parse(&volume.volume).ok();
+        self.pool == volume.pool && (self.id.is_none() || self.id == id)
     }
 
     /// The id, where it is that of a volume of another pool if none was named.
@@ -132,8 +149,12 @@ mod tests {
         for text in ["0", "16777215", "vg/lv", "7up"] {
             assert_eq!(parse_name(text), Ok(text.to_owned()));
         }
-        for text in ["16777216", "99999999999"] {
+        for text in ["16777216", "99999999999", "", "a\nb"] {
             assert!(parse_name(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_pool("123456789"), Ok("123456789".to_owned()));
+        for text in ["", "a\nb"] {
+            assert!(parse_pool(text).is_err(), "{text}");
         }
     }
 
@@ -147,8 +168,20 @@ mod tests {
         assert_eq!(to("pool"), Ok(("pool".to_owned(), None)));
         assert_eq!(to("pool:5"), Ok(("pool".to_owned(), Some(5))));
         assert!(to("pool:x").is_err() && to("pool:8388608").is_err());
+        assert!(to("").is_err() && to(":5").is_err());
         let usual = PoolId::parse("pool").unwrap();
         assert_eq!(usual.or(7).ok(), Some(7));
         assert!(matches!(usual.or(FIRST_OWN_ID), Err(Error::Usage(_))));
+    }
+
+    #[test]
+    fn what_is_the_same_volume() {
+        let is = |from, to| {
+            PoolId::parse(to)
+                .unwrap()
+                .is(&PoolVolume::parse(from).unwrap())
+        };
+        assert!(is("a:0", "a:0") && is("a:0", "a") && is("a:00", "a:0") && is("a:name", "a"));
+        assert!(!is("a:0", "a:1") && !is("a:0", "b:0") && !is("a:0", "b") && !is("a:name", "a:0"));
     }
 }

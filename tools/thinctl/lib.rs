@@ -29,7 +29,7 @@
 //! - [`anchors`]: the snapshots that something goes on from.
 //! - [`send`], [`receive`], [`into`], [`backup`], [`merge`], [`migrate`] with [`migration`], [`replicate`]: what it is all for.
 //! - [`kept`], [`numbering`]: what these keep in a pool, and that lvm2 does not come to use the same ids.
-//! - [`cli`], [`commands`], [`tell`]: the command line, and messages.
+//! - [`cli`], [`number`], [`commands`], [`tell`]: the command line, and messages.
 
 pub mod anchors;
 pub mod backing;
@@ -63,6 +63,7 @@ pub mod merge;
 pub mod migrate;
 pub mod migration;
 pub mod naming;
+pub mod number;
 pub mod numbering;
 pub mod pool;
 pub mod program;

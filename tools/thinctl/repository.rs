@@ -65,6 +65,7 @@ pub use self::{
         Source, //
     },
     lock::Locked,
+    name::parse_name,
     prune::Pruned,
     verify::{
         Problem,

@@ -91,7 +91,7 @@ def test_what_is_no_pool(pool, thinctl, make_disk):
     ):
         assert why in thinctl.refused("status", name, code=REFUSED), name
     above.remove()
-    for name in "nothing", "vg/nothing", "/dev/vg/nothing", "/dev/mapper/nothing", "":
+    for name in "nothing", "vg/nothing", "/dev/vg/nothing", "/dev/mapper/nothing":
         assert "there is no active pool" in thinctl.refused("status", name, code=NOT_FOUND), name
     assert thinctl.json("status", pool.device.path) == thinctl.json("status", pool.name)
 
@@ -103,6 +103,12 @@ def test_wrong_command_lines(pool, other, thinctl, repository):
         ("restore", repository, "data"), ("restore", repository, "data", other.name),
     ):
         thinctl.refused(*words, code=USAGE)
+    # However the two are called.
+    [thin] = pool.thins.values()
+    for words in (
+        (f"{pool.name}:0", pool.name), (f"{pool.name}:0", f"{pool.device.path}:0"), (f"{pool.device.path}:{thin.name}", f"{pool.name}:0"),
+    ):
+        assert "to itself" in thinctl.refused("migrate", *words, code=USAGE), words
     assert [one["number"] for one in thinctl.json("backups", repository)["data"]] == [1, 2]
 
 

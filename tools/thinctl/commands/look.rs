@@ -125,7 +125,7 @@ pub(super) fn map(
     let blocks = session.pool.status(&session.dm)?.data_blocks;
     let picture = Svg::default();
     let terminal = Terminal {
-        columns: width.unwrap_or(COLUMNS).max(1),
+        columns: width.unwrap_or(COLUMNS),
         lines: LINES,
         colours: io::stdout().is_terminal(),
     };

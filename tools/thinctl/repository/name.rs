@@ -65,17 +65,27 @@ impl Name {
     }
 }
 
+/// The most bytes that the name of a volume has.
+const MAX_NAME: usize = 200;
+
+/// The name of a volume in a repository, for clap.
+pub fn parse_name(text: &str) -> std::result::Result<String, String> {
+    let bad = text.is_empty()
+        || text.len() > MAX_NAME
+        || text.starts_with('.')
+        || text.contains('/')
+        || text.chars().any(char::is_control);
+    match bad {
+        true => Err(format!(
+            "the name of a volume in a repository has at most {MAX_NAME} bytes, no slash or control character, and no dot at \
+             its beginning"
+        )),
+        false => Ok(text.to_owned()),
+    }
+}
+
 /// The folder of a volume.
 pub(super) fn folder(root: &Path, volume: &str) -> Result<PathBuf> {
-    let bad = volume.is_empty()
-        || volume.len() > 200
-        || volume.starts_with('.')
-        || volume.contains('/')
-        || volume.chars().any(char::is_control);
-    if bad {
-        return Err(Error::Refused(format!(
-            "{volume:?} cannot be the name of a volume in a repository"
-        )));
-    }
-    Ok(root.join(volume))
+    let name = parse_name(volume).map_err(|e| Error::Refused(format!("{volume:?}: {e}")))?;
+    Ok(root.join(name))
 }

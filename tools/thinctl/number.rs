@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Numbers as people write them. The functions that parse can be given to clap.
+
+use std::str::FromStr;
+
+/// The hardest that one can compress.
+const LAST_LEVEL: i32 = 19;
+
+/// A number that may be 0.
+pub fn parse<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse()
+        .map_err(|_| "it must be a whole number".to_owned())
+}
+
+/// A number that may not be 0.
+pub fn parse_positive<T: FromStr + PartialOrd + From<u8>>(text: &str) -> Result<T, String> {
+    text.parse()
+        .ok()
+        .filter(|number| *number >= T::from(1))
+        .ok_or_else(|| "it must be a whole number, 1 or more".to_owned())
+}
+
+/// How hard to compress.
+pub fn parse_level(text: &str) -> Result<i32, String> {
+    text.parse()
+        .ok()
+        .filter(|level| (1..=LAST_LEVEL).contains(level))
+        .ok_or_else(|| format!("it must be a whole number from 1 to {LAST_LEVEL}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers() {
+        assert_eq!(parse::<u64>("0"), Ok(0));
+        assert_eq!(parse_positive::<usize>("1"), Ok(1));
+        assert_eq!(parse_level("19"), Ok(19));
+        for text in ["", "-1", "x", "1.5", "99999999999999999999"] {
+            assert!(parse::<u64>(text).is_err(), "{text}");
+            assert!(parse_positive::<u64>(text).is_err(), "{text}");
+            assert!(parse_level(text).is_err(), "{text}");
+        }
+        assert!(parse_positive::<u32>("0").is_err());
+        assert!(parse_level("0").is_err() && parse_level("20").is_err());
+    }
+}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the program says of its command line, and how it ends, as far as no pool is needed for it.
+
+use std::{
+    path::Path,
+    process::{
+        Command,
+        Output, //
+    },
+};
+
+const USAGE: i32 = 2;
+
+fn thinctl(folder: &Path, words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_thinctl"));
+    command
+        .args(words)
+        .current_dir(folder)
+        .env("THINCTL_HOME", folder.join("home"))
+        .env("THINCTL_RUN", folder.join("run"));
+    command
+}
+
+/// Its exit code, and what it said.
+fn told(Output { status, stderr, .. }: Output) -> (i32, String) {
+    let text = String::from_utf8(stderr).unwrap();
+    (status.code().unwrap(), text)
+}
+
+#[track_caller]
+fn wrong(words: &[&str], part: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, text) = told(thinctl(folder.path(), words).output().unwrap());
+    assert_eq!(code, USAGE, "{words:?}: {text}");
+    assert!(text.contains(part), "{words:?}: {text}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn numbers_that_make_no_sense() {
+    for words in [
+        ["map", "pool", "--width", "0"].as_slice(),
+        &["prune", "backups", "home", "--keep", "0"],
+        &["prune", "backups", "home", "--keep", "-1"],
+        &["prune", "backups", "home", "--keep", "many"],
+        &[
+            "restore",
+            "backups",
+            "home",
+            "pool",
+            "1",
+            "--generation",
+            "0",
+        ],
+        &["replicate", "pool", "0", "--to", "cat", "--turns", "0"],
+        &["replicate", "pool", "0", "--to", "cat", "--patience", "0"],
+    ] {
+        wrong(words, "whole number, 1 or more");
+    }
+    wrong(&["send", "pool", "0", "--level", "20"], "from 1 to 19");
+    wrong(&["send", "pool", "0", "--rate", "0"], "nothing would");
+    wrong(
+        &["replicate", "pool", "0", "--to", "cat", "--every", "-1"],
+        "whole number",
+    );
+    wrong(&["token", "pool", "-1"], "from 0 to 16777215");
+}
+
+#[test]
+fn names_that_nothing_can_have() {
+    let long = "x".repeat(201);
+    for name in ["", "..", ".hidden", "a/b", "a\nb", &long] {
+        for words in [
+            ["backups", "backups", name].as_slice(),
+            &["verify", "backups", name],
+            &["prune", "backups", name, "--keep", "1"],
+            &["restore", "backups", name, "pool", "1"],
+            &["backup", "pool", "0", "backups", "--name", name],
+        ] {
+            wrong(words, "name of a volume in a repository");
+        }
+    }
+    for name in ["", "a\nb"] {
+        for words in [
+            ["status", name].as_slice(),
+            &["ls", name],
+            &["diff", "pool", "0", name],
+            &["backup", "pool", name, "backups"],
+            &["receive", name, "1"],
+            &["migrate", "pool:0", name],
+        ] {
+            wrong(words, "name");
+        }
+    }
+    wrong(&["replicate", "pool", "0", "--to", ""], "--to");
+    wrong(&["migrate", ":0", "pool"], "POOL:ID");
+}
+
+#[test]
+fn a_volume_is_not_migrated_to_itself() {
+    for to in ["pool:0", "pool"] {
+        wrong(&["migrate", "pool:0", to], "to itself");
+    }
+}
