@@ -41,6 +41,7 @@ use crate::{
     id::PoolVolume,
     into::write_into,
     kept, lvm2, merge, migrate,
+    number::count,
     progress::Progress,
     rate::Limited,
     receive,
@@ -186,8 +187,11 @@ pub fn run(cli: &Cli) -> Result {
             global.print(&migrated, |f| {
                 writeln!(
                     f,
-                    "{} bytes in {} passes; suspended for {:.3} s, for {} bytes",
-                    migrated.copied, migrated.passes, migrated.suspended, migrated.copied_suspended
+                    "{} bytes in {}; suspended for {:.3} s, for {} bytes",
+                    migrated.copied,
+                    count(migrated.passes, "pass"),
+                    migrated.suspended,
+                    migrated.copied_suspended
                 )?;
                 migrated.switched.iter().try_for_each(|name| {
                     writeln!(f, "{name} has a table of pool {} now", to.pool.name)
@@ -315,7 +319,8 @@ pub fn run(cli: &Cli) -> Result {
             match damaged {
                 0 => Ok(()),
                 n => Err(Error::Damaged(format!(
-                    "{n} generations cannot be read; `thinctl verify` tells what can be restored"
+                    "{} cannot be read; `thinctl verify` tells what can be restored",
+                    count(n, "generation")
                 ))),
             }
         }
@@ -338,14 +343,16 @@ pub fn run(cli: &Cli) -> Result {
                 })?;
                 writeln!(
                     f,
-                    "{} generations, {} bytes read",
-                    found.generations, found.bytes
+                    "{}, {} bytes read",
+                    count(found.generations, "generation"),
+                    found.bytes
                 )
             })?;
             match found.problems.len() {
                 0 => Ok(()),
                 n => Err(Error::Damaged(format!(
-                    "{n} generations cannot be restored"
+                    "{} cannot be restored",
+                    count(n, "generation")
                 ))),
             }
         }

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Numbers as people write them. The functions that parse can be given to clap.
+//! Numbers as people write and read them. The functions that parse can be given to clap.
 
-use std::str::FromStr;
+use std::{
+    fmt::Display,
+    str::FromStr, //
+};
 
 /// The hardest that one can compress.
 const LAST_LEVEL: i32 = 19;
@@ -29,6 +32,17 @@ pub fn parse_level(text: &str) -> Result<i32, String> {
         .ok_or_else(|| format!("it must be a whole number from 1 to {LAST_LEVEL}"))
 }
 
+/// How many there are of something, which has this name in the singular.
+pub fn count<T: Display + PartialEq + From<u8>>(number: T, name: &str) -> String {
+    if number == T::from(1) {
+        return format!("1 {name}");
+    }
+    match name.ends_with('s') {
+        true => format!("{number} {name}es"),
+        false => format!("{number} {name}s"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,5 +59,14 @@ mod tests {
         }
         assert!(parse_positive::<u32>("0").is_err());
         assert!(parse_level("0").is_err() && parse_level("20").is_err());
+    }
+
+    #[test]
+    fn one_is_singular() {
+        assert_eq!(count(0u64, "generation"), "0 generations");
+        assert_eq!(count(1u64, "generation"), "1 generation");
+        assert_eq!(count(2usize, "generation"), "2 generations");
+        assert_eq!(count(1u32, "pass"), "1 pass");
+        assert_eq!(count(12u32, "pass"), "12 passes");
     }
 }
