@@ -86,9 +86,6 @@ pub struct Global {
     /// Show no progress
     #[arg(long, short, global = true)]
     pub quiet: bool,
-    /// Release a metadata snapshot that is in the way, whoever has taken it
-    #[arg(long, global = true)]
-    pub force: bool,
     /// Where to remember what must be remembered
     #[arg(
         long,
@@ -107,6 +104,14 @@ pub struct Global {
         default_value = "/run/thinctl"
     )]
     pub run: PathBuf,
+}
+
+/// What applies to commands that read a pool's metadata.
+#[derive(Args, Clone, Copy, Default)]
+pub struct Force {
+    /// Release a metadata snapshot that is in the way, whoever has taken it
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// How a stream is made.
@@ -132,6 +137,12 @@ pub struct Place {
     /// Write into this device, which nobody uses, for instance a volume that `lvcreate -V` has made; what it holds is lost
     #[arg(long, value_name = "DEVICE", conflicts_with_all = ["pool", "id"])]
     pub into: Option<PathBuf>,
+    /// Try it also if the pool seems to have no room for it
+    #[arg(long)]
+    pub anyway: bool,
+    /// What to do about metadata snapshots.
+    #[command(flatten)]
+    pub force: Force,
 }
 
 /// What to do.
@@ -148,6 +159,9 @@ pub enum Command {
         /// The pool
         #[arg(value_parser = id::parse_pool)]
         pool: String,
+        /// What to do about metadata snapshots.
+        #[command(flatten)]
+        force: Force,
     },
     /// Draw which blocks of a pool, or of a volume, are mapped, shared and free
     Map {
@@ -163,6 +177,9 @@ pub enum Command {
         /// How many columns of characters to draw
         #[arg(long, value_name = "N", value_parser = number::parse_positive::<u32>)]
         width: Option<u32>,
+        /// What to do about metadata snapshots.
+        #[command(flatten)]
+        force: Force,
     },
     /// Show which ranges of two volumes differ
     Diff {
@@ -178,6 +195,9 @@ pub enum Command {
         /// Show also which ranges are the same
         #[arg(long)]
         same: bool,
+        /// What to do about metadata snapshots.
+        #[command(flatten)]
+        force: Force,
     },
     /// Take a snapshot of a volume, which is suspended meanwhile if it is active
     Snapshot {
@@ -208,6 +228,9 @@ pub enum Command {
         /// How
         #[command(flatten)]
         sending: Sending,
+        /// What to do about metadata snapshots.
+        #[command(flatten)]
+        force: Force,
     },
     /// Make a volume of a stream from the standard input, or write it into a device
     ///
@@ -223,9 +246,6 @@ pub enum Command {
         /// Apply the stream to a snapshot of this volume, and leave the volume as it is
         #[arg(long, value_name = "VOLUME", conflicts_with = "into", value_parser = id::parse_name)]
         base: Option<String>,
-        /// Try it also if the pool seems to have no room for it
-        #[arg(long)]
-        anyway: bool,
     },
     /// Print where a stream that was cut off should go on
     Token {
@@ -244,6 +264,9 @@ pub enum Command {
         /// The id of the volume
         #[arg(value_parser = id::parse)]
         id: u32,
+        /// What to do about metadata snapshots.
+        #[command(flatten)]
+        force: Force,
     },
     /// Make a repository for backups of a folder that is empty or not there
     Init {
@@ -272,6 +295,9 @@ pub enum Command {
         /// How
         #[command(flatten)]
         sending: Sending,
+        /// What to do about metadata snapshots.
+        #[command(flatten)]
+        force: Force,
     },
     /// List the generations of backups
     Backups {
@@ -316,9 +342,6 @@ pub enum Command {
         /// The generation [default: the last]
         #[arg(long, value_name = "N", value_parser = number::parse_positive::<u64>)]
         generation: Option<u64>,
-        /// Try it also if the pool seems to have no room for it
-        #[arg(long)]
-        anyway: bool,
     },
     /// Move a volume to another pool, while it is in use
     Migrate {
@@ -340,6 +363,9 @@ pub enum Command {
         /// Try it also if the pool seems to have no room for it
         #[arg(long)]
         anyway: bool,
+        /// What to do about metadata snapshots.
+        #[command(flatten)]
+        force: Force,
     },
     /// Write what a volume has of its own into its external origin
     Merge {
@@ -358,6 +384,9 @@ pub enum Command {
         /// Try it also if the external origin is a thin volume whose pool seems to have no room for it
         #[arg(long)]
         anyway: bool,
+        /// What to do about metadata snapshots.
+        #[command(flatten)]
+        force: Force,
     },
     /// Send what has changed of a volume to a command, again and again
     Replicate {
@@ -385,12 +414,18 @@ pub enum Command {
         /// How
         #[command(flatten)]
         sending: Sending,
+        /// What to do about metadata snapshots.
+        #[command(flatten)]
+        force: Force,
     },
     /// List the volumes that thinctl keeps for itself, and what for
     Kept {
         /// The pool
         #[arg(value_parser = id::parse_pool)]
         pool: String,
+        /// What to do about metadata snapshots.
+        #[command(flatten)]
+        force: Force,
     },
     /// Delete a snapshot that a backup or a replication goes on from, as `kept` lists them
     ///
@@ -403,6 +438,9 @@ pub enum Command {
         /// The id of the snapshot
         #[arg(value_parser = id::parse)]
         id: u32,
+        /// What to do about metadata snapshots.
+        #[command(flatten)]
+        force: Force,
     },
     /// Write manual pages and shell completions into a folder
     Generate {

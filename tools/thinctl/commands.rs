@@ -28,6 +28,7 @@ use crate::{
         self,
         Cli,
         Command,
+        Force,
         Global,
         Place,
         Sending, //
@@ -72,22 +73,30 @@ pub fn run(cli: &Cli) -> Result {
         signals::watch()?;
     }
     match &cli.command {
-        Command::Status { pool } => look::status(global, pool),
-        Command::Ls { pool } => look::ls(global, pool),
+        Command::Status { pool } => look::status(global, &global.session(pool, Force::default())?),
+        Command::Ls { pool, force } => look::ls(global, &global.session(pool, *force)?),
         Command::Map {
             pool,
             volume,
             svg,
             width,
-        } => look::map(global, pool, volume.as_deref(), svg.as_deref(), *width),
+            force,
+        } => look::map(
+            global,
+            &global.session(pool, *force)?,
+            volume.as_deref(),
+            svg.as_deref(),
+            *width,
+        ),
         Command::Diff {
             pool,
             left,
             right,
             same,
-        } => look::diff(global, pool, left, right, *same),
+            force,
+        } => look::diff(global, &global.session(pool, *force)?, left, right, *same),
         Command::Snapshot { pool, origin, id } => {
-            let session = global.session(pool)?;
+            let session = global.session(pool, Force::default())?;
             lvm2::check_snapshots(&session.pool, *id)?;
             let origin = session.pool.volume_id(&session.dm, origin)?;
             session.snapshot_as(*id, origin)
@@ -98,13 +107,14 @@ pub fn run(cli: &Cli) -> Result {
             from,
             resume,
             sending,
+            force,
         } => {
             if io::stdout().is_terminal() {
                 return Err(Error::Refused(
                     "a stream is not for a terminal: redirect the output".to_owned(),
                 ));
             }
-            let session = global.session(pool)?;
+            let session = global.session(pool, *force)?;
             let id = session.pool.volume_id(&session.dm, volume)?;
             let from = global.volume(&session, from.as_deref())?;
             let request = send::Request {
@@ -121,21 +131,17 @@ pub fn run(cli: &Cli) -> Result {
             send::send(&session, plan, output, sending.level, |n| progress.add(n))?;
             Ok(())
         }
-        Command::Receive {
-            place,
-            base,
-            anyway,
-        } => {
+        Command::Receive { place, base } => {
             let done = |f: &mut dyn Write, outcome, _: &Header| match (outcome, place.id) {
                 (receive::Outcome::AlreadyThere, Some(id)) => {
                     writeln!(f, "volume {id} was in the stream's state already")
                 }
                 _ => Ok(()),
             };
-            global.take("receive", place, base.as_deref(), *anyway, stream, done)
+            global.take("receive", place, base.as_deref(), stream, done)
         }
         Command::Token { pool, id } => {
-            let session = global.session(pool)?;
+            let session = global.session(pool, Force::default())?;
             let partial = receive::Partial::load(&session, *id)?.ok_or_else(|| {
                 Error::NotFound(format!(
                     "no volume {id} is being received in pool {}",
@@ -145,7 +151,9 @@ pub fn run(cli: &Cli) -> Result {
             let token = partial.token().to_string();
             global.print(&token, |f| writeln!(f, "{token}"))
         }
-        Command::Abandon { pool, id } => receive::abandon(&global.session(pool)?, *id),
+        Command::Abandon { pool, id, force } => {
+            receive::abandon(&global.session(pool, *force)?, *id)
+        }
         Command::Migrate {
             from,
             to,
@@ -153,16 +161,17 @@ pub fn run(cli: &Cli) -> Result {
             origin,
             no_origin,
             anyway,
+            force,
         } => {
             let same = || Error::Usage("a volume is not migrated to itself".to_owned());
             if to.is(from) {
                 return Err(same());
             }
             let PoolVolume { pool, volume } = from;
-            let from = global.session(pool)?;
+            let from = global.session(pool, *force)?;
             let id = from.pool.volume_id(&from.dm, volume)?;
             let to_id = to.or(id)?;
-            let to = global.session(&to.pool)?;
+            let to = global.session(&to.pool, *force)?;
             if (to.pool.device, to_id) == (from.pool.device, id) {
                 return Err(same());
             }
@@ -204,8 +213,9 @@ pub fn run(cli: &Cli) -> Result {
             into,
             delete,
             anyway,
+            force,
         } => {
-            let session = global.session(pool)?;
+            let session = global.session(pool, *force)?;
             let id = session.pool.volume_id(&session.dm, volume)?;
             let options = merge::Options {
                 delete: *delete,
@@ -227,11 +237,12 @@ pub fn run(cli: &Cli) -> Result {
             patience,
             forget,
             sending,
+            force,
         } => {
             let mut turns = *turns;
             let mut id = None;
             loop {
-                let session = global.session(pool)?;
+                let session = global.session(pool, *force)?;
                 let id = match id {
                     Some(id) => id,
                     None => *id.insert(session.pool.volume_id(&session.dm, volume)?),
@@ -252,9 +263,10 @@ pub fn run(cli: &Cli) -> Result {
                 }
             }
         }
-        Command::Kept { pool } => look::kept(global, pool),
-        Command::Forget { pool, id } => {
-            kept::forget(&global.session(pool)?, *id, &|name| global.session(name))
+        Command::Kept { pool, force } => look::kept(global, &global.session(pool, *force)?),
+        Command::Forget { pool, id, force } => {
+            let open = |name: &str| global.session(name, *force);
+            kept::forget(&open(pool)?, *id, &open)
         }
         Command::Generate { folder, shell } => generate(folder, shell),
         Command::Init { repository } => Repository::create(repository).map(drop),
@@ -267,10 +279,11 @@ pub fn run(cli: &Cli) -> Result {
             full,
             adopt,
             sending,
+            force,
         } => {
             // None is made here: its file system may not be mounted.
             let locked = Repository::open(repository)?.lock()?;
-            let session = global.session(pool)?;
+            let session = global.session(pool, *force)?;
             let id = session.pool.volume_id(&session.dm, volume)?;
             let usual = format!("{}-{id}", session.pool.name);
             let options = backup::Options {
@@ -380,7 +393,6 @@ pub fn run(cli: &Cli) -> Result {
             name,
             place,
             generation,
-            anyway,
         } => {
             let open = || Repository::open(repository)?.restore(name, *generation);
             let done = |f: &mut dyn Write, _, header: &Header| {
@@ -403,7 +415,7 @@ pub fn run(cli: &Cli) -> Result {
                     Place { .. } => writeln!(f, "restored"),
                 }
             };
-            global.take("restore", place, None, *anyway, open, done)
+            global.take("restore", place, None, open, done)
         }
     }
 }
@@ -554,10 +566,10 @@ impl Global {
         what: &str,
         place: &Place,
         base: Option<&str>,
-        anyway: bool,
         open: impl FnOnce() -> Result<C>,
         done: impl FnOnce(&mut dyn Write, receive::Outcome, &Header) -> io::Result<()>,
     ) -> Result {
+        let Place { anyway, force, .. } = *place;
         let (outcome, header) = match place {
             Place {
                 into: Some(path), ..
@@ -565,7 +577,7 @@ impl Global {
                 let mut changes = open()?;
                 let progress = self.progress(what);
                 progress.set_total(changes.header().data);
-                let session = |pool: &str| self.session(pool);
+                let session = |pool: &str| self.session(pool, force);
                 write_into(path, anyway, session, &mut changes, |n| progress.add(n))?;
                 (receive::Outcome::Received, changes.header().clone())
             }
@@ -574,7 +586,7 @@ impl Global {
                 id: Some(id),
                 ..
             } => {
-                let session = self.session(pool)?;
+                let session = self.session(pool, force)?;
                 lvm2::check_makes(&session.pool, *id)?;
                 let options = receive::Options {
                     base: self.volume(&session, base)?,
@@ -594,8 +606,8 @@ impl Global {
     }
 
     /// Begins work with a pool.
-    fn session(&self, pool: &str) -> Result<Session> {
-        Session::open(&self.home, &self.run, pool, self.force)
+    fn session(&self, pool: &str, Force { force }: Force) -> Result<Session> {
+        Session::open(&self.home, &self.run, pool, force)
     }
 
     fn volume(&self, session: &Session, name: Option<&str>) -> Result<Option<u32>> {

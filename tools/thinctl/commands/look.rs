@@ -29,6 +29,7 @@ use crate::{
     map,
     naming::device_id,
     pool,
+    session::Session,
     svg::Svg,
     terminal::Terminal,
     usage, //
@@ -50,8 +51,7 @@ struct Status {
 }
 
 /// Shows what a pool has and how much of it is used.
-pub(super) fn status(global: &Global, pool: &str) -> Result {
-    let session = global.session(pool)?;
+pub(super) fn status(global: &Global, session: &Session) -> Result {
     let stamp = session.pool.stamp()?;
     let shown = Status {
         status: session.pool.status(&session.dm)?,
@@ -101,8 +101,7 @@ pub(super) fn status(global: &Global, pool: &str) -> Result {
 }
 
 /// Lists a pool's volumes.
-pub(super) fn ls(global: &Global, pool: &str) -> Result {
-    let session = global.session(pool)?;
+pub(super) fn ls(global: &Global, session: &Session) -> Result {
     let blocks = session.pool.status(&session.dm)?.data_blocks;
     let metadata = session.metadata()?;
     let found = usage::usage(&metadata.view()?, blocks)?;
@@ -116,12 +115,11 @@ pub(super) fn ls(global: &Global, pool: &str) -> Result {
 /// Draws a pool or a volume.
 pub(super) fn map(
     global: &Global,
-    pool: &str,
+    session: &Session,
     volume: Option<&str>,
     svg: Option<&Path>,
     width: Option<u32>,
 ) -> Result {
-    let session = global.session(pool)?;
     let blocks = session.pool.status(&session.dm)?.data_blocks;
     let picture = Svg::default();
     let terminal = Terminal {
@@ -133,7 +131,7 @@ pub(super) fn map(
         Some(_) => picture.nr_cells(),
         None => terminal.nr_cells(),
     };
-    let id = global.volume(&session, volume)?;
+    let id = global.volume(session, volume)?;
     let size = match id {
         Some(id) => session.active_size(id)?,
         None => None,
@@ -170,8 +168,13 @@ pub(super) fn map(
 }
 
 /// Shows which ranges of two volumes differ.
-pub(super) fn diff(global: &Global, pool: &str, left: &str, right: &str, same: bool) -> Result {
-    let session = global.session(pool)?;
+pub(super) fn diff(
+    global: &Global,
+    session: &Session,
+    left: &str,
+    right: &str,
+    same: bool,
+) -> Result {
     let id = |name| device_id(session.pool.volume_id(&session.dm, name)?);
     let (left, right) = (id(left)?, id(right)?);
     let metadata = session.metadata()?;
@@ -204,9 +207,8 @@ struct Kept<'a> {
 }
 
 /// Lists the volumes that thinctl keeps for itself.
-pub(super) fn kept(global: &Global, pool: &str) -> Result {
-    let session = global.session(pool)?;
-    let found = kept::list(&session)?;
+pub(super) fn kept(global: &Global, session: &Session) -> Result {
+    let found = kept::list(session)?;
     let shown: Vec<_> = found
         .iter()
         .map(|(kept, exists)| Kept {

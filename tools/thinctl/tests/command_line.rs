@@ -12,6 +12,23 @@ use std::{
 
 const USAGE: i32 = 2;
 
+/// The commands that read a pool's metadata.
+const READERS: [&str; 13] = [
+    "ls",
+    "map",
+    "diff",
+    "send",
+    "receive",
+    "abandon",
+    "backup",
+    "restore",
+    "migrate",
+    "merge",
+    "replicate",
+    "kept",
+    "forget",
+];
+
 fn thinctl(folder: &Path, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_thinctl"));
     command
@@ -102,4 +119,30 @@ fn a_volume_is_not_migrated_to_itself() {
     for to in ["pool:0", "pool"] {
         wrong(&["migrate", "pool:0", to], "to itself");
     }
+}
+
+#[test]
+fn force_is_offered_where_metadata_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let help = |words: &[&str]| {
+        let output = thinctl(folder.path(), words).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let mut commands = 0;
+    for line in help(&["-h"]).lines() {
+        let Some(name) = line
+            .strip_prefix("  ")
+            .and_then(|line| line.split(' ').next())
+            .filter(|name| name.chars().all(char::is_alphabetic) && !name.is_empty())
+            .filter(|name| *name != "help")
+        else {
+            continue;
+        };
+        commands += 1;
+        let offered = help(&[name, "--help"]).contains("--force");
+        assert_eq!(offered, READERS.contains(&name), "{name}");
+    }
+    assert!(commands > READERS.len(), "{commands}");
+    assert!(!help(&["--help"]).contains("--force"));
+    wrong(&["init", "--force", "backups"], "--force");
 }
