@@ -33,6 +33,7 @@ mod generation;
 mod layout;
 mod lock;
 mod name;
+mod place;
 mod prune;
 mod verify;
 
@@ -135,6 +136,19 @@ struct Marker {
     id: String,
 }
 
+impl Marker {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            version: VERSION,
+            id: state::random_hex(16)?,
+        })
+    }
+
+    fn json(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self).map_err(|e| Error::Refused(format!("{MARKER}: {e}")))
+    }
+}
+
 /// What all versions have in their markers.
 #[derive(Deserialize)]
 struct Version {
@@ -144,6 +158,7 @@ struct Version {
 impl Repository {
     /// Makes a repository of a folder that is empty or not there.
     pub fn create(root: &Path) -> Result<Self> {
+        let content = place::content(root)?.unwrap_or_default();
         make_folder(root)?;
         let old = names(root)?;
         if old.iter().any(|name| name == MARKER) {
@@ -152,21 +167,13 @@ impl Repository {
                 root.display()
             )));
         }
-        if old
-            .iter()
-            .any(|name| !name.starts_with(TEMPORARY) && name != LOCK)
-        {
-            return Err(Error::Refused(format!("{} is not empty", root.display())));
+        if !content.is_empty() {
+            return Err(place::not_empty(root, &content));
         }
         for name in old.iter().filter(|name| name.starts_with(TEMPORARY)) {
             files::remove(&root.join(name))?;
         }
-        let marker = Marker {
-            version: VERSION,
-            id: state::random_hex(16)?,
-        };
-        let json =
-            serde_json::to_vec(&marker).map_err(|e| Error::Refused(format!("{MARKER}: {e}")))?;
+        let json = Marker::new()?.json()?;
         let mut file = NewFile::new(root, MARKER)?;
         file.write_all(&json).map_err(Error::io(MARKER))?;
         file.commit(MARKER)?;
@@ -178,21 +185,30 @@ impl Repository {
         let marker = root.join(MARKER);
         let json = match read_regular(&marker, MAX_MARKER) {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-                return Err(Error::NotFound(format!(
-                    "{} is no repository; `thinctl init` makes one",
-                    root.display()
-                )));
+                return Err(place::no_repository(root));
             }
             json => json.map_err(Error::io(marker.display()))?,
         };
-        let damaged = |what: String| Error::Damaged(format!("{}: {what}", marker.display()));
-        let Version { version } =
-            serde_json::from_slice(&json).map_err(|e| damaged(e.to_string()))?;
+        let damaged = |e: serde_json::Error| match place::remedy() {
+            Ok(remedy) => {
+                Error::Damaged(format!("{} is damaged ({e}): {remedy}", marker.display()))
+            }
+            Err(e) => e,
+        };
+        let Version { version } = serde_json::from_slice(&json).map_err(damaged)?;
         if version != VERSION {
-            return Err(damaged(format!("version {version} is not known")));
+            let age = if version > VERSION {
+                "a newer"
+            } else {
+                "an older"
+            };
+            return Err(Error::Damaged(format!(
+                "{} is a repository of version {version}, which {age} thinctl has made: use that one; this one reads version \
+                 {VERSION}",
+                root.display()
+            )));
         }
-        let Marker { id, .. } =
-            serde_json::from_slice(&json).map_err(|e| damaged(e.to_string()))?;
+        let Marker { id, .. } = serde_json::from_slice(&json).map_err(damaged)?;
         Ok(Self {
             root: root.to_owned(),
             id,

@@ -3,6 +3,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,6 +32,12 @@ def test_makes_no_repository_by_itself(pool, thinctl):
         assert "thinctl init" in thinctl.refused("backup", pool.name, 0, path, "--name", "data", code=NOT_FOUND)
     assert os.listdir(folder) == []
     assert volumes(pool) == {0}
+    other = os.path.join(thinctl.folder, "notes")
+    with open(other, "w") as file:
+        file.write("notes")
+    for path, what in (other, "is a file"), (os.path.join(other, "new"), "is a file"), (thinctl.folder, "notes"):
+        why = thinctl.refused("backup", pool.name, 0, path, "--name", "data")
+        assert what in why and "thinctl init" not in why, why
     thinctl.run("init", folder)
     assert "already" in thinctl.refused("init", folder)
     assert thinctl.json("backup", pool.name, 0, folder, "--name", "data")["number"] == 1
@@ -102,6 +109,29 @@ def test_repositories_in_turn(pool, other, thinctl):
     backup(moved)
     assert kinds[-1] == "full"
     assert not thinctl.leftovers(pool)
+
+
+def test_a_lost_marker_is_made_anew(pool, other, thinctl):
+    """As the message tells: what was there is there again, and backups go on with a full one."""
+    content = Content(pool.new_thin(0, SIZE))
+    repository = thinctl.repository("backups")
+    backup = "backup", pool.name, 0, repository, "--name", "data"
+    for number in range(2):
+        content.scatter(number, 5)
+        thinctl.run(*backup)
+    marker = os.path.join(repository, ".repository.json")
+    os.unlink(marker)
+    why = thinctl.refused(*backup, code=DAMAGED)
+    with open(marker, "w") as file:
+        file.write(re.search(r"write (\S+) into", why)[1])
+    thinctl.run("restore", repository, "data", other.name, 7)
+    received(other, 7, content)
+    assert thinctl.json(*backup)["kind"] == "full"
+    content.scatter("more", 5)
+    assert thinctl.json(*backup)["kind"] == "incremental"
+    thinctl.run("verify", repository)
+    thinctl.run("restore", repository, "data", other.name, 8)
+    received(other, 8, content)
 
 
 def test_tells_what_it_keeps(pool, other, thinctl):

@@ -154,7 +154,7 @@ fn what_is_not_there_is_not_found() {
     assert!(matches!(Repository::open(&path), Err(Error::NotFound(_))));
     let repository = Repository::create(&path).unwrap();
     refused(Repository::create(&path), "already");
-    refused(Repository::create(folder.path()), "not empty");
+    refused(Repository::create(folder.path()), "not empty: it has new");
     assert_eq!(repository.volumes().unwrap(), [""; 0]);
     assert_eq!(repository.last_of_chain("vol").unwrap(), None);
     assert!(matches!(
@@ -183,10 +183,74 @@ fn what_is_not_there_is_not_found() {
         repository.restore("vol", Some(2)),
         Err(Error::NotFound(_))
     ));
-    fs::write(path.join(".repository.json"), "{\"version\":1}").unwrap();
-    damaged(Repository::open(&path), "version 1");
-    fs::write(path.join(".repository.json"), "").unwrap();
-    damaged(Repository::open(&path), "repository.json");
+}
+
+#[track_caller]
+fn not_found<T>(result: Result<T>, part: &str) {
+    match result {
+        Err(Error::NotFound(message)) => assert!(message.contains(part), "{message}"),
+        Err(e) => panic!("{part}: {e:?}"),
+        Ok(_) => panic!("{part}: found"),
+    }
+}
+
+/// `thinctl init` is advised only where it can help.
+#[test]
+fn it_is_told_what_is_there_instead() {
+    let folder = scratch();
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("file"), "").unwrap();
+    fs::create_dir(at("empty")).unwrap();
+    std::os::unix::fs::symlink("nothing", at("link")).unwrap();
+
+    not_found(Repository::open(&at("new")), "thinctl init");
+    not_found(Repository::open(&at("empty")), "not mounted");
+    not_found(Repository::open(&at("empty")), "thinctl init");
+    refused(Repository::open(folder.path()), "has empty, file, link");
+    // Both are told the same of what is neither of them.
+    for path in ["file", "file/", "file/new"] {
+        refused(Repository::open(&at(path)), "file is a file");
+        refused(Repository::create(&at(path)), "file is a file");
+    }
+    refused(Repository::open(&at("link")), "link");
+    refused(Repository::create(&at("link")), "link");
+    refused(Repository::create("/dev/null".as_ref()), "device");
+    let no_folder = format!("no folder {},", at("a").display());
+    not_found(Repository::open(&at("a/b/c")), &no_folder);
+    not_found(Repository::create(&at("a/b/c")), &no_folder);
+    assert!(!at("a").exists());
+
+    Repository::create(&at("empty")).unwrap();
+    Repository::create(&at("new")).unwrap();
+}
+
+#[test]
+fn what_a_marker_lacks_is_told() {
+    let folder = scratch();
+    let all = five(folder.path(), false);
+    let marker = folder.path().join(".repository.json");
+    let open = || Repository::open(folder.path());
+    fs::write(&marker, "{\"version\":3}").unwrap();
+    damaged(open(), "version 3, which a newer thinctl");
+    fs::write(&marker, "{\"version\":1}").unwrap();
+    damaged(open(), "version 1, which an older thinctl");
+    let lose: [&dyn Fn(); 4] = [
+        &|| fs::write(&marker, "").unwrap(),
+        &|| fs::write(&marker, "{\"version\":2}").unwrap(),
+        &|| fs::write(&marker, [0; 4096]).unwrap(),
+        &|| fs::remove_file(&marker).unwrap(),
+    ];
+    for lose in lose {
+        lose();
+        let Err(Error::Damaged(told)) = open() else {
+            panic!("it is opened");
+        };
+        // What is told to be done helps.
+        let json = told.split_once("write ").unwrap().1.split(' ').next();
+        fs::write(&marker, json.unwrap()).unwrap();
+        let locked = open().unwrap().lock().unwrap();
+        assert_eq!(super::check(&locked, &all), [1, 2, 3, 4, 5]);
+    }
 }
 
 /// It is known by a name of its own, wherever it is.
