@@ -2,7 +2,13 @@
 
 //! The program `thinctl`; see the library of this name.
 
-use std::process::ExitCode;
+use std::{
+    io::{
+        self,
+        Write, //
+    },
+    process::ExitCode, //
+};
 
 use clap::FromArgMatches;
 
@@ -12,12 +18,25 @@ use thinctl::{
         Cli, //
     },
     commands,
+    error::{
+        Error,
+        Result, //
+    },
     tell::tell, //
 };
 
 fn main() -> ExitCode {
-    let cli = Cli::from_arg_matches(&cli::command().get_matches()).unwrap_or_else(|e| e.exit());
-    match commands::run(&cli) {
+    let parsed = cli::command()
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let result = match parsed {
+        Ok(cli) => commands::run(&cli),
+        // The command line is wrong, which clap tells; that nobody can read it changes nothing.
+        Err(e) if e.use_stderr() => e.exit(),
+        // Somebody wants help.
+        Err(e) => print(&e),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             if !e.is_unread() {
@@ -26,4 +45,10 @@ fn main() -> ExitCode {
             ExitCode::from(e.exit_code())
         }
     }
+}
+
+fn print(help: &clap::Error) -> Result {
+    help.print()
+        .and_then(|()| io::stdout().flush())
+        .map_err(Error::io("standard output"))
 }

@@ -161,6 +161,11 @@ def test_nobody_reads_it(pool, thinctl, words):
     os.close(writer)
     errors = process.communicate()[1].decode()
     assert (process.returncode, errors) == (128 + signal.SIGPIPE, "")
+    # Nor is there any room for it.
+    with open("/dev/full", "wb") as full:
+        process = thinctl.start(*words, stdout=full, stderr=subprocess.PIPE)
+        errors = process.communicate()[1].decode()
+    assert process.returncode == FAILED and "No space left" in errors, errors
     assert not thinctl.leftovers(pool)
 
 

@@ -3,6 +3,7 @@
 //! What the program says of its command line, and how it ends, as far as no pool is needed for it.
 
 use std::{
+    fs::OpenOptions,
     path::Path,
     process::{
         Command,
@@ -10,6 +11,7 @@ use std::{
     },
 };
 
+const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 
 /// The commands that read a pool's metadata.
@@ -43,6 +45,40 @@ fn thinctl(folder: &Path, words: &[&str]) -> Command {
 fn told(Output { status, stderr, .. }: Output) -> (i32, String) {
     let text = String::from_utf8(stderr).unwrap();
     (status.code().unwrap(), text)
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = thinctl(folder.path(), &["init", "backups"])
+        .status()
+        .unwrap();
+    assert!(made.success());
+    for words in [
+        ["--help"].as_slice(),
+        &["-h"],
+        &["--version"],
+        &["help"],
+        &["help", "migrate"],
+        &["migrate", "--help"],
+        &["backups", "backups"],
+        &["backups", "backups", "--json"],
+        &["verify", "backups"],
+    ] {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = thinctl(folder.path(), words).stdout(full).output().unwrap();
+        let (code, text) = told(output);
+        assert_eq!(code, FAILED, "{words:?}: {text}");
+        assert!(text.contains("standard output: No space"), "{text}");
+
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = thinctl(folder.path(), words)
+            .stdout(writer)
+            .output()
+            .unwrap();
+        assert_eq!(told(output), (128 + 13, String::new()), "{words:?}");
+    }
 }
 
 #[track_caller]
