@@ -41,7 +41,7 @@ use crate::{
     guard,
     id::PoolVolume,
     into::write_into,
-    kept, lvm2, merge, migrate,
+    kept, lvm2, manual, merge, migrate,
     number::count,
     progress::Progress,
     rate::Limited,
@@ -554,9 +554,7 @@ fn generate(folder: &Path, shells: &[clap_complete::Shell]) -> Result {
         clap_complete::generate_to(*shell, &mut command, "thinctl", folder)
             .map_err(Error::io(folder.display()))?;
     }
-    // There is nothing to tell of the help for help.
-    clap_mangen::generate_to(whole.disable_help_subcommand(true), folder)
-        .map_err(Error::io(folder.display()))
+    manual::generate_to(whole, folder).map_err(Error::io(folder.display()))
 }
 
 impl Global {

@@ -29,7 +29,7 @@
 //! - [`anchors`]: the snapshots that something goes on from.
 //! - [`send`], [`receive`], [`into`], [`backup`], [`merge`], [`migrate`] with [`migration`], [`replicate`]: what it is all for.
 //! - [`kept`], [`numbering`]: what these keep in a pool, and that lvm2 does not come to use the same ids.
-//! - [`cli`], [`number`], [`commands`], [`tell`]: the command line, and messages.
+//! - [`cli`], [`number`], [`commands`], [`manual`], [`tell`]: the command line, manual pages, and messages.
 
 pub mod anchors;
 pub mod backing;
@@ -57,6 +57,7 @@ pub mod into;
 pub mod journal;
 pub mod kept;
 pub mod lvm2;
+pub mod manual;
 pub mod map;
 pub mod memory;
 pub mod merge;
