@@ -65,7 +65,7 @@ help:
 	@echo '  clean            - Remove what the build made'
 	@echo ''
 	@echo 'Programs:'
-	@echo '  thinctl          - Build the program thinctl'
+	@echo '  thinctl          - Build the program thinctl, and print where it is'
 	@echo '  thinctl_install  - Install it, with manual pages and completions, below'
 	@echo '                     PREFIX=/usr/local'
 	@echo ''

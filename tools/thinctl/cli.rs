@@ -268,7 +268,9 @@ pub enum Command {
         #[command(flatten)]
         force: Force,
     },
-    /// Make a repository for backups of a folder that is empty or not there
+    /// Make a repository, a folder that backups are put into
+    ///
+    /// The folder must be empty, or not be there yet. The one that it is in must be there.
     Init {
         /// The folder
         repository: PathBuf,
@@ -327,6 +329,9 @@ pub enum Command {
         keep: usize,
     },
     /// Make a volume of a backup, or write it into a device
+    ///
+    /// POOL gets a new volume: ID is one that it has no volume of, as `thinctl ls` tells. A pool of lvm2 gets none, as lvm2
+    /// would not know of it: make a volume with `lvcreate -V`, and write into it with --into.
     #[command(
         override_usage = "thinctl restore [OPTIONS] <REPOSITORY> <NAME> <POOL> <ID>\n       thinctl restore [OPTIONS] <REPOSITORY> <NAME> --into <DEVICE>"
     )]
@@ -344,6 +349,16 @@ pub enum Command {
         generation: Option<u64>,
     },
     /// Move a volume to another pool, while it is in use
+    ///
+    /// The volume is copied, and if it is active, its device gets a table of the other pool then. It stays in its old pool,
+    /// unless --delete is given. If a migration is cut off, the same command goes on with it.
+    ///
+    /// lvm2 would not know of any of this. So its volumes must be deactivated before they are copied, and deleted with
+    /// `lvremove` instead of --delete; and into a pool of lvm2, a volume is not migrated but sent, by `thinctl send` and
+    /// `thinctl receive --into`.
+    ///
+    /// Only while a volume is active does anything tell whether it has an external origin. For one that is not, --origin or
+    /// --no-origin must tell, where blocks of the two pools do not fit each other.
     Migrate {
         /// Pool and volume, as in POOL:ID
         #[arg(value_parser = PoolVolume::parse)]
@@ -351,13 +366,13 @@ pub enum Command {
         /// Where to: POOL, or POOL:ID for another id
         #[arg(value_parser = PoolId::parse)]
         to: PoolId,
-        /// Delete the volume in its old pool afterwards
+        /// Delete the volume in its old pool afterwards, where it stays otherwise
         #[arg(long)]
         delete: bool,
-        /// The external origin of the volume, if that is not active
+        /// The external origin of a volume that is not active: what is read of it where nothing is mapped
         #[arg(long, value_name = "DEVICE")]
         origin: Option<PathBuf>,
-        /// The volume, which is not active, has no external origin
+        /// The volume, which is not active, has no external origin: zeroes are read where nothing is mapped
         #[arg(long, conflicts_with = "origin")]
         no_origin: bool,
         /// Try it also if the pool seems to have no room for it
@@ -408,7 +423,7 @@ pub enum Command {
         /// Give up a turn if the command takes nothing, or does not end, for so many seconds
         #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = number::parse_positive::<u64>)]
         patience: u64,
-        /// Delete the snapshots that are kept for the next turn, and end
+        /// Delete the snapshots that are kept for the next turn, and end; VOLUME and --to say of which replication
         #[arg(long)]
         forget: bool,
         /// How
