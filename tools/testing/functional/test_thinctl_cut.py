@@ -173,6 +173,9 @@ class ReceiveRest(ReceiveChanges):
 class Migrate(Case):
     """A volume that is active."""
 
+    # They have some 330 steps.
+    step = 24
+
     def prepare(self):
         self.words = "migrate", f"{self.pool.name}:0", f"{self.other.name}:5"
 
@@ -191,6 +194,7 @@ class Migrate(Case):
 
 
 class MigrateInactive(Case):
+    step = 24
     delete = True
     uses_copy = uses_volume = False
 
