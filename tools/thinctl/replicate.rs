@@ -210,6 +210,13 @@ impl<'a> Replication<'a> {
 
     /// Deletes the snapshots that were kept. The next turn sends the whole volume.
     pub fn forget(self) -> Result {
+        if self.session.home.load::<Snapshots>(&self.file)?.is_none() {
+            let pool = &self.session.pool.name;
+            return Err(Error::NotFound(format!(
+                "nothing is kept of volume {} for this command; `thinctl kept {pool}` lists what is kept, and for which",
+                self.snapshots.volume
+            )));
+        }
         for snapshot in self.snapshots.ids() {
             self.session.delete(snapshot)?;
         }

@@ -321,6 +321,8 @@ def test_replicates_what_changes(pool, other, thinctl):
     assert not sent["whole"]
     received(other, 7, content)
     thinctl.run("replicate", pool.name, 0, "--to", command, "--forget")
+    # There is nothing of such a command, and who has mistyped it must hear of that.
+    assert "thinctl kept" in thinctl.refused("replicate", pool.name, 0, "--to", command, "--forget", code=NOT_FOUND)
     # What the other command was sent is kept for it.
     assert len(volumes(pool)) == 2
     thinctl.run("replicate", pool.name, 0, "--to", "cat >/dev/null; false", "--forget")
