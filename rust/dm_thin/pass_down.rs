@@ -47,6 +47,11 @@ impl Ranges {
         Self(KVVec::new())
     }
 
+    /// Makes room for one more range. Fails with [`ENOMEM`], which is not waited for.
+    pub(crate) fn make_room(&mut self) -> Result {
+        Ok(self.0.reserve(1, GFP_NOWAIT | __GFP_NOWARN)?)
+    }
+
     /// Adds blocks, or leaves them alone if there is no memory: their discard would only have been a favour.
     pub(crate) fn add(&mut self, blocks: Range<DataBlock>) {
         match self.0.last_mut() {

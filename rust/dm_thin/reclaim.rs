@@ -109,8 +109,11 @@ impl Pool {
             looked_at = looked_at.wrapping_add(1);
 
             // The waker will come back if there is no memory.
-            let Ok(mut one) = PassDown::new(&self.data_dev, Cause::Deletion, Ranges::new())
-            else {
+            let mut ranges = Ranges::new();
+            if ranges.make_room().is_err() {
+                return;
+            }
+            let Ok(mut one) = PassDown::new(&self.data_dev, Cause::Deletion, ranges) else {
                 return;
             };
             // The end of their rest wakes the worker.

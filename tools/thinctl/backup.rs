@@ -31,6 +31,7 @@ use crate::{
     },
     naming::{
         self,
+        device_id,
         is_unchanged,
         Contents, //
     },
@@ -48,6 +49,7 @@ use crate::{
     },
     session::Session,
     state::StateId,
+    unchanged::has_part_of,
 };
 
 /// What was kept of a volume for one name in one repository.
@@ -116,7 +118,7 @@ pub fn backup(
     };
     let source = source(session, id)?;
     if !options.adopt {
-        check_source(repository, options, &source)?;
+        check_source(session, repository, options, &source, &kept)?;
     }
     let last = match full {
         // It begins anew, whatever has become of what is there.
@@ -210,13 +212,19 @@ fn source(session: &Session, id: u32) -> Result<Source> {
 
 /// Gives an error if the backups of this name are those of another volume: they would count as older ones of this volume,
 /// and pruning would remove them.
-fn check_source(repository: &Locked, options: &Options<'_>, source: &Source) -> Result {
-    let Some(known) = repository
-        .source(options.name)?
-        .filter(|known| !known.is(source))
-    else {
+fn check_source(
+    session: &Session,
+    repository: &Locked,
+    options: &Options<'_>,
+    source: &Source,
+    kept: &Anchor,
+) -> Result {
+    let Some(known) = repository.source(options.name)? else {
         return Ok(());
     };
+    if known.is(source) && (!known.is_made_anew(source) || goes_on(session, source.volume, kept)?) {
+        return Ok(());
+    }
     let Options {
         name,
         repository: place,
@@ -237,6 +245,23 @@ fn check_source(repository: &Locked, options: &Options<'_>, source: &Source) -> 
          takes the place of that one, as one that was restored or has moved does, --adopt goes on with its backups",
         place.display(),
     )))
+}
+
+/// Whether volume `id` has blocks of what was backed up last: one that is received again and again, or is a snapshot that is
+/// taken anew under the same id, takes the place of what it was.
+fn goes_on(session: &Session, id: u32, kept: &Anchor) -> Result<bool> {
+    session.glance(|view| {
+        for &snapshot in &kept.snapshots {
+            let Some(before) = view.device(device_id(snapshot)?)? else {
+                continue;
+            };
+            let mapped = before.mapped_blocks.get();
+            if view.device(device_id(id)?)?.is_some() && has_part_of(view, snapshot, id, mapped)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    })
 }
 
 /// The error of backups that nothing can be added to but a full one.

@@ -240,9 +240,18 @@ pub fn run(cli: &Cli) -> Result {
             force,
         } => {
             let mut turns = *turns;
+            let every = Duration::from_secs(*every);
             let mut id = None;
             loop {
-                let session = global.session(pool, *force)?;
+                let session = match global.session(pool, *force) {
+                    // It was there before, and may be made anew just now.
+                    Err(e) if id.is_some() => {
+                        end_turn(&mut turns, e)?;
+                        signals::sleep(every)?;
+                        continue;
+                    }
+                    session => session?,
+                };
                 let id = match id {
                     Some(id) => id,
                     None => *id.insert(session.pool.volume_id(&session.dm, volume)?),
@@ -257,7 +266,6 @@ pub fn run(cli: &Cli) -> Result {
                 if *forget {
                     return replication.forget();
                 }
-                let every = Duration::from_secs(*every);
                 if replicate(global, replication, every, &mut turns, sending)? {
                     return Ok(());
                 }
@@ -439,10 +447,6 @@ fn replicate(
             update(&progress, total, n);
         });
         drop(progress);
-        if let Some(left) = turns {
-            *left = left.saturating_sub(1);
-        }
-        let last = *turns == Some(0);
         match result {
             Ok(sent) => global.print(&sent, |f| match &sent {
                 Some(sent) if sent.whole => {
@@ -451,15 +455,34 @@ fn replicate(
                 Some(sent) => writeln!(f, "{} bytes sent", sent.data),
                 None => writeln!(f, "nothing has changed"),
             })?,
-            Err(e @ Error::Interrupted(_)) => return Err(e),
-            Err(e) if last => return Err(e),
-            Err(e) => tell(format_args!("{e}; the next turn tries again")),
+            Err(e) => {
+                end_turn(turns, e)?;
+                signals::sleep(every.saturating_sub(begun.elapsed()))?;
+                continue;
+            }
         }
-        if last {
+        if is_last(turns) {
             return Ok(true);
         }
         signals::sleep(every.saturating_sub(begun.elapsed()))?;
     }
+}
+
+/// A turn is over; whether it was the last one.
+fn is_last(turns: &mut Option<u64>) -> bool {
+    if let Some(left) = turns {
+        *left = left.saturating_sub(1);
+    }
+    *turns == Some(0)
+}
+
+/// A turn has failed, which is told, unless nobody will try again.
+fn end_turn(turns: &mut Option<u64>, e: Error) -> Result {
+    if is_last(turns) || matches!(e, Error::Interrupted(_)) {
+        return Err(e);
+    }
+    tell(format_args!("{e}; the next turn tries again"));
+    Ok(())
 }
 
 /// The stream that comes on the standard input.

@@ -34,6 +34,7 @@ use crate::{
         Error,
         Result, //
     },
+    signals,
 };
 
 /// One line of a table or of a status.
@@ -232,12 +233,16 @@ impl Dm {
 
     /// Suspends a device, with the file system on it, after all its I/O.
     pub fn suspend(&self, name: &str) -> Result {
-        let options = DmOptions::default().set_flags(DmFlags::DM_SUSPEND);
         cut::point();
-        self.0
-            .device_suspend(&id(name)?, options)
-            .map_err(error(&format!("{name}: suspend")))?;
-        Ok(())
+        loop {
+            let options = DmOptions::default().set_flags(DmFlags::DM_SUSPEND);
+            let suspended = self.0.device_suspend(&id(name)?, options);
+            match suspended.map_err(error(&format!("{name}: suspend"))) {
+                // A signal that does not ask to stop.
+                Err(e) if e.errno() == Some(Errno::INTR) => signals::check()?,
+                result => return result.map(drop),
+            }
+        }
     }
 
     /// Resumes a device.
@@ -250,12 +255,17 @@ impl Dm {
     }
 
     /// Resumes a device that others use: udev's rules for it run as whoever has made it wants them to.
+    ///
+    /// It waits while the pool is suspended, and no signal ends that: whoever uses the device would wait for ever.
     pub fn resume_public(&self, name: &str) -> Result {
         cut::point();
-        self.0
-            .device_suspend(&id(name)?, DmOptions::default())
-            .map_err(error(&format!("{name}: resume")))?;
-        Ok(())
+        loop {
+            let resumed = self.0.device_suspend(&id(name)?, DmOptions::default());
+            match resumed.map_err(error(&format!("{name}: resume"))) {
+                Err(e) if e.errno() == Some(Errno::INTR) => {}
+                result => return result.map(drop),
+            }
+        }
     }
 
     /// Removes a device that nobody has open.

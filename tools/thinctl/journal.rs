@@ -257,6 +257,11 @@ impl Journal {
         self.entries().contains(entry)
     }
 
+    /// All that is noted.
+    pub fn all(&self) -> Vec<Entry> {
+        self.entries().clone()
+    }
+
     /// Notes something no more, after `action`.
     pub fn keep(&self, entry: &Entry, action: impl FnOnce() -> Result) -> Result {
         let mut entries = self.entries();
@@ -278,16 +283,20 @@ impl Journal {
 
     /// Undoes all that can be undone while the process still has devices open. The list stays locked, so that nothing
     /// else is done. Who has it may itself wait for another one that stays locked: then it is left to the next process.
-    pub fn undo_at_exit(&self) {
+    /// Whether nothing is left.
+    pub fn undo_at_exit(&self) -> bool {
         for _ in 0..TRIES_AT_EXIT {
             match self.entries.try_lock() {
                 Ok(mut entries) => {
                     self.undo_all(&mut entries, true);
-                    return std::mem::forget(entries);
+                    let is_done = entries.is_empty();
+                    std::mem::forget(entries);
+                    return is_done;
                 }
                 Err(_) => thread::sleep(PAUSE_AT_EXIT),
             }
         }
+        false
     }
 
     fn undo_all(&self, entries: &mut Vec<Entry>, at_exit: bool) {
@@ -308,6 +317,8 @@ impl Journal {
         if let Err(e) = stored {
             tell(e);
         }
+        // Whoever comes next tries again.
+        *entries = left;
     }
 
     fn undo_entry(&self, entry: &Entry, at_exit: bool) -> Result {

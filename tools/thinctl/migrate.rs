@@ -11,6 +11,7 @@
 //! only if nobody has used it. The snapshot that was copied is what tells, so it stays until all else is done.
 
 use devicemapper::Device;
+use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::{
@@ -314,9 +315,13 @@ impl Run<'_> {
         let taken = self
             .check_suspended(device)
             .and_then(|()| self.from.message(&create_snap(snapshot, self.id)));
-        if taken.is_err() {
-            // If there is one of this id, it is another one.
-            self.migration.copying = None;
+        if let Err(e) = &taken {
+            let is_refused = matches!(e, Error::Busy(_) | Error::Refused(_))
+                || matches!(e.errno(), Some(Errno::EXIST | Errno::NODATA));
+            if is_refused {
+                // If there is one of this id, it is another one. A commit that failed may have left this one.
+                self.migration.copying = None;
+            }
         }
         taken?;
         self.result.copied_suspended = self.copy(snapshot, false)?;

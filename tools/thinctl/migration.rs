@@ -19,9 +19,6 @@ use serde::{
     Serialize, //
 };
 
-use persistent_data::block_manager::BlockManager;
-use thin_metadata::View;
-
 use crate::{
     copy::Target,
     error::{
@@ -40,7 +37,10 @@ use crate::{
     naming::device_id,
     session::Session,
     tell::tell,
-    unchanged::is_unchanged,
+    unchanged::{
+        has_part_of,
+        is_unchanged, //
+    },
 };
 
 /// How far a migration is.
@@ -107,21 +107,6 @@ pub fn file(id: u32) -> String {
 pub fn lock(home: &Home, id: u32) -> Result<Lock> {
     home.try_lock(&format!("migrate-{id}.lock"))?
         .ok_or_else(|| Error::Busy(format!("another thinctl is migrating volume {id}")))
-}
-
-/// Whether a volume has blocks of another one, which maps `mapped`; if that maps none, there is nothing to have.
-fn has_part_of<B: BlockManager>(
-    view: &View<'_, B>,
-    source: u32,
-    id: u32,
-    mapped: u64,
-) -> Result<bool> {
-    let mut others = 0u64;
-    view.diff(device_id(source)?, device_id(id)?, |_, before, _| {
-        others = others.saturating_add(u64::from(before.is_some()));
-        Ok(())
-    })?;
-    Ok(mapped == 0 || others < mapped)
 }
 
 impl Migration {

@@ -3,7 +3,8 @@
 //! What must not be done while this process has suspended a device, or has a lock that others wait for.
 //!
 //! A message may go to a file that lies on the device, so it is told when all devices are resumed. And nobody must stop the
-//! process, as Ctrl-Z does: whoever uses the device would wait until it goes on, and so would lvm2's commands.
+//! process, as Ctrl-Z does: whoever uses the device would wait until it goes on. So would lvm2's commands for a lock of theirs,
+//! but messages are told then.
 
 use std::sync::{
     atomic::{
@@ -36,14 +37,23 @@ const HALT: [i32; 3] = [SIGTSTP, SIGTTIN, SIGTTOU];
 
 #[derive(Default)]
 struct State {
-    /// How many devices are suspended, and locks held.
-    holds: u32,
+    /// How many devices are suspended.
+    suspended: u32,
+    /// How many locks are held.
+    locks: u32,
     /// What is to be told.
     messages: Vec<String>,
 }
 
+impl State {
+    fn update(&self) {
+        MAY_HALT.store(self.suspended == 0 && self.locks == 0, Ordering::SeqCst);
+    }
+}
+
 static STATE: Mutex<State> = Mutex::new(State {
-    holds: 0,
+    suspended: 0,
+    locks: 0,
     messages: Vec::new(),
 });
 
@@ -62,47 +72,59 @@ pub fn watch() -> Result {
     Ok(())
 }
 
-/// A device is about to be suspended, or a lock to be taken.
+/// A device is about to be suspended.
 pub fn begin() {
     let mut state = state();
-    state.holds = state.holds.saturating_add(1);
-    MAY_HALT.store(false, Ordering::SeqCst);
+    state.suspended = state.suspended.saturating_add(1);
+    state.update();
 }
 
-/// A device was resumed, or not suspended after all, or a lock given back.
+/// A device was resumed, or not suspended after all.
 pub fn end() {
     let mut state = state();
-    state.holds = state.holds.saturating_sub(1);
-    if state.holds > 0 {
+    state.suspended = state.suspended.saturating_sub(1);
+    state.update();
+    if state.suspended > 0 {
         return;
     }
-    MAY_HALT.store(true, Ordering::SeqCst);
     let messages = std::mem::take(&mut state.messages);
     drop(state);
     messages.iter().for_each(tell);
 }
 
-/// From [`begin`] to [`end`].
-pub struct Quiet(());
+/// For the end of the process, once all devices are resumed: tells what was withheld, whoever still counts them.
+pub fn end_all() {
+    let mut state = state();
+    state.suspended = 1;
+    drop(state);
+    end();
+}
 
-impl Quiet {
-    /// Begins it, until it is dropped.
+/// While there is one, nobody stops the process: it has a lock that others wait for.
+pub struct Unhalted(());
+
+impl Unhalted {
+    /// To be made before the lock is taken.
     pub fn begin() -> Self {
-        begin();
+        let mut state = state();
+        state.locks = state.locks.saturating_add(1);
+        state.update();
         Self(())
     }
 }
 
-impl Drop for Quiet {
+impl Drop for Unhalted {
     fn drop(&mut self) {
-        end();
+        let mut state = state();
+        state.locks = state.locks.saturating_sub(1);
+        state.update();
     }
 }
 
 /// Takes a message if it must not be told now.
 pub fn keeps(message: &str) -> bool {
     let mut state = state();
-    let keeps = state.holds > 0;
+    let keeps = state.suspended > 0;
     if keeps {
         state.messages.push(message.to_owned());
     }

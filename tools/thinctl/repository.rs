@@ -158,8 +158,10 @@ struct Version {
 impl Repository {
     /// Makes a repository of a folder that is empty or not there.
     pub fn create(root: &Path) -> Result<Self> {
-        let content = place::content(root)?.unwrap_or_default();
+        place::content(root)?;
         make_folder(root)?;
+        // Somebody else may have been quicker.
+        let content = place::content(root)?.unwrap_or_default();
         let old = names(root)?;
         if old.iter().any(|name| name == MARKER) {
             return Err(Error::Refused(format!(

@@ -273,6 +273,10 @@ impl Session {
     /// Waits for the turn with a volume; nobody else suspends or replaces it until it is dropped.
     pub fn turn(&self, id: u32) -> Result<Turn> {
         Turn::take(&self.run, &self.pool, id, || {
+            // What could not be resumed before is tried again: nobody else will as long as this process lives.
+            for entry in self.suspended.all() {
+                self.resume(&entry)?;
+            }
             // Who had it before may have been killed. What it has suspended is resumed by its guard, maybe just now.
             let begun = Instant::now();
             loop {
@@ -353,10 +357,29 @@ impl Session {
         let entry = Entry::suspended(&info);
         quiet::begin();
         self.suspended
-            .enter(entry.clone(), || self.dm.suspend(name))
+            .enter(entry.clone(), || self.suspend_this(&info))
             .inspect_err(|_| quiet::end())?;
         self.held.set(self.held.get().saturating_add(1));
         Ok(entry)
+    }
+
+    /// Suspends a device, and no other one that has got its name.
+    fn suspend_this(&self, info: &Info) -> Result {
+        let name = &info.name;
+        self.dm.suspend(name)?;
+        // It may have another name by now. What cannot be found out is resumed as what it should be.
+        let suspended = |name: &str| match self.dm.info(name) {
+            Ok(now) => now.is_some_and(|now| now.device == info.device && now.suspended),
+            Err(_) => true,
+        };
+        let name_now = self.dm.name(info.device).unwrap_or_default();
+        if suspended(name) || name_now.is_some_and(|name| suspended(&name)) {
+            return Ok(());
+        }
+        self.dm.resume_public(name)?;
+        Err(Error::Busy(format!(
+            "somebody else has just removed or renamed {name}"
+        )))
     }
 
     fn start_guard(&self) -> Result {
@@ -383,12 +406,16 @@ impl Session {
     /// Resumes what [`suspend`](Self::suspend) has suspended.
     pub fn resume(&self, entry: &Entry) -> Result {
         let resumed = self.suspended.undo(entry);
-        // If it is resumed, an error is that of the list, which could not be written.
-        if !self.suspended.has(entry) {
-            self.held.set(self.held.get().saturating_sub(1));
-            quiet::end();
+        if self.suspended.has(entry) {
+            return resumed;
         }
-        resumed
+        self.held.set(self.held.get().saturating_sub(1));
+        quiet::end();
+        if let Err(e) = resumed {
+            // It is resumed, but could not be taken off the list, which the next change of it makes up for.
+            tell(e);
+        }
+        Ok(())
     }
 
     /// Takes a snapshot of a volume of no use, after which whatever is made is newer than what there is.

@@ -61,8 +61,12 @@ pub fn watch() -> Result {
             let sessions = std::mem::take(&mut *journals());
             // Whatever keeps the rest waiting, nobody else shall wait for a device meanwhile.
             for kind in 0..2 {
+                let mut is_done = true;
                 for session in sessions.iter().rev() {
-                    session[kind].undo_at_exit();
+                    is_done &= session[kind].undo_at_exit();
+                }
+                if is_done {
+                    quiet::end_all();
                 }
             }
             std::process::exit(i32::from(Error::Interrupted(signal).exit_code()));

@@ -22,7 +22,7 @@ use crate::{
     },
     lvm2,
     pool::Pool,
-    quiet::Quiet, //
+    quiet::Unhalted, //
 };
 
 /// How long to wait for it.
@@ -60,15 +60,15 @@ pub struct Turn {
     // lvm2's is given back first.
     _group: Option<Passing>,
     _volume: Passing,
-    // Whoever waits for one of them does not wait for this process to go on.
-    _quiet: Quiet,
+    // Whoever waits for one of them does not wait for this process to be told to go on.
+    _unhalted: Unhalted,
 }
 
 impl Turn {
     /// Waits for the turn with volume `id` of `pool`, whose folder in `/run` is `run`. `settle` is called before anything of
     /// lvm2 is locked.
     pub fn take(run: &Home, pool: &Pool, id: u32, settle: impl FnOnce() -> Result) -> Result<Self> {
-        let quiet = Quiet::begin();
+        let unhalted = Unhalted::begin();
         let volume = Passing::take(run, format!("volume-{id}.lock"))?;
         settle()?;
         let group = match pool.is_of_lvm2() {
@@ -78,7 +78,7 @@ impl Turn {
         Ok(Self {
             _group: group,
             _volume: volume,
-            _quiet: quiet,
+            _unhalted: unhalted,
         })
     }
 }

@@ -44,6 +44,21 @@ pub fn is_unchanged<B: BlockManager>(view: &View<'_, B>, snapshot: u32, id: u32)
     Ok(true)
 }
 
+/// Whether volume `id` has blocks of volume `source`, which maps `mapped`; if that maps none, there is nothing to have.
+pub fn has_part_of<B: BlockManager>(
+    view: &View<'_, B>,
+    source: u32,
+    id: u32,
+    mapped: u64,
+) -> Result<bool> {
+    let mut others = 0u64;
+    view.diff(device_id(source)?, device_id(id)?, |_, before, _| {
+        others = others.saturating_add(u64::from(before.is_some()));
+        Ok(())
+    })?;
+    Ok(mapped == 0 || others < mapped)
+}
+
 /// Deletes volume `id` if nobody uses it, and it is as it was when `snapshot` was taken of it; says whether it is.
 pub fn delete_unchanged(session: &Session, snapshot: u32, id: u32) -> Result<bool> {
     let (_turn, _slot) = session.turn_with_slot(id)?;

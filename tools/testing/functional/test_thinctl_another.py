@@ -30,13 +30,16 @@ from dmtest.thinctl import (
 
 
 class Runs:
-    """Commands of their own volumes each, cut off before a step near their end."""
+    """Commands of their own volumes each, cut off before a step near their end.
+
+    What `prepare` makes is alike each time, so that all have as many steps.
+    """
 
     # How many there are, as was found out.
     steps = {}
 
-    def __init__(self, thinctl, progress):
-        self.thinctl, self.progress = thinctl, progress
+    def __init__(self, pools, thinctl, progress):
+        self.pools, self.thinctl, self.progress = pools, thinctl, progress
         self.number = -1
 
     def words(self):
@@ -46,6 +49,9 @@ class Runs:
         """Makes the volume of the next command."""
 
     def is_cut_off(self, step):
+        # What the run before has left would be undone by this one, which were some steps more.
+        for pool in self.pools:
+            self.thinctl.settle(pool)
         self.number += 1
         self.progress(f"runs: {self.number}")
         self.prepare()
@@ -82,7 +88,7 @@ class Runs:
 
 class Migrations(Runs):
     def __init__(self, pool, other, *rest):
-        super().__init__(*rest)
+        super().__init__((pool, other), *rest)
         self.pool, self.other = pool, other
 
     def words(self, *more):
@@ -91,7 +97,7 @@ class Migrations(Runs):
     def prepare(self):
         self.copy = 100 + self.number
         self.content = Content(self.pool.new_thin(self.number, SIZE))
-        self.content.scatter(f"first {self.number}", 6, most=64)
+        self.content.scatter("first", 6, most=64)
         self.content.thin.remove()
 
     def left(self, *stages):
@@ -178,7 +184,7 @@ class ActiveMigrations(Migrations):
                 thin.remove()
         self.copy = 100 + self.number
         self.content = Content(self.pool.new_thin(self.number, SIZE))
-        self.content.scatter(f"first {self.number}", 6, most=64)
+        self.content.scatter("first", 6, most=64)
 
     def notes(self):
         return self.thinctl.notes(self.pool, f"migrate-{self.number}.json")
@@ -403,7 +409,7 @@ def test_gives_up_no_migration_that_is_as_good_as_done(pool, other, thinctl, mig
 
 class Merges(Runs):
     def __init__(self, pool, origin, *rest):
-        super().__init__(*rest)
+        super().__init__((pool,), *rest)
         self.pool, self.origin = pool, origin
 
     def words(self):
@@ -413,7 +419,7 @@ class Merges(Runs):
         self.before = random.Random(self.number).randbytes(SIZE)
         disk.write(self.origin.path, 0, self.before)
         self.content = Content(self.pool.new_thin(self.number, SIZE, origin=self.origin.path), bytearray(self.before))
-        self.content.scatter(f"first {self.number}", 6, most=64)
+        self.content.scatter("first", 6, most=64)
         self.content.thin.remove()
 
 

@@ -72,6 +72,23 @@ def test_a_volume_made_anew_is_not_taken_for_the_first(pool, thinctl, first):
     received(pool, 9, again)
 
 
+def test_a_snapshot_taken_anew_takes_the_place_of_the_one_before(pool, thinctl):
+    """Each night somebody takes a snapshot, backs it up, and deletes it."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 20)
+    repository = thinctl.repository("backups")
+    for night in range(3):
+        thinctl.snapshot(pool, 0, 1)
+        made = thinctl.json("backup", pool.name, 1, repository, "--name", "data")
+        assert made["kind"] == ("incremental" if night else "full")
+        pool.delete(1)
+        content.scatter(night, 3)
+        if night < 2:
+            expected = content.snapshot(content.thin)
+    thinctl.run("restore", repository, "data", pool.name, 9)
+    received(pool, 9, expected)
+
+
 def test_a_restored_volume_goes_on_when_it_is_told_to(pool, other, thinctl, first):
     content, repository, backup = first
     thinctl.run("restore", repository, "data", other.name, 5)

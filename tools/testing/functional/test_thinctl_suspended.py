@@ -313,6 +313,37 @@ def test_waits_for_who_has_a_volume(pool, thinctl):
     assert volumes(pool) == {0, 1, 2}
 
 
+def test_no_halt_breaks_a_suspend_off(pool, thinctl):
+    """It waits in the kernel, as somebody has suspended the pool, when a terminal wants to halt it."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 3)
+    thinctl.settle(pool)
+    folder = os.path.join(thinctl.environment["THINCTL_RUN"], pool.name)
+
+    def is_noted():
+        notes = [name for name in os.listdir(folder) if name.startswith("run-") and name.endswith(".json")]
+        with contextlib.suppress(FileNotFoundError):
+            return any('"suspended"' in open(os.path.join(folder, name)).read() for name in notes)
+
+    with open(os.path.join(folder, "volume-0.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = thinctl.start("snapshot", pool.name, 0, 1, stderr=subprocess.PIPE, process_group=0)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        pool.device.suspend()
+    try:
+        wait_until(is_noted, "it is about to suspend the volume")
+        for _ in range(5):
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.2)
+            process.send_signal(signal.SIGTSTP)
+    finally:
+        pool.device.resume()
+    ends(process)
+    assert volumes(pool) == {0, 1} and not suspended(content.thin.name)
+    content.verify()
+
+
 def test_resumes_where_it_cannot_note_it(pool, other, thinctl, mounted):
     """Where it notes what is suspended there is room for that, and not for noting that it is resumed."""
     content = Content(pool.new_thin(0, SIZE))
@@ -360,9 +391,11 @@ def test_waits_for_lvm2(make_disk, kernel, modules, run, thinctl):
         lvm.run("lvcreate", "-q", "-V", "16m", "-T", "vg/pool", "-n", "data", "-Wn")
         with open("/run/lock/lvm/V_vg", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            process = thinctl.start("backup", "vg/pool", "vg/data", thinctl.repository("backups"), "--name", "data")
-            with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(2)
+            words = "backup", "vg/pool", "vg/data", thinctl.repository("backups"), "--name", "data"
+            process = thinctl.start(*words, stderr=subprocess.PIPE, text=True, process_group=0)
+            # lvm2's commands wait for who waits for the lock, so that must not be halted.
+            assert "waiting" in process.stderr.readline()
+            process.send_signal(signal.SIGTSTP)
             assert not suspended("vg-data")
         assert process.wait(200) == 0
         assert not os.path.exists("/run/lock/lvm/V_vg")

@@ -75,18 +75,22 @@ pub struct Source {
 }
 
 impl Source {
-    /// Whether both are one volume, as far as anybody can tell: lvm2's volumes keep their UUIDs, and others their ids. One
-    /// that was made of an id that was given up is younger.
+    /// Whether both are volumes of one name: lvm2's volumes keep their UUIDs, and others their ids.
     pub fn is(&self, other: &Self) -> bool {
         match (&self.uuid, &other.uuid) {
             (Some(one), Some(other)) => one == other,
             _ => {
                 let is_pool = self.identity == other.identity
                     || (self.pool_uuid.is_some() && self.pool_uuid == other.pool_uuid);
-                let is_young = self.created.zip(other.created).is_some_and(|(a, b)| a != b);
-                is_pool && self.volume == other.volume && !is_young
+                is_pool && self.volume == other.volume
             }
         }
+    }
+
+    /// Whether one of the two was made anew since: the id had been given up.
+    pub fn is_made_anew(&self, other: &Self) -> bool {
+        let created = self.created.zip(other.created);
+        created.is_some_and(|(one, other)| one != other)
     }
 }
 

@@ -194,7 +194,8 @@ impl Locked {
             Ok(full)
         });
         let full = match read {
-            Err(e @ Error::Damaged(_)) => {
+            Err(e @ (Error::Damaged(_) | Error::Io(..))) => {
+                // It goes only if all that it replaces was read to its end.
                 let rest = self.restore_without(volume, full(name));
                 let rest = rest.and_then(|rest| self.drain(rest, &mut |_| Ok(())));
                 return match rest {
