@@ -11,6 +11,8 @@ use serde::{
     Serialize, //
 };
 
+use thin_metadata::format::BlockTime;
+
 use crate::{
     anchors::{
         self,
@@ -49,7 +51,6 @@ use crate::{
     },
     session::Session,
     state::StateId,
-    unchanged::has_part_of,
 };
 
 /// What was kept of a volume for one name in one repository.
@@ -222,7 +223,9 @@ fn check_source(
     let Some(known) = repository.source(options.name)? else {
         return Ok(());
     };
-    if known.is(source) && (!known.is_made_anew(source) || goes_on(session, source.volume, kept)?) {
+    if known.is(source)
+        && (!known.is_made_anew(source) || goes_on(session, source.volume, known.created, kept)?)
+    {
         return Ok(());
     }
     let Options {
@@ -247,21 +250,48 @@ fn check_source(
     )))
 }
 
-/// Whether volume `id` has blocks of what was backed up last: one that is received again and again, or is a snapshot that is
-/// taken anew under the same id, takes the place of what it was.
-fn goes_on(session: &Session, id: u32, kept: &Anchor) -> Result<bool> {
-    session.glance(|view| {
-        for &snapshot in &kept.snapshots {
-            let Some(before) = view.device(device_id(snapshot)?)? else {
-                continue;
-            };
-            let mapped = before.mapped_blocks.get();
-            if view.device(device_id(id)?)?.is_some() && has_part_of(view, snapshot, id, mapped)? {
-                return Ok(true);
-            }
+/// Whether volume `id` has what only the volume had that was backed up last, and made at `created`: one that is received
+/// again and again, or is a snapshot that is taken anew under the same id, takes the place of what it was.
+///
+/// Another volume may have blocks of what both are snapshots of, so those count only if there are no others.
+fn goes_on(session: &Session, id: u32, created: Option<u32>, kept: &Anchor) -> Result<bool> {
+    let snap = session.metadata_snap()?;
+    let view = snap.view()?;
+    let now = device_id(id)?;
+    let mut goes_on = false;
+    for &snapshot in &kept.snapshots {
+        let before = device_id(snapshot)?;
+        if view.device(before)?.is_none() || view.device(now)?.is_none() {
+            continue;
         }
-        Ok(false)
-    })
+        let is_own = |mapping: BlockTime| created.is_some_and(|created| mapping.time() >= created);
+        // Of its own blocks, and of the others: how many there are, less those that are not shared.
+        let [mut own, mut others] = [(0u64, 0u64); 2];
+        view.for_mappings(before, |_, mapping| {
+            let count = if is_own(mapping) {
+                &mut own
+            } else {
+                &mut others
+            };
+            count.0 = count.0.saturating_add(1);
+            Ok(())
+        })?;
+        view.diff(before, now, |_, mapping, _| {
+            if let Some(mapping) = mapping {
+                let count = if is_own(mapping) {
+                    &mut own
+                } else {
+                    &mut others
+                };
+                count.1 = count.1.saturating_add(1);
+            }
+            Ok(())
+        })?;
+        let (all, differing) = if own.0 > 0 { own } else { others };
+        goes_on |= differing < all;
+    }
+    snap.release()?;
+    Ok(goes_on)
 }
 
 /// The error of backups that nothing can be added to but a full one.

@@ -245,7 +245,9 @@ pub fn run(cli: &Cli) -> Result {
             loop {
                 let session = match global.session(pool, *force) {
                     // It was there before, and may be made anew just now.
-                    Err(e) if id.is_some() => {
+                    Err(e)
+                        if id.is_some() && !matches!(e, Error::Refused(_) | Error::Damaged(_)) =>
+                    {
                         end_turn(&mut turns, e)?;
                         signals::sleep(every)?;
                         continue;

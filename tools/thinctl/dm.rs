@@ -232,15 +232,24 @@ impl Dm {
     }
 
     /// Suspends a device, with the file system on it, after all its I/O.
-    pub fn suspend(&self, name: &str) -> Result {
+    pub fn suspend(&self, info: &Info) -> Result<Device> {
+        let name = &info.name;
+        let uuid = info.uuid.as_deref().map(DmUuid::new).transpose();
+        let id = match uuid.map_err(error(name))? {
+            Some(uuid) => DevId::Uuid(uuid),
+            None => id(name)?,
+        };
         cut::point();
         loop {
             let options = DmOptions::default().set_flags(DmFlags::DM_SUSPEND);
-            let suspended = self.0.device_suspend(&id(name)?, options);
+            let suspended = self.0.device_suspend(&id, options);
             match suspended.map_err(error(&format!("{name}: suspend"))) {
-                // A signal that does not ask to stop.
-                Err(e) if e.errno() == Some(Errno::INTR) => signals::check()?,
-                result => return result.map(drop),
+                // A signal, which may ask to stop: that is seen a moment later.
+                Err(e) if e.errno() == Some(Errno::INTR) => {
+                    thread::sleep(Duration::from_millis(20));
+                    signals::check()?;
+                }
+                result => return Ok(result?.device()),
             }
         }
     }

@@ -354,7 +354,7 @@ impl Journal {
     }
 
     /// Resumes a device, whatever its name is by now.
-    fn resume(&self, number: Device) -> Result {
+    pub fn resume(&self, number: Device) -> Result {
         while let Some(name) = self.dm.name(number)? {
             // It may be renamed just now.
             let Some(info) = self.dm.info(&name)?.filter(|info| info.device == number) else {

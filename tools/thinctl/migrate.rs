@@ -312,18 +312,19 @@ impl Run<'_> {
         let Some(snapshot) = self.migration.copying else {
             return Ok(());
         };
-        let taken = self
-            .check_suspended(device)
-            .and_then(|()| self.from.message(&create_snap(snapshot, self.id)));
-        if let Err(e) = &taken {
-            let is_refused = matches!(e, Error::Busy(_) | Error::Refused(_))
-                || matches!(e.errno(), Some(Errno::EXIST | Errno::NODATA));
-            if is_refused {
-                // If there is one of this id, it is another one. A commit that failed may have left this one.
-                self.migration.copying = None;
-            }
+        let asked = self.check_suspended(device);
+        let taken = match &asked {
+            Ok(()) => self.from.message(&create_snap(snapshot, self.id)),
+            Err(_) => Ok(()),
+        };
+        let is_refused = taken
+            .as_ref()
+            .is_err_and(|e| matches!(e.errno(), Some(Errno::EXIST | Errno::NODATA)));
+        if asked.is_err() || is_refused {
+            // If there is one of this id, it is another one. A commit that failed may have left this one.
+            self.migration.copying = None;
         }
-        taken?;
+        asked.and(taken)?;
         self.result.copied_suspended = self.copy(snapshot, false)?;
         self.to
             .snapshot_inactive_as(self.migration.to_id, self.migration.temporary)?;

@@ -69,6 +69,9 @@ pub use snap::{
 /// How long to wait until a guard has resumed what was suspended by who was killed.
 const GUARD_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long to try to resume a device.
+const RESUME_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How often to look for devices of a volume that are not suspended yet.
 const SUSPEND_TRIES: u32 = 4;
 
@@ -286,6 +289,8 @@ impl Session {
                 if !Journal::any_suspends(&self.run, &infos)? {
                     return Ok(());
                 }
+                // What this process could not take off its own list.
+                self.suspended.save()?;
                 if begun.elapsed() >= GUARD_PATIENCE {
                     return Err(Error::Busy(format!(
                         "another thinctl has suspended volume {id} of pool {}",
@@ -365,20 +370,15 @@ impl Session {
 
     /// Suspends a device, and no other one that has got its name.
     fn suspend_this(&self, info: &Info) -> Result {
-        let name = &info.name;
-        self.dm.suspend(name)?;
-        // It may have another name by now. What cannot be found out is resumed as what it should be.
-        let suspended = |name: &str| match self.dm.info(name) {
-            Ok(now) => now.is_some_and(|now| now.device == info.device && now.suspended),
-            Err(_) => true,
-        };
-        let name_now = self.dm.name(info.device).unwrap_or_default();
-        if suspended(name) || name_now.is_some_and(|name| suspended(&name)) {
+        let suspended = self.dm.suspend(info)?;
+        if suspended == info.device {
             return Ok(());
         }
-        self.dm.resume_public(name)?;
+        // Only if it has no UUID. Should somebody else have suspended that one, too, they find it resumed.
+        self.suspended.resume(suspended)?;
         Err(Error::Busy(format!(
-            "somebody else has just removed or renamed {name}"
+            "somebody else has just removed or renamed {}",
+            info.name
         )))
     }
 
@@ -405,14 +405,21 @@ impl Session {
 
     /// Resumes what [`suspend`](Self::suspend) has suspended.
     pub fn resume(&self, entry: &Entry) -> Result {
-        let resumed = self.suspended.undo(entry);
-        if self.suspended.has(entry) {
-            return resumed;
-        }
+        let begun = Instant::now();
+        let resumed = loop {
+            let resumed = self.suspended.undo(entry);
+            if !self.suspended.has(entry) {
+                break resumed;
+            }
+            if begun.elapsed() >= RESUME_PATIENCE {
+                return resumed;
+            }
+            thread::sleep(Duration::from_millis(50));
+        };
         self.held.set(self.held.get().saturating_sub(1));
         quiet::end();
         if let Err(e) = resumed {
-            // It is resumed, but could not be taken off the list, which the next change of it makes up for.
+            // It is resumed, but could not be taken off the list, which is tried again before the next one is suspended.
             tell(e);
         }
         Ok(())
@@ -521,10 +528,13 @@ fn random_id() -> Result<u32> {
 impl Drop for Session {
     fn drop(&mut self) {
         self.suspended.finish();
-        for _ in 0..self.held.get() {
+        // What is told may go to what is still suspended.
+        let left = self.suspended.all().len() as u32;
+        for _ in left..self.held.get() {
             quiet::end();
         }
         self.journal.finish();
+        signals::undone(&self.suspended);
     }
 }
 

@@ -60,14 +60,16 @@ pub fn watch() -> Result {
             thread::sleep(PATIENCE);
             let sessions = std::mem::take(&mut *journals());
             // Whatever keeps the rest waiting, nobody else shall wait for a device meanwhile.
-            for kind in 0..2 {
-                let mut is_done = true;
-                for session in sessions.iter().rev() {
-                    is_done &= session[kind].undo_at_exit();
-                }
-                if is_done {
-                    quiet::end_all();
-                }
+            let mut are_resumed = true;
+            for [suspended, _] in sessions.iter().rev() {
+                are_resumed &= suspended.undo_at_exit();
+            }
+            for [_, rest] in sessions.iter().rev() {
+                rest.undo_at_exit();
+            }
+            // It may wait for whoever reads the messages, or for a device, so it comes last.
+            if are_resumed {
+                quiet::end_all();
             }
             std::process::exit(i32::from(Error::Interrupted(signal).exit_code()));
         }
@@ -100,6 +102,11 @@ pub fn sleep(time: Duration) -> Result {
 /// The suspended devices of all sessions come first, and later sessions before earlier ones.
 pub fn undo_on_signal(suspended: Arc<Journal>, rest: Arc<Journal>) {
     journals().push([suspended, rest]);
+}
+
+/// The session has undone them.
+pub fn undone(suspended: &Arc<Journal>) {
+    journals().retain(|[other, _]| !Arc::ptr_eq(other, suspended));
 }
 
 fn journals() -> std::sync::MutexGuard<'static, Vec<[Arc<Journal>; 2]>> {

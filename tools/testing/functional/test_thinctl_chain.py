@@ -72,6 +72,27 @@ def test_a_volume_made_anew_is_not_taken_for_the_first(pool, thinctl, first):
     received(pool, 9, again)
 
 
+@pytest.mark.parametrize("how", ["clone", "wiped"])
+def test_another_clone_is_not_taken_for_the_first(pool, thinctl, how):
+    """It has the first one's id, and blocks of the template that both were made of; or the first one had nothing in the end."""
+    template = Content(pool.new_thin(5, SIZE))
+    template.scatter("template", 10)
+    first = template.snapshot(pool.new_snap(0, 5, SIZE))
+    first.scatter("first", 5)
+    repository = thinctl.repository("backups")
+    backup = "backup", pool.name, 0, repository, "--name", "data"
+    thinctl.run(*backup)
+    if how == "wiped":
+        first.discard(0, SIZE)
+        thinctl.run(*backup)
+    first.thin.remove()
+    pool.delete(0)
+    second = template.snapshot(pool.new_snap(0, 5, SIZE))
+    assert "was made anew" in thinctl.refused(*backup)
+    second.scatter("second", 3)
+    assert "was made anew" in thinctl.refused(*backup)
+
+
 def test_a_snapshot_taken_anew_takes_the_place_of_the_one_before(pool, thinctl):
     """Each night somebody takes a snapshot, backs it up, and deletes it."""
     content = Content(pool.new_thin(0, SIZE))

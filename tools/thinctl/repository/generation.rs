@@ -87,10 +87,12 @@ impl Source {
         }
     }
 
-    /// Whether one of the two was made anew since: the id had been given up.
+    /// Whether one of the two was made anew since: the id had been given up. lvm2 gives its volumes other ids, but no other
+    /// UUIDs.
     pub fn is_made_anew(&self, other: &Self) -> bool {
+        let has_same_uuid = self.uuid.is_some() && self.uuid == other.uuid;
         let created = self.created.zip(other.created);
-        created.is_some_and(|(one, other)| one != other)
+        !has_same_uuid && created.is_some_and(|(one, other)| one != other)
     }
 }
 
