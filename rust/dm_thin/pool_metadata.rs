@@ -135,7 +135,9 @@ impl PoolMetadata {
         if self.unflushed {
             return Err(persistent_data::Error::Io(-EIO.to_errno()).into());
         }
-        self.metadata.stabilise().inspect_err(|_| self.unflushed = true)
+        self.metadata
+            .stabilise()
+            .inspect_err(|_| self.unflushed = true)
     }
 
     /// Allows or refuses changes. When a transaction was given up they stay refused.

@@ -31,6 +31,7 @@ use rustix::io::Errno;
 
 use crate::{
     copy::Target,
+    cut,
     device::{
         self,
         Buffer,
@@ -104,6 +105,8 @@ pub fn write_into(
     let before = place.look(&device)?;
     with_room(&before, &session, || Ok(()))?;
     if !before.is_empty() {
+        // It changes nothing, but others may do so while it lasts.
+        cut::point();
         changes.rehearse()?;
     }
     let mut output = Output::new(device, &before)?;

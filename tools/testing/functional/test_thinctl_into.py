@@ -5,7 +5,6 @@ import fcntl
 import os
 import signal
 import subprocess
-import time
 
 import pytest
 
@@ -212,19 +211,26 @@ def open_count(name):
 
 @pytest.fixture
 def rehearsing(thinctl, backed_up):
-    """Starts a restore into a volume, and stops it while it reads the backup for the first time."""
+    """Starts a restore into a volume, and halts it before it reads the backup for the first time."""
     repository, _ = backed_up
     started = []
 
     def start(thin, content):
-        process = thinctl.start("restore", repository, "data", "--into", thin.path, stderr=subprocess.PIPE)
-        started.append(process)
-        end = time.monotonic() + 60
-        while open_count(thin.name) == 0:
-            assert process.poll() is None and time.monotonic() < end, "it was not seen at work"
-        process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: open(f"/proc/{process.pid}/stat").read().rsplit(")", 1)[1].split()[0] == "T", "it is stopped")
-        assert thin.read() == content, "it was stopped too late"
+        words = "restore", repository, "data", "--into", thin.path
+        before = thinctl.environment
+        for step in range(1, 64):
+            thinctl.environment = {**before, "THINCTL_HALT": str(step)}
+            process = thinctl.start(*words, stderr=subprocess.PIPE, start_new_session=True)
+            thinctl.environment = before
+            started.append(process)
+            _, status = os.waitpid(process.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status), "it was never seen at work"
+            # The first step once it has opened the volume, and has looked at it.
+            if open_count(thin.name):
+                break
+            process.kill()
+            process.communicate()
+        assert thin.read() == content, "it was halted too late"
 
         def go_on():
             process.send_signal(signal.SIGCONT)
