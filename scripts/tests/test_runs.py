@@ -70,7 +70,7 @@ class Test(Room):
         super().setUp()
         self.copy("scripts/test", "scripts/lib.sh")
         self.fake("scripts/setup", '#!/bin/sh\n[ "$1" = env ] || exit 0\n'
-                  f"echo export CARGO={self.room}/cargo KERNEL_UM=/um KERNEL_X86_64=/x VNG=/vng\n")
+                  f"echo export CARGO={self.room}/cargo KERNEL_UM=/um KERNEL_PLAIN=/plain KERNEL_X86_64=/x VNG=/vng\n")
         self.fake("scripts/module", "#!/bin/sh\necho /module.ko\n")
         self.fake("scripts/thinctl", "#!/bin/sh\necho /thinctl\n")
         self.fake("scripts/tests/run", "#!/bin/sh\necho scripts: 5 passed, 0 failed\n")
@@ -121,7 +121,7 @@ class Test(Room):
             self.assertEqual(self.call(self.room / "scripts/test", "cache", "thinctl", "graft").returncode, 0)
             logs = "".join((self.room / f"cache/results/{suite}.log").read_text() for suite in ("cache", "thinctl", "graft"))
             without_module = [line for line in logs.splitlines() if "thinctl=" in line and "--module" not in line]
-            self.assertEqual(logs.count("--module"), 3 if turn == "all" else 2)
+            self.assertEqual(logs.count("--module"), 3)
             halves = self.call(self.room / "scripts/test", "smoke").stdout
             seeds.append(re.findall(r"seed=(\d+)", halves + logs))
             played.append({
@@ -133,6 +133,26 @@ class Test(Room):
         self.assertEqual(len(played[2]), 9)
         self.assertFalse(played[0] & played[1])
         self.assertEqual([set(each) for each in seeds], [{"1"}, {"2"}, {"1"}])
+
+    def test_turns_of_what_is_watched(self):
+        """Each file of thinctl's tests is played under this module, and by turns on the kernel that looks for faults."""
+        self.fake_vms("print(*sys.argv[1:]); print('it: 7 passed, 0 failed')")
+        files = {f"test_thinctl_{number}.py" for number in range(5)}
+        for name in files:
+            self.fake(f"tools/testing/functional/{name}", "")
+        watched = []
+        for turn in ("0", "1", "2", "3", "all"):
+            self.env["TURN"] = turn
+            self.assertEqual(self.call(self.room / "scripts/test", "thinctl").returncode, 0)
+            lines = (self.room / "cache/results/thinctl.log").read_text().splitlines()
+            played = {
+                part: [word for line in lines if f"results/thinctl-{part} " in line for word in line.split() if word in files]
+                for part in ("watched", "rust")
+            }
+            self.assertEqual(sorted(played["watched"] + played["rust"]), sorted(files))
+            watched.append(played["watched"])
+        self.assertEqual(sorted(sum(watched[:4], [])), sorted(files))
+        self.assertEqual(sorted(watched[4]), sorted(files))
 
     def test_turn_that_is_no_number(self):
         self.env["TURN"] = "x"
