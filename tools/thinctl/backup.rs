@@ -265,30 +265,18 @@ fn goes_on(session: &Session, id: u32, created: Option<u32>, kept: &Anchor) -> R
             continue;
         }
         let is_own = |mapping: BlockTime| created.is_some_and(|created| mapping.time() >= created);
-        // Of its own blocks, and of the others: how many there are, less those that are not shared.
-        let [mut own, mut others] = [(0u64, 0u64); 2];
-        view.for_mappings(before, |_, mapping| {
-            let count = if is_own(mapping) {
-                &mut own
-            } else {
-                &mut others
-            };
-            count.0 = count.0.saturating_add(1);
-            Ok(())
-        })?;
-        view.diff(before, now, |_, mapping, _| {
-            if let Some(mapping) = mapping {
-                let count = if is_own(mapping) {
-                    &mut own
-                } else {
-                    &mut others
-                };
-                count.1 = count.1.saturating_add(1);
+        let [mut has_own, mut shares_own, mut shares_other] = [false; 3];
+        view.merge(before, now, |_, then, now| {
+            if let Some(then) = then {
+                let is_shared = now.is_some_and(|now| now.block() == then.block());
+                match is_own(then) {
+                    true => (has_own, shares_own) = (true, shares_own || is_shared),
+                    false => shares_other |= is_shared,
+                }
             }
             Ok(())
         })?;
-        let (all, differing) = if own.0 > 0 { own } else { others };
-        goes_on |= differing < all;
+        goes_on |= if has_own { shares_own } else { shares_other };
     }
     snap.release()?;
     Ok(goes_on)
