@@ -22,6 +22,7 @@ from dmtest.disk import (
     MIB,
     SECTOR,
 )
+from dmtest.thinctl import NOT_FOUND
 from dmtest.trace import (
     Trace,
     differences,
@@ -450,7 +451,7 @@ def test_thinctl_knows_names_of_lvm2(play, thinctl):
         thinctl.run("backup", "vg/pool", "vg/data", thinctl.repository(f"backups of {os.path.basename(lvm.disks[0].file)}"), "--name", "data")
         assert thinctl.refused("migrate", "vg/pool:vg/data", "vg/pool:7").count("lvm2") == 1
         assert len(thinctl.json("ls", "vg/pool")["volumes"]) == 4
-        thinctl.run("replicate", "/dev/vg/pool", 1, "--to", "true", "--forget")
+        assert "volume 1" in thinctl.refused("replicate", "/dev/vg/pool", 1, "--to", "true", "--forget", code=NOT_FOUND)
         lvm.run("lvcreate", "-s", "vg/data", "-n", "more")
         lvm.run("lvremove", "-y", "vg/then")
         check(lvm, "data", range(50))
