@@ -117,6 +117,7 @@ impl PassDown {
         }
     }
 
+    /// Adds blocks. See [`Ranges::add`].
     pub(crate) fn add(&mut self, blocks: Range<DataBlock>) {
         self.ranges.add(blocks);
     }

@@ -117,19 +117,18 @@ impl Pool {
                 return;
             };
             // The end of their rest wakes the worker.
-            let Some(blocks) = self.next_to_reclaim(&worker.busy) else {
+            let Some(blocks) = self.next_to_reclaim(&mut worker.busy) else {
                 return;
             };
             one.add(blocks);
-            one.keep_from_use(&mut worker.busy);
             worker.deletions = worker.deletions.saturating_add(1);
             self.pass_down(worker, one);
         }
     }
 
-    /// Takes the next blocks to be discarded, unless they rest; none may be left of a range that is in use again, or being
-    /// discarded.
-    fn next_to_reclaim(&self, busy: &BlockSet) -> Option<Range<DataBlock>> {
+    /// Takes the next blocks to be discarded, which are kept from use by then, unless they rest, or there is no memory; none
+    /// may be left of a range that is in use again, or being discarded.
+    fn next_to_reclaim(&self, busy: &mut BlockSet) -> Option<Range<DataBlock>> {
         let max = self.block_size.block_of(MAX_SECTORS).max(1);
         let mut changes = self.changes();
         let mut pool = changes.write();
@@ -150,6 +149,10 @@ impl Pool {
         };
         let rested = self.resting.lock().before_first(free.clone());
         if rested.is_empty() && !free.is_empty() {
+            return None;
+        }
+        if busy.insert(&rested).is_err() {
+            busy.remove(&rested);
             return None;
         }
         pool.reclaim.pending.remove(&(blocks.start..rested.end));

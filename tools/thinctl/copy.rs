@@ -80,6 +80,28 @@ pub fn data_bytes(extents: &mut Extents, block_size: u64, start: u64, size: u64)
     Ok(total)
 }
 
+/// How many blocks of another size, in bytes, the data lie in that [`for_chunks`] comes by.
+pub fn blocks_of(
+    extents: &mut Extents,
+    block_size: u64,
+    size: u64,
+    other_size: u64,
+) -> Result<u64> {
+    let other_size = other_size.max(1);
+    let (mut count, mut counted_to) = (0u64, 0);
+    for extent in extents.iter()? {
+        let extent = extent?;
+        let begin = extent.begin.saturating_mul(block_size);
+        let end = extent.end().saturating_mul(block_size).min(size);
+        if extent.kind == Kind::Mapped && begin < end {
+            let first = (begin / other_size).max(counted_to);
+            counted_to = end.div_ceil(other_size).max(counted_to);
+            count = count.saturating_add(counted_to.saturating_sub(first));
+        }
+    }
+    Ok(count)
+}
+
 /// The largest blocks of a pool that does not zero new ones, in bytes: it takes as much memory to write them whole.
 const MAX_UNZEROED: u64 = 64 << 20;
 
@@ -330,13 +352,7 @@ mod tests {
         start: u64,
         size: u64,
     ) -> Vec<Option<Kind>> {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut extents = Extents::new(&Home::at(folder.path()).expect("a home")).expect("a list");
-        for (block, kind) in blocks.iter().enumerate() {
-            if let Some(kind) = kind {
-                extents.push(*kind, block as u64).expect("room");
-            }
-        }
+        let mut extents = listed(blocks);
         let mut found = vec![None; (size / 512) as usize];
         let mut last = start;
         for_chunks(
@@ -358,7 +374,35 @@ mod tests {
         found
     }
 
+    fn listed(blocks: &[Option<Kind>]) -> Extents {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut extents = Extents::new(&Home::at(folder.path()).expect("a home")).expect("a list");
+        for (block, kind) in blocks.iter().enumerate() {
+            if let Some(kind) = kind {
+                extents.push(*kind, block as u64).expect("room");
+            }
+        }
+        extents
+    }
+
     proptest! {
+        #[test]
+        fn blocks_of_another_size_are_counted(
+            blocks in proptest::collection::vec(
+                prop_oneof![Just(None), Just(Some(Kind::Mapped)), Just(Some(Kind::Unmapped))], 1..100),
+            block_size in 1u64..9,
+            other_size in 1u64..30,
+            cut in 0u64..8,
+        ) {
+            let size = (blocks.len() as u64 * block_size).saturating_sub(cut);
+            let mapped = (0..size)
+                .filter(|byte| blocks[(byte / block_size) as usize] == Some(Kind::Mapped))
+                .map(|byte| byte / other_size);
+            let wanted = mapped.collect::<std::collections::BTreeSet<_>>().len() as u64;
+            let found = blocks_of(&mut listed(&blocks), block_size, size, other_size).expect("blocks");
+            prop_assert_eq!(found, wanted);
+        }
+
         #[test]
         fn chunks_are_what_was_listed(
             blocks in proptest::collection::vec(

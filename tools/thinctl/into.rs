@@ -20,16 +20,17 @@
 //!
 //! It is told to be done only if the device has the size and the table that it had.
 
+mod look;
+
 use std::{
     path::Path,
-    sync::Arc,
-    time::Duration, //
+    sync::Arc, //
 };
 
-use devicemapper::Device as Number;
 use rustix::io::Errno;
 
 use crate::{
+    below::Below,
     copy::Target,
     cut,
     device::{
@@ -38,39 +39,29 @@ use crate::{
         Device,
         CHUNK, //
     },
-    dm::{
-        Dm,
-        Line, //
-    },
+    dm::Dm,
     error::{
         Error,
         Result, //
     },
-    pool::{
-        node,
-        ActiveVolume,
-        Pool,
-        IGNORES_DISCARDS, //
-    },
-    room::Room,
     session::Session,
     signals,
-    stack::{
-        self,
-        Thin, //
-    },
     stream::{
         Changes,
         Header,
         Record, //
     },
     tell::tell,
-    usage, //
 };
 
-/// How often to look whether a device is still open: udev opens what has just been closed, to see what is there.
-const LOOKS: u32 = 20;
-const PAUSE: Duration = Duration::from_millis(100);
+pub use look::check_free;
+use look::{
+    in_use,
+    with_room,
+    Kind,
+    Look,
+    Place, //
+};
 
 /// How much is zeroed at once, in bytes.
 const PIECE: u64 = 1 << 30;
@@ -152,26 +143,6 @@ fn check_header(path: &Path, header: &Header) -> Result {
     }
 }
 
-fn check_size(path: &Path, header: &Header, device: &Device) -> Result {
-    let (path, there, wanted) = (path.display(), device.size_now()?, header.size);
-    if wanted > there {
-        return Err(Error::Refused(format!(
-            "{path} has {there} bytes, and the volume has {wanted}"
-        )));
-    }
-    let sector = device.sector_size()?;
-    if !wanted.is_multiple_of(sector) {
-        return Err(Error::Refused(format!(
-            "a volume of {wanted} bytes cannot be in {path}, whose sectors have {sector} bytes"
-        )));
-    }
-    Ok(())
-}
-
-fn in_use(path: &Path, what_now: &str) -> Error {
-    Error::Busy(format!("{} is in use: {what_now}", path.display()))
-}
-
 /// Writes all of it, where what can be unmapped is unmapped.
 fn write(
     output: &mut Output,
@@ -199,210 +170,6 @@ fn write(
     output.flush()
 }
 
-/// A device, before it is written to.
-struct Place<'a> {
-    dm: Arc<Dm>,
-    path: &'a Path,
-    number: Number,
-    header: Header,
-    anyway: bool,
-}
-
-/// What a device is like, which must not change while it is written to.
-#[derive(PartialEq, Eq)]
-struct Shape {
-    /// In bytes.
-    size: u64,
-    /// The table that it works with, if it is one of device-mapper's.
-    table: Vec<Line>,
-}
-
-/// What was found when a device was looked at.
-struct Look {
-    shape: Shape,
-    kind: Kind,
-}
-
-/// What a device is.
-enum Kind {
-    /// A thin volume.
-    Thin(Volume),
-    /// Another one, which may lie on thin volumes: the room in their pools.
-    Other(Vec<Below>),
-}
-
-/// A thin volume.
-struct Volume {
-    id: u32,
-    room: Room,
-    /// Whether nothing of it is unmapped: that would show an origin, or be ignored.
-    is_overwritten: bool,
-    /// How much is mapped, in bytes.
-    mapped: u64,
-    /// How much may take up blocks, in bytes, if nothing is given up before and all that is mapped is shared.
-    wanted: u64,
-    /// As much, of which what is mapped and not shared takes up none.
-    wanted_over: u64,
-}
-
-/// A pool on whose volumes a device lies.
-struct Below {
-    room: Room,
-    /// What all of the device may take up, in bytes.
-    wanted: u64,
-    /// What may be taken up besides what is written, as that need not begin where a block does, in bytes.
-    more: u64,
-}
-
-impl Place<'_> {
-    /// Looks at the device, which this process has opened exclusively; gives an error if it cannot be written to.
-    fn look(&self, device: &Device) -> Result<Look> {
-        check_size(self.path, &self.header, device)?;
-        let shape = self.shape(device)?;
-        let dm = &self.dm;
-        let thins = check_free(dm, self.path, self.number)?;
-        let found = match dm.name(self.number)? {
-            Some(name) => ActiveVolume::find(dm, &name)?,
-            None => None,
-        };
-        let kind = match found {
-            Some((pool, volume)) => Kind::Thin(self.volume(pool, &volume, shape.size)?),
-            None => Kind::Other(self.below(&thins, shape.size)?),
-        };
-        Ok(Look { shape, kind })
-    }
-
-    fn shape(&self, device: &Device) -> Result<Shape> {
-        let mut table = match self.dm.name(self.number)? {
-            Some(name) => self.dm.table(&name)?,
-            None => Vec::new(),
-        };
-        // Which of its ways it goes is told, too.
-        for line in table.iter_mut().filter(|line| line.target == "multipath") {
-            line.words.clear();
-        }
-        Ok(Shape {
-            size: device.size_now()?,
-            table,
-        })
-    }
-
-    fn volume(&self, pool: Pool, volume: &ActiveVolume, size: u64) -> Result<Volume> {
-        pool.check_writable(&self.dm)?;
-        let ignores_discards = pool.status(&self.dm)?.discard == IGNORES_DISCARDS;
-        let mapped = volume.mapped(&self.dm)?;
-        let data = self.header.data;
-        let (wanted, wanted_over) = match volume.origin {
-            None if !ignores_discards => (data, data),
-            origin => {
-                // Zeroes are written over what is mapped, and where an origin shows.
-                let shown = match origin {
-                    Some(origin) => Device::open(&node(origin)?)?.size,
-                    None => 0,
-                };
-                let wanted = data.saturating_add(mapped).saturating_add(shown);
-                (wanted.min(size), size)
-            }
-        };
-        Ok(Volume {
-            id: volume.id,
-            room: Room::of(self.dm.clone(), pool, self.anyway),
-            is_overwritten: ignores_discards || volume.origin.is_some(),
-            mapped,
-            wanted,
-            wanted_over,
-        })
-    }
-
-    /// The pools of `thins`.
-    fn below(&self, thins: &[Thin], size: u64) -> Result<Vec<Below>> {
-        let mut found: Vec<Below> = Vec::new();
-        for thin in thins {
-            let known = found
-                .iter_mut()
-                .find(|below| below.room.pool().device == thin.pool);
-            let below = match known {
-                Some(below) => below,
-                None => {
-                    let name = self.dm.name(thin.pool)?.ok_or_else(|| {
-                        let (device, pool) = (&thin.device, thin.pool);
-                        Error::NotFound(format!("{device}: its pool {pool} is not there"))
-                    })?;
-                    let pool = Pool::find(&self.dm, &name)?;
-                    pool.check_writable(&self.dm)?;
-                    let room = Room::of(self.dm.clone(), pool, self.anyway);
-                    found.push(Below {
-                        room,
-                        wanted: 0,
-                        more: 0,
-                    });
-                    match found.last_mut() {
-                        Some(below) => below,
-                        None => continue,
-                    }
-                }
-            };
-            let block = below.room.pool().block_size;
-            // A block each at the beginning and at the end may be there in part.
-            let most = thin.size.min(size).saturating_add(block.saturating_mul(2));
-            below.wanted = below.wanted.saturating_add(most);
-            below.more = below.more.saturating_add(block);
-        }
-        Ok(found)
-    }
-
-    fn changed(&self) -> Error {
-        Error::Busy(format!(
-            "{} has changed since it was looked at, and is not written to as it is now; do it again",
-            self.path.display()
-        ))
-    }
-}
-
-impl Look {
-    /// Whether nothing is lost when the device is written to.
-    fn is_empty(&self) -> bool {
-        matches!(
-            self.kind,
-            Kind::Thin(Volume {
-                mapped: 0,
-                is_overwritten: false,
-                ..
-            })
-        )
-    }
-}
-
-/// Calls `f` if pools have room. If that depends on what a volume has for itself, nobody makes snapshots of the volume by
-/// thinctl or lvm2 until `f` is done, or takes the metadata snapshot by thinctl.
-fn with_room<X>(
-    look: &Look,
-    session: &impl Fn(&str) -> Result<Session>,
-    f: impl FnOnce() -> Result<X>,
-) -> Result<X> {
-    let volume = match &look.kind {
-        Kind::Thin(volume) => volume,
-        Kind::Other(all) => {
-            for below in all {
-                below.room.check_below(below.wanted)?;
-            }
-            return f();
-        }
-    };
-    match volume.room.check(volume.wanted) {
-        Err(Error::NoRoom(_)) if volume.mapped > 0 => {}
-        result => {
-            result?;
-            return f();
-        }
-    }
-    let session = session(&volume.room.pool().name)?;
-    let (_turn, _slot) = session.turn_with_slot(volume.id)?;
-    let own = usage::exclusive(&session, volume.id)?;
-    volume.room.check_over(volume.wanted_over, own)?;
-    f()
-}
-
 /// Where it is written to, and whether that was begun.
 struct Output {
     to: To,
@@ -412,21 +179,17 @@ struct Output {
 enum To {
     /// A thin volume, and whether nothing of it is unmapped.
     Thin(Box<Target>, bool),
-    /// Another device, and the pools on whose volumes it lies.
-    Other(Device, Buffer, Vec<(Room, u64)>),
+    /// Another device.
+    Other(Device, Buffer, Below),
 }
 
 impl Output {
     fn new(device: Device, look: &Look) -> Result<Self> {
         let volume = match &look.kind {
             Kind::Thin(volume) => volume,
-            Kind::Other(all) => {
-                let all = all.iter().map(|below| (below.room.clone(), below.more));
-                return Ok(Self::untouched(To::Other(
-                    device,
-                    Buffer::new(),
-                    all.collect(),
-                )));
+            Kind::Other(below) => {
+                let to = To::Other(device, Buffer::new(), below.clone());
+                return Ok(Self::untouched(to));
             }
         };
         let mut target = Target::over(device, volume.room.pool(), volume.room.clone())?;
@@ -474,7 +237,7 @@ impl Output {
         for part in data.chunks(CHUNK) {
             let aligned = buffer.get(part.len());
             aligned.copy_from_slice(part);
-            check_below(below, part.len() as u64)?;
+            below.check_write(part.len() as u64)?;
             device.write(offset, aligned)?;
             offset = offset.saturating_add(part.len() as u64);
         }
@@ -494,7 +257,7 @@ impl Output {
             match to {
                 To::Thin(target, _) => target.discard(offset, len),
                 To::Other(device, _, below) => {
-                    check_below(below, len)?;
+                    below.check_write(len)?;
                     device.zero(offset, len)
                 }
             }
@@ -507,13 +270,6 @@ impl Output {
             To::Other(device, ..) => device.flush(),
         }
     }
-}
-
-/// Gives an error if a pool could run full of so many bytes.
-fn check_below(below: &[(Room, u64)], len: u64) -> Result {
-    below
-        .iter()
-        .try_for_each(|(room, more)| room.check_below(len.saturating_add(*more)))
 }
 
 /// Calls `f` for pieces that end at multiples of `size`, which are multiples of the size of blocks if that is a power of
@@ -534,70 +290,6 @@ fn for_pieces(
         begin = next;
     }
     Ok(())
-}
-
-/// Gives an error if a pool has no room for so many bytes that are written to a device which lies on these volumes.
-pub fn check_room_below(dm: &Arc<Dm>, thins: &[Thin], bytes: u64) -> Result {
-    let mut pools: Vec<Number> = thins.iter().map(|thin| thin.pool).collect();
-    pools.sort_by_key(|pool| (pool.major, pool.minor));
-    pools.dedup();
-    for number in pools {
-        let of_pool = thins.iter().filter(|thin| thin.pool == number);
-        let size = of_pool.fold(0u64, |sum, thin| sum.saturating_add(thin.size));
-        if let Some(name) = dm.name(number)? {
-            let room = Room::of(dm.clone(), Pool::find(dm, &name)?, false);
-            room.check_below(bytes.min(size))?;
-        }
-    }
-    Ok(())
-}
-
-/// Gives an error if a device that this process has opened exclusively is used otherwise, or is not for writing to; else
-/// the thin volumes that it is or lies on.
-pub fn check_free(dm: &Dm, path: &Path, number: Number) -> Result<Vec<Thin>> {
-    if device::is_read_only(number)? {
-        return Err(Error::Refused(format!(
-            "{} is read-only; nothing was written to it",
-            path.display()
-        )));
-    }
-    if let Some(name) = dm.name(number)? {
-        check_unused(dm, path, &name)?;
-    }
-    if let Some(name) = stack::loop_device(number)? {
-        return Err(in_use(path, &format!("{name} lies on it")));
-    }
-    let thins = stack::thins(dm, number).map_err(|e| match e {
-        Error::Refused(why) => Error::Refused(format!("{}: {why}", path.display())),
-        e => e,
-    })?;
-    for thin in &thins {
-        if let Some(alias) = stack::alias(dm, thin)? {
-            return Err(in_use(
-                path,
-                &format!("its volume is active as {alias}, too"),
-            ));
-        }
-    }
-    Ok(thins)
-}
-
-/// Gives an error if somebody else has a device open, or has suspended it.
-fn check_unused(dm: &Dm, path: &Path, name: &str) -> Result {
-    for _ in 0..LOOKS {
-        let Some(info) = dm.info(name)? else {
-            break;
-        };
-        if info.suspended {
-            return Err(in_use(path, "somebody has suspended it"));
-        }
-        // Once by this process.
-        if info.open_count <= 1 {
-            return Ok(());
-        }
-        signals::sleep(PAUSE)?;
-    }
-    Err(in_use(path, "another process has it open"))
 }
 
 #[cfg(test)]

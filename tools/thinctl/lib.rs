@@ -24,7 +24,8 @@
 //! - [`stack`]: what a device lies on.
 //! - [`turn`], [`memory`], [`backing`]: who may suspend a volume, and what must not lie on it.
 //! - [`session`], [`naming`], [`unchanged`]: work with one pool, which state a volume is in, and whether it still is.
-//! - [`extents`], [`room`], [`copy`]: lists of changes, whether there is room for them, and the data for them.
+//! - [`extents`], [`room`], [`below`], [`copy`]: lists of changes, whether there is room for them, here or in the pools that a
+//!   device lies on, and the data for them.
 //! - [`program`], [`family`]: commands that take a stream, and what belongs to them.
 //! - [`anchors`]: the snapshots that something goes on from.
 //! - [`send`], [`receive`], [`into`], [`backup`], [`merge`], [`migrate`] with [`migration`], [`replicate`]: what it is all for.
@@ -34,6 +35,7 @@
 pub mod anchors;
 pub mod backing;
 pub mod backup;
+pub mod below;
 pub mod bits;
 pub mod census;
 pub mod cli;

@@ -21,7 +21,9 @@ use serde::{
 };
 
 use crate::{
+    below::Below,
     copy::{
+        blocks_of,
         data_bytes,
         for_chunks, //
     },
@@ -139,10 +141,7 @@ pub fn merge(
         result => result?,
     };
     let below = into::check_free(&session.dm, path, device.number()?)?;
-    let room = |bytes| match anyway {
-        true => Ok(()),
-        false => into::check_room_below(&session.dm, &below, bytes),
-    };
+    let below = Below::of(&session.dm, &below, anyway)?;
     // It would have its origin open, which could not be had then.
     let active = session.pool.active_volumes(&session.dm)?;
     if let Some(volume) = active.iter().find(|volume| volume.id == id) {
@@ -162,7 +161,7 @@ pub fn merge(
             &device,
             &file,
             &mut merge,
-            &room,
+            &below,
             &mut progress,
         )?;
     }
@@ -237,7 +236,7 @@ fn write(
     device: &Device,
     file: &str,
     merge: &mut Merge,
-    room: &dyn Fn(u64) -> Result,
+    below: &Below,
     progress: &mut dyn FnMut(Option<u64>, u64),
 ) -> Result<u64> {
     let snap = session.metadata_snap()?;
@@ -264,12 +263,16 @@ fn write(
 
     let total = data_bytes(&mut extents, block_size, 0, size)?;
     progress(Some(total), 0);
-    room(total)?;
+    let has_room = below.check_blocks(|block| blocks_of(&mut extents, block_size, size, block));
+    if let Err(e) = has_room {
+        return Err(refuse(session, id, file, merge, e)?);
+    }
     let source = Source::open(session, merge.snapshot, size)?;
     let mut buffer = Buffer::new();
     for_chunks(&mut extents, block_size, 0, size, |chunk| {
         let data = buffer.get(chunk.len as usize);
         source.device().read(chunk.offset, data)?;
+        below.check_write(chunk.len)?;
         device.write(chunk.offset, data)?;
         progress(None, chunk.len);
         Ok(())

@@ -3,21 +3,30 @@
 //! What must not be done while this process has suspended a device, or has a lock that others wait for.
 //!
 //! A message may go to a file that lies on the device, so it is told when all devices are resumed. And nobody must stop the
-//! process, as Ctrl-Z does: whoever uses the device would wait until it goes on. So would lvm2's commands for a lock of theirs,
-//! but messages are told then.
+//! process, as Ctrl-Z does: whoever uses the device would wait until it goes on. So would lvm2's commands for a lock of theirs;
+//! meanwhile messages are told only if that takes no waiting for whoever reads them.
 
-use std::sync::{
-    atomic::{
-        AtomicBool,
-        Ordering, //
+use std::{
+    io,
+    sync::{
+        atomic::{
+            AtomicBool,
+            Ordering, //
+        },
+        Arc,
+        LazyLock,
+        Mutex,
+        MutexGuard,
+        PoisonError, //
     },
-    Arc,
-    LazyLock,
-    Mutex,
-    MutexGuard,
-    PoisonError, //
 };
 
+use rustix::event::{
+    poll,
+    PollFd,
+    PollFlags,
+    Timespec, //
+};
 use signal_hook::consts::{
     SIGTSTP,
     SIGTTIN,
@@ -35,10 +44,14 @@ use crate::{
 /// The signals that stop a process until it is told to go on. Programs that are started are stopped by them as ever.
 const HALT: [i32; 3] = [SIGTSTP, SIGTTIN, SIGTTOU];
 
-#[derive(Default)]
+/// The longest message, in bytes, that a pipe takes at once if it takes anything: POSIX's least `PIPE_BUF`.
+const AT_ONCE: usize = 512;
+
 struct State {
     /// How many devices are suspended.
     suspended: u32,
+    /// Whether some of them will not be resumed by this process.
+    is_left: bool,
     /// How many locks are held.
     locks: u32,
     /// What is to be told.
@@ -53,6 +66,7 @@ impl State {
 
 static STATE: Mutex<State> = Mutex::new(State {
     suspended: 0,
+    is_left: false,
     locks: 0,
     messages: Vec::new(),
 });
@@ -84,20 +98,32 @@ pub fn end() {
     let mut state = state();
     state.suspended = state.suspended.saturating_sub(1);
     state.update();
+    tell_withheld(state);
+}
+
+/// So many devices stay suspended, until another process resumes them: what is withheld is never told.
+pub fn leave(devices: u32) {
+    let mut state = state();
+    state.is_left |= devices > 0;
+}
+
+/// For the end of the process, once all devices are resumed: tells what was withheld, whoever still counts them.
+pub fn end_all() {
+    let mut state = state();
+    if !state.is_left {
+        state.suspended = 0;
+        tell_withheld(state);
+    }
+}
+
+/// To be called when there is less that messages are withheld for. Those that must be still are withheld again.
+fn tell_withheld(mut state: MutexGuard<'_, State>) {
     if state.suspended > 0 {
         return;
     }
     let messages = std::mem::take(&mut state.messages);
     drop(state);
     messages.iter().for_each(tell);
-}
-
-/// For the end of the process, once all devices are resumed: tells what was withheld, whoever still counts them.
-pub fn end_all() {
-    let mut state = state();
-    state.suspended = 1;
-    drop(state);
-    end();
 }
 
 /// While there is one, nobody stops the process: it has a lock that others wait for.
@@ -118,15 +144,26 @@ impl Drop for Unhalted {
         let mut state = state();
         state.locks = state.locks.saturating_sub(1);
         state.update();
+        tell_withheld(state);
     }
 }
 
 /// Takes a message if it must not be told now.
 pub fn keeps(message: &str) -> bool {
     let mut state = state();
-    let keeps = state.suspended > 0;
+    let is_in_turn = state.messages.is_empty();
+    let keeps = state.suspended > 0
+        || (state.locks > 0 && !(is_in_turn && message.len() < AT_ONCE && takes_messages()));
     if keeps {
         state.messages.push(message.to_owned());
     }
     keeps
+}
+
+/// Whether standard error takes a message without waiting.
+fn takes_messages() -> bool {
+    let stderr = io::stderr();
+    let mut asked = [PollFd::new(&stderr, PollFlags::OUT)];
+    // A reader that is gone makes nobody wait, either.
+    poll(&mut asked, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }

@@ -530,6 +530,7 @@ impl Drop for Session {
         self.suspended.finish();
         // What is told may go to what is still suspended.
         let left = self.suspended.all().len() as u32;
+        quiet::leave(left);
         for _ in left..self.held.get() {
             quiet::end();
         }

@@ -22,7 +22,6 @@ from dmtest.dm import dmsetup
 from dmtest.thinctl import (
     BUSY,
     DAMAGED,
-    NO_ROOM,
     SIZE,
     received,
     volumes,
@@ -472,26 +471,6 @@ def test_gives_up_no_merge_that_has_the_last_content(pool, make_disk, thinctl, p
     pool.delete(merges.number)
     assert "bytes only" in thinctl.refused(*merges.words())
     received(pool, merges.notes["snapshot"], merges.content)
-
-
-def test_merges_into_no_pool_that_has_no_room(pool, make_pool, thinctl):
-    """The external origin is a volume of another pool, and the volume has more than is free there."""
-    small = make_pool(data_size=16 * MIB)
-    origin = small.new_thin(0, SIZE)
-    full = small.new_thin(1, SIZE)
-    full.write(0, bytes(8 * MIB))
-    content = Content(pool.new_thin(0, SIZE, origin=origin.path))
-    content.write(0, 12 * MIB)
-    content.thin.remove()
-    assert "has no room" in thinctl.refused("merge", pool.name, 0, "--into", origin.path, code=NO_ROOM)
-    assert origin.mapped_blocks() == 0
-    full.remove()
-    small.delete(1)
-    thinctl.run("merge", pool.name, 0, "--into", origin.path)
-    assert origin.read(0, 12 * MIB) == bytes(content.data[:12 * MIB])
-    # All of it is mapped by now, but that does not tell that it is not shared.
-    thinctl.refused("merge", pool.name, 0, "--into", origin.path, code=NO_ROOM)
-    thinctl.run("merge", pool.name, 0, "--into", origin.path, "--anyway")
 
 
 def test_merges_into_nothing_that_is_used(pool, other, make_disk, thinctl):

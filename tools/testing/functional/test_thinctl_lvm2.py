@@ -118,6 +118,23 @@ def test_deletion_is_left_to_lvm2(lvm, make_pool, make_disk, thinctl):
     assert not thinctl.leftovers(pool)
 
 
+def test_backups_go_on_after_a_merge_of_lvm2(lvm, make_pool, thinctl, backed_up):
+    """The volume is what was its snapshot, with an id of its own."""
+    repository, past = backed_up
+    lvm.run("lvcreate", "-q", "-s", "-n", "then", "vg/data")
+    lvm.scatter("data", "later")
+    lvm.run("lvchange", "-an", "vg/data")
+    lvm.run("lvconvert", "-q", "--merge", "vg/then")
+    lvm.run("lvchange", "-ay", "vg/data")
+    assert lvm.content("data") == past[-1] and lvm.ids() == {2}
+    lvm.scatter("data", "last", 3)
+    backup = "backup", "vg/pool", "vg/data", repository, "--name", "data"
+    assert thinctl.json(*backup)["kind"] == "incremental"
+    pool = make_pool()
+    thinctl.run("restore", repository, "data", pool.name, 7)
+    received(pool, 7, Content(None, bytearray(lvm.content("data"))))
+
+
 def test_migration_goes_on_only_if_it_could_begin(lvm, make_pool, thinctl):
     """lvm2 has activated the volume since it was cut off, right after its copy has got its id."""
     pool = make_pool()

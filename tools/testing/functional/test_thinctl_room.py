@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from dmtest import disk
 from dmtest.background import (
     Background,
     wait_until,
@@ -112,6 +113,66 @@ def test_migrates_on_in_its_old_pool(pool, small, thinctl):
     assert content.thin.table() == f"{small.device.number} 7"
     content.thin.remove()
     assert volumes(small) == {0, 7} and volumes(pool) == {0}
+
+
+def test_merges_into_no_pool_that_has_no_room(pool, make_pool, thinctl):
+    """The external origin is a volume of another pool, and the volume has more than is free there."""
+    small = make_pool(data_size=16 * MIB)
+    origin = small.new_thin(0, SIZE)
+    full = small.new_thin(1, SIZE)
+    full.write(0, bytes(8 * MIB))
+    content = Content(pool.new_thin(0, SIZE, origin=origin.path))
+    content.write(0, 12 * MIB)
+    content.thin.remove()
+    assert "has no room" in thinctl.refused("merge", pool.name, 0, "--into", origin.path, code=NO_ROOM)
+    assert origin.mapped_blocks() == 0
+    full.remove()
+    small.delete(1)
+    thinctl.run("merge", pool.name, 0, "--into", origin.path)
+    assert origin.read(0, 12 * MIB) == bytes(content.data[:12 * MIB])
+    # All of it is mapped by now, but that does not tell that it is not shared.
+    thinctl.refused("merge", pool.name, 0, "--into", origin.path, code=NO_ROOM)
+    thinctl.run("merge", pool.name, 0, "--into", origin.path, "--anyway")
+
+
+def test_merges_into_no_pool_whose_larger_blocks_have_no_room(pool, make_pool, thinctl):
+    """Each small block of the volume takes a large one of the pool that its external origin is in."""
+    large = make_pool(data_size=16 * MIB, block_sectors=MIB // disk.SECTOR)
+    origin = large.new_thin(0, SIZE)
+    content = Content(pool.new_thin(0, SIZE, origin=origin.path))
+    for number in range(20):
+        content.write(number * MIB, 64 * KIB)
+    content.thin.remove()
+    kept = volumes(pool)
+    assert "has no room" in thinctl.refused("merge", pool.name, 0, "--into", origin.path, code=NO_ROOM)
+    assert origin.mapped_blocks() == 0
+    assert volumes(pool) == kept and not thinctl.leftovers(pool)
+
+
+def test_stops_a_merge_before_the_pool_below_runs_full(pool, make_pool, make_faulty, thinctl):
+    """Others take the room while it is written."""
+    below = make_pool(data=make_faulty(24 * MIB))
+    origin = below.new_thin(0, SIZE)
+    other = Content(below.new_thin(1, SIZE))
+    content = Content(pool.new_thin(0, SIZE, origin=origin.path))
+    content.write(0, 12 * MIB)
+    content.thin.remove()
+    below.data.hold("writes")
+    process = thinctl.start("merge", pool.name, 0, "--into", origin.path, "--delete", stderr=subprocess.PIPE)
+    below.data.wait_for_held()
+    writing = Background(lambda: other.write(0, 16 * MIB))
+    # The write has its blocks when the worker has seen to it.
+    wait_until(lambda: writing.sleeps() and not is_at_work(), "others take the room")
+    below.data.heal()
+    assert writing.outcome() == "ok"
+    errors = process.communicate()[1].decode()
+    assert process.returncode == NO_ROOM and "no room" in errors, errors
+    assert below.status().mode == "rw"
+    other.verify()
+    other.discard(0, 16 * MIB)
+    thinctl.run("merge", pool.name, 0, "--into", origin.path, "--delete")
+    assert origin.read(0, 12 * MIB) == bytes(content.data[:12 * MIB])
+    assert not volumes(pool) and not thinctl.leftovers(pool)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 
 import pytest
 
@@ -379,8 +380,9 @@ def test_leaves_alone_what_was_suspended_before(pool, thinctl):
     pool.release_metadata_snap()
 
 
-@pytest.mark.lvm2
-def test_waits_for_lvm2(make_disk, kernel, modules, run, thinctl):
+@pytest.fixture
+def vg(make_disk, kernel, modules, run):
+    """A volume of lvm2's, vg/data."""
     from dmtest import lvm2
     from dmtest.trace import Trace
 
@@ -389,17 +391,48 @@ def test_waits_for_lvm2(make_disk, kernel, modules, run, thinctl):
     try:
         lvm.run("lvcreate", "-q", "-L", "200m", "-T", "vg/pool", "-Zn", "--poolmetadatasize", "4m")
         lvm.run("lvcreate", "-q", "-V", "16m", "-T", "vg/pool", "-n", "data", "-Wn")
-        with open("/run/lock/lvm/V_vg", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            words = "backup", "vg/pool", "vg/data", thinctl.repository("backups"), "--name", "data"
-            process = thinctl.start(*words, stderr=subprocess.PIPE, text=True, process_group=0)
-            # lvm2's commands wait for who waits for the lock, so that must not be halted.
-            assert "waiting" in process.stderr.readline()
-            process.send_signal(signal.SIGTSTP)
-            assert not suspended("vg-data")
-        assert process.wait(200) == 0
-        assert not os.path.exists("/run/lock/lvm/V_vg")
-        lvm.run("lvcreate", "-q", "-s", "-n", "later", "vg/data")
+        yield lvm
     finally:
         lvm.call("lvchange", "-an", "vg")
         lvm.close()
+
+
+@contextlib.contextmanager
+def locked_by_lvm2():
+    with open("/run/lock/lvm/V_vg", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.mark.lvm2
+def test_waits_for_lvm2(vg, thinctl):
+    with locked_by_lvm2():
+        words = "backup", "vg/pool", "vg/data", thinctl.repository("backups"), "--name", "data"
+        process = thinctl.start(*words, stderr=subprocess.PIPE, text=True, process_group=0)
+        # lvm2's commands wait for who waits for the lock, so that must not be halted.
+        assert "waiting" in process.stderr.readline()
+        process.send_signal(signal.SIGTSTP)
+        assert not suspended("vg-data")
+    assert process.wait(200) == 0
+    assert not os.path.exists("/run/lock/lvm/V_vg")
+    vg.run("lvcreate", "-q", "-s", "-n", "later", "vg/data")
+
+
+def test_no_message_makes_lvm2_wait(vg, thinctl):
+    """Nobody reads what thinctl says."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    words = "backup", "vg/pool", "vg/data", thinctl.repository("backups"), "--name", "data"
+    with locked_by_lvm2():
+        process = thinctl.start(*words, stderr=writer)
+        os.close(writer)
+        # It says that it waits after two seconds.
+        time.sleep(4)
+    vg.run("lvcreate", "-q", "-s", "-n", "later", "vg/data")
+    with open(reader, "rb") as said:
+        assert b"waiting" in said.read()
+    assert process.wait(200) == 0

@@ -34,15 +34,21 @@ use crate::{
 /// How many things are named of those in a folder.
 const NAMED: usize = 3;
 
-/// What is in the folder, but for what a repository that was not finished leaves there; `None` if nothing is at this
-/// path, and a folder can be made. An error if it cannot, or if something else is there.
+/// What fsck makes in the topmost folder of a file system, for files without a name.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// What is in the folder, but for what a repository that was not finished leaves there, and for fsck's; `None` if nothing is
+/// at this path, and a folder can be made. An error if it cannot, or if something else is there.
 pub(super) fn content(root: &Path) -> Result<Option<Vec<String>>> {
     // Without a slash at the end, which would make a file one that is not there.
     let path: PathBuf = root.components().collect();
     match fs::metadata(&path) {
         Ok(metadata) if metadata.is_dir() => {
             let mut names = names(&path)?;
-            names.retain(|name| !name.starts_with(TEMPORARY) && name != LOCK);
+            names.retain(|name| {
+                let is_of_fsck = name == LOST_AND_FOUND && !has_backups(&path, name);
+                !name.starts_with(TEMPORARY) && name != LOCK && !is_of_fsck
+            });
             Ok(Some(names))
         }
         Ok(metadata) => Err(no_folder(&path, &metadata)),

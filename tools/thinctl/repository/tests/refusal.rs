@@ -148,6 +148,24 @@ fn one_writes_at_a_time() {
 }
 
 #[test]
+fn a_file_system_of_its_own_is_empty() {
+    let folder = scratch();
+    let lost = folder.path().join("lost+found");
+    fs::create_dir(&lost).unwrap();
+    let repository = Repository::create(folder.path()).unwrap();
+    assert_eq!(repository.volumes().unwrap(), [""; 0]);
+    // Unless somebody has called a volume so.
+    let other = scratch();
+    let lost = other.path().join("lost+found");
+    fs::create_dir(&lost).unwrap();
+    fs::write(lost.join("000001.full.thin"), "").unwrap();
+    refused(
+        Repository::create(other.path()),
+        "not empty: it has lost+found",
+    );
+}
+
+#[test]
 fn what_is_not_there_is_not_found() {
     let folder = scratch();
     let path = folder.path().join("new");
