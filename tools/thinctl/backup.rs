@@ -105,9 +105,9 @@ pub fn backup(
         .repository
         .canonicalize()
         .map_err(Error::io(options.repository.display()))?;
-    // A repository may be moved, but it keeps its id.
+    // A repository may be moved, but it keeps its id; and another volume of the pool may take the place of this one, as what
+    // lvm2 has merged into it does.
     let key = home::key(format!("{}/{name}", repository.id()).as_bytes());
-    let key = format!("{id}-{key}");
     let _lock = anchors::lock::<Anchor>(&session.home, &key)?;
     let file = anchors::file::<Anchor>(&key);
     let before = session.home.load::<Anchor>(&file)?;

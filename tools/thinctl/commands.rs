@@ -3,6 +3,7 @@
 //! What the commands of the command line do.
 
 mod look;
+mod turns;
 
 use std::{
     collections::BTreeMap,
@@ -14,10 +15,7 @@ use std::{
         Write, //
     },
     path::Path,
-    time::{
-        Duration,
-        Instant, //
-    },
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -46,7 +44,6 @@ use crate::{
     progress::Progress,
     rate::Limited,
     receive,
-    replicate::Replication,
     repository::{
         self,
         Generation,
@@ -239,38 +236,18 @@ pub fn run(cli: &Cli) -> Result {
             sending,
             force,
         } => {
-            let mut turns = *turns;
-            let every = Duration::from_secs(*every);
-            let mut id = None;
-            loop {
-                let session = match global.session(pool, *force) {
-                    // It was there before, and may be made anew just now.
-                    Err(e)
-                        if id.is_some() && !matches!(e, Error::Refused(_) | Error::Damaged(_)) =>
-                    {
-                        end_turn(&mut turns, e)?;
-                        signals::sleep(every)?;
-                        continue;
-                    }
-                    session => session?,
-                };
-                let id = match id {
-                    Some(id) => id,
-                    None => *id.insert(session.pool.volume_id(&session.dm, volume)?),
-                };
-                let replication = Replication::new(
-                    &session,
-                    id,
-                    to,
-                    sending.level,
-                    Duration::from_secs(*patience),
-                )?;
-                if *forget {
-                    return replication.forget();
-                }
-                if replicate(global, replication, every, &mut turns, sending)? {
-                    return Ok(());
-                }
+            let command = turns::Replicate {
+                pool,
+                volume,
+                to,
+                every: Duration::from_secs(*every),
+                patience: Duration::from_secs(*patience),
+                sending,
+                force: *force,
+            };
+            match forget {
+                true => command.forget(global),
+                false => command.run(global, *turns),
             }
         }
         Command::Kept { pool, force } => look::kept(global, &global.session(pool, *force)?),
@@ -428,63 +405,6 @@ pub fn run(cli: &Cli) -> Result {
             global.take("restore", place, None, open, done)
         }
     }
-}
-
-/// Takes turns until a signal or their number ends it. A turn that fails is told of, and made up for by the next.
-/// Says whether it has come to its end; otherwise the pool is another one now.
-fn replicate(
-    global: &Global,
-    mut replication: Replication<'_>,
-    every: Duration,
-    turns: &mut Option<u64>,
-    sending: &Sending,
-) -> Result<bool> {
-    loop {
-        if !replication.is_current() {
-            return Ok(false);
-        }
-        let begun = Instant::now();
-        let progress = global.progress("replicate");
-        let result = replication.turn(&|output| sending.limit(output), &mut |total, n| {
-            update(&progress, total, n);
-        });
-        drop(progress);
-        match result {
-            Ok(sent) => global.print(&sent, |f| match &sent {
-                Some(sent) if sent.whole => {
-                    writeln!(f, "{} bytes sent, the whole volume", sent.data)
-                }
-                Some(sent) => writeln!(f, "{} bytes sent", sent.data),
-                None => writeln!(f, "nothing has changed"),
-            })?,
-            Err(e) => {
-                end_turn(turns, e)?;
-                signals::sleep(every.saturating_sub(begun.elapsed()))?;
-                continue;
-            }
-        }
-        if is_last(turns) {
-            return Ok(true);
-        }
-        signals::sleep(every.saturating_sub(begun.elapsed()))?;
-    }
-}
-
-/// A turn is over; whether it was the last one.
-fn is_last(turns: &mut Option<u64>) -> bool {
-    if let Some(left) = turns {
-        *left = left.saturating_sub(1);
-    }
-    *turns == Some(0)
-}
-
-/// A turn has failed, which is told, unless nobody will try again.
-fn end_turn(turns: &mut Option<u64>, e: Error) -> Result {
-    if is_last(turns) || matches!(e, Error::Interrupted(_)) {
-        return Err(e);
-    }
-    tell(format_args!("{e}; the next turn tries again"));
-    Ok(())
 }
 
 /// The stream that comes on the standard input.

@@ -2,8 +2,6 @@
 
 //! From lists of changes to data, and from data to a volume.
 
-use std::path::Path;
-
 use crate::{
     device::{
         Buffer,
@@ -135,18 +133,15 @@ struct Filler {
 }
 
 impl Target {
-    /// A volume of `pool` whose node is `path`; and that of its external origin, if it has one.
-    pub fn open(path: &Path, pool: &Pool, origin: Option<&Path>, room: Room) -> Result<Self> {
-        let origin = match origin {
-            None => None,
-            Some(path) => Some(Origin {
-                device: Device::open(path)?,
-                buffer: Buffer::new(),
-            }),
-        };
+    /// A volume of `pool`, and its external origin, if it has one.
+    pub fn open(device: Device, pool: &Pool, origin: Option<Device>, room: Room) -> Result<Self> {
+        let origin = origin.map(|device| Origin {
+            device,
+            buffer: Buffer::new(),
+        });
         Ok(Self {
             origin,
-            ..Self::over(Device::open_for_writing(path)?, pool, room)?
+            ..Self::over(device, pool, room)?
         })
     }
 

@@ -48,7 +48,12 @@ use crate::error::{
 pub(crate) mod steps;
 
 /// What the names of files begin with that are not finished.
-pub(crate) const TEMPORARY: &str = ".tmp-";
+const TEMPORARY: &str = ".tmp-";
+
+/// Of a file that is not finished, what its name is made of, and something more.
+pub(crate) fn unfinished(name: &str) -> Option<&str> {
+    name.strip_prefix(TEMPORARY)
+}
 
 /// What is done to the file system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -242,15 +247,42 @@ pub(crate) fn make_folder(folder: &Path) -> Result<bool> {
     };
     match make() {
         Ok(()) => {}
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => return Ok(false),
+        // Whoever has made it may have been killed before it was made for good.
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+            return sync_parent(folder).map(|()| false)
+        }
         Err(e) => return Err(Error::Io(folder.display().to_string(), e)),
     }
-    let parent = match folder.parent() {
+    sync_parent(folder)?;
+    Ok(true)
+}
+
+/// Makes a folder, for good, and those that it is in.
+pub(crate) fn make_folders(folder: &Path) -> Result {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    match folder.parent() {
+        Some(parent) if parent != Path::new("") => make_folders(parent)?,
+        _ => {}
+    }
+    let make = || {
+        step(Step::MakeFolder, folder)?;
+        fs::create_dir(folder)
+    };
+    match make() {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists || !folder.is_dir() => {
+            Err(Error::Io(folder.display().to_string(), e))
+        }
+        _ => sync_parent(folder),
+    }
+}
+
+fn sync_parent(folder: &Path) -> Result {
+    sync_folder(match folder.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
-    };
-    sync_folder(parent)?;
-    Ok(true)
+    })
 }
 
 /// Removes a file if it is there.

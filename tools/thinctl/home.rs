@@ -62,12 +62,13 @@ use crate::{
         Result, //
     },
     files::{
+        make_folders,
         names,
         open_regular,
         remove,
         sync_folder,
-        NewFile,
-        TEMPORARY, //
+        unfinished,
+        NewFile, //
     },
     pool::Pool,
     signals,
@@ -120,7 +121,7 @@ impl Home {
     /// Removes what whoever was killed has not put in place, if it is older than that.
     fn remove_unfinished(&self, age: Duration) -> Result {
         for name in names(&self.folder)? {
-            if !name.starts_with(TEMPORARY) {
+            if unfinished(&name).is_none() {
                 continue;
             }
             let path = self.path(&name);
@@ -142,7 +143,7 @@ impl Home {
 
     /// Any folder; it is made if need be.
     pub fn at(folder: &Path) -> Result<Self> {
-        fs::create_dir_all(folder).map_err(Error::io(folder.display()))?;
+        make_folders(folder)?;
         Ok(Self {
             folder: folder.to_owned(),
         })
@@ -318,7 +319,7 @@ mod tests {
     fn what_is_not_finished_is_removed() -> Result {
         let folder = tempfile::tempdir().map_err(Error::io("folder"))?;
         let home = Home::at(folder.path())?;
-        let left = home.path(&format!("{TEMPORARY}list.json-a"));
+        let left = home.path(".tmp-list.json-a");
         fs::write(&left, "[").map_err(Error::io("left"))?;
         let mut held = NewFile::new(folder.path(), "list.json")?;
         held.hold();

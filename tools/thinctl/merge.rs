@@ -14,11 +14,14 @@ use std::path::{
     Path, //
 };
 
+use persistent_data::block_manager::BlockManager;
 use rustix::io::Errno;
 use serde::{
     Deserialize,
     Serialize, //
 };
+
+use thin_metadata::View;
 
 use crate::{
     below::Below,
@@ -46,7 +49,10 @@ use crate::{
         Owner, //
     },
     lvm2,
-    naming::contents,
+    naming::{
+        contents,
+        device_id, //
+    },
     numbering,
     send::{
         differences,
@@ -192,6 +198,13 @@ fn begin(session: &Session, id: u32, into: String, size: u64, file: &str) -> Res
         if let Some(before) = known.before.take() {
             session.delete(before)?;
         }
+        if !known.written && session.glance(|view| is_newer(view, id, known.snapshot))? {
+            return Err(Error::Refused(format!(
+                "volume {id} is another one than the one whose merge into {} is not finished, and of which only volume {} is \
+                 left; `thinctl forget {} {}` gives that up",
+                known.into, known.snapshot, session.pool.name, known.snapshot
+            )));
+        }
     }
     let known = match known {
         Some(known) if !session.exists(id)? => {
@@ -227,6 +240,15 @@ fn begin(session: &Session, id: u32, into: String, size: u64, file: &str) -> Res
         session.delete(before)?;
     }
     Ok(merge)
+}
+
+/// Whether a volume was made after another one.
+fn is_newer<B: BlockManager>(view: &View<'_, B>, id: u32, than: u32) -> Result<bool> {
+    let (one, other) = (view.device(device_id(id)?)?, view.device(device_id(than)?)?);
+    Ok(match (one, other) {
+        (Some(one), Some(other)) => one.creation_time.get() >= other.creation_time.get(),
+        _ => false,
+    })
 }
 
 /// Writes what is not written yet of a snapshot; says how much that was.

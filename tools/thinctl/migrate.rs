@@ -21,6 +21,7 @@ use crate::{
         for_chunks,
         Target, //
     },
+    device::Device as Opened,
     dm::Line,
     error::{
         Error,
@@ -130,6 +131,7 @@ pub fn migrate(
         migration: Migration::begin(from, id, to, options.to_id)?,
         room: Room::new(to, options.anyway),
         origin: options.origin,
+        held: None,
         progress: &mut progress,
         result: Migrated {
             passes: 0,
@@ -203,6 +205,8 @@ struct Run<'a> {
     migration: Migration,
     room: Room,
     origin: Origin,
+    /// The external origin, open for as long as this takes, so that its number is given to no other device between two passes.
+    held: Option<(Device, Opened)>,
     progress: &'a mut dyn FnMut(Option<u64>, u64),
     result: Migrated,
 }
@@ -254,6 +258,11 @@ impl Run<'_> {
             check_no_other_table(&device.info)?;
             self.origin = device.origin.map_or(Origin::None, Origin::Device);
         }
+        self.held = match (self.origin.device(), self.held.take()) {
+            (Some(number), Some((held, open))) if number == held => Some((held, open)),
+            (Some(number), _) => Some((number, Opened::open(&node(number)?)?)),
+            (None, _) => None,
+        };
         let (before, after) = (self.from.pool.block_size, self.to.pool.block_size);
         // Where blocks are copied and unmapped whole, it does not matter.
         let is_whole = before.is_multiple_of(after)
@@ -483,11 +492,12 @@ impl Run<'_> {
             None => (to.activate(temporary, seen, false)?, None),
             Some(device) => (
                 to.activate_over(temporary, seen, device)?,
-                Some(node(device)?),
+                Some(Opened::open(&node(device)?)?),
             ),
         };
         let room = self.room.clone();
-        let mut target = Target::open(&activation.path(), &to.pool, origin.as_deref(), room)?;
+        let writable = activation.open(Opened::open_for_writing)?;
+        let mut target = Target::open(writable, &to.pool, origin, room)?;
         for_chunks(&mut extents, block_size, 0, size, |chunk| {
             match chunk.kind {
                 Kind::Mapped => {

@@ -20,6 +20,7 @@ use crate::{
         Target,
         CHECKPOINT, //
     },
+    device::Device,
     error::{
         Error,
         Result, //
@@ -164,7 +165,12 @@ pub fn receive(
 
     let seen = session.pool.size_to_write(header.size);
     let activation = session.activate(partial.temporary, seen, false)?;
-    let mut target = Target::open(&activation.path(), &session.pool, None, room)?;
+    let mut target = Target::open(
+        activation.open(Device::open_for_writing)?,
+        &session.pool,
+        None,
+        room,
+    )?;
     let mut unsaved = 0u64;
     let mut done = partial.offset;
     let result = loop {

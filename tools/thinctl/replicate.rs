@@ -193,7 +193,8 @@ impl<'a> Replication<'a> {
 
         self.snapshots.before = self.snapshots.common.replace(pending);
         self.snapshots.pending = None;
-        self.store()?;
+        // It is noted as one of this session if the first note of it here has failed.
+        self.session.keep(pending, || self.store())?;
         if let Some(before) = self.snapshots.before {
             self.session.delete(before)?;
             self.snapshots.before = None;

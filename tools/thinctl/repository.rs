@@ -92,8 +92,7 @@ use crate::{
         make_folder,
         names,
         read_regular,
-        NewFile,
-        TEMPORARY, //
+        NewFile, //
     },
     state, //
 };
@@ -172,7 +171,7 @@ impl Repository {
         if !content.is_empty() {
             return Err(place::not_empty(root, &content));
         }
-        for name in old.iter().filter(|name| name.starts_with(TEMPORARY)) {
+        for name in old.iter().filter(|name| place::is_unfinished_marker(name)) {
             files::remove(&root.join(name))?;
         }
         let json = Marker::new()?.json()?;
@@ -412,7 +411,10 @@ impl Repository {
     /// What may be folders of volumes.
     fn folders(&self) -> Result<Vec<String>> {
         let mut names = names(&self.root)?;
-        names.retain(|name| folder(&self.root, name).is_ok_and(|path| is_folder(&path)));
+        names.retain(|name| {
+            folder(&self.root, name).is_ok_and(|path| is_folder(&path))
+                && !place::is_of_fsck(&self.root, name)
+        });
         Ok(names)
     }
 

@@ -232,7 +232,7 @@ impl Source {
     pub fn open(session: &Session, id: u32, size: u64) -> Result<Self> {
         let activation = session.activate(id, size.max(1), true)?;
         Ok(Self {
-            device: Device::open(&activation.path())?,
+            device: activation.open(Device::open)?,
             _activation: activation,
         })
     }

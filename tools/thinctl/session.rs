@@ -28,6 +28,7 @@ use thin_metadata::format::SECTOR_SIZE;
 
 use crate::{
     backing,
+    device::Device as Opened,
     dm::{
         Dm,
         Info,
@@ -198,6 +199,7 @@ impl Session {
             .journal
             .enter(entry.clone(), || self.dm.create(&name, &line, read_only))?;
         Ok(Activation {
+            dm: self.dm.clone(),
             journal: self.journal.clone(),
             entry,
             info,
@@ -212,20 +214,9 @@ impl Session {
     /// Takes a snapshot of a volume, which goes when this process ends unless it is [kept](Self::keep).
     pub fn snapshot(&self, origin: u32) -> Result<u32> {
         // Its id is written down before anything is suspended.
-        let id = self.new_id(|id| {
-            let mut is_taken = false;
-            let result = self.quiesced(origin, || {
-                self.message(&create_snap(id, origin))?;
-                is_taken = true;
-                Ok(())
-            });
-            if result.is_err() && is_taken {
-                self.pool.delete(&self.dm, id)?;
-            }
-            match result {
-                Err(e) if e.errno() == Some(Errno::NODATA) => Err(self.no_volume(origin)),
-                result => result,
-            }
+        let id = self.new_id(|id| match self.quiet_snapshot(id, origin) {
+            Err(e) if e.errno() == Some(Errno::NODATA) => Err(self.no_volume(origin)),
+            result => result,
         })?;
         self.note_stamp();
         Ok(id)
@@ -234,11 +225,7 @@ impl Session {
     /// Takes a snapshot with an id of somebody's choice.
     pub fn snapshot_as(&self, id: u32, origin: u32) -> Result {
         lvm2::check_snapshots(&self.pool, id)?;
-        self.taken_as(
-            id,
-            origin,
-            self.quiesced(origin, || self.message(&create_snap(id, origin))),
-        )?;
+        self.taken_as(id, origin, self.quiet_snapshot(id, origin))?;
         self.note_stamp();
         Ok(())
     }
@@ -249,6 +236,20 @@ impl Session {
         lvm2::check_snapshots(&self.pool, id)?;
         self.check_inactive(origin)?;
         self.taken_as(id, origin, self.message(&create_snap(id, origin)))
+    }
+
+    /// Takes a snapshot while all devices of its origin are suspended; there is none if anything has failed.
+    fn quiet_snapshot(&self, id: u32, origin: u32) -> Result {
+        let mut is_taken = false;
+        let result = self.quiesced(origin, || {
+            self.message(&create_snap(id, origin))?;
+            is_taken = true;
+            Ok(())
+        });
+        if result.is_err() && is_taken {
+            self.pool.delete(&self.dm, id)?;
+        }
+        result
     }
 
     fn taken_as(&self, id: u32, origin: u32, result: Result) -> Result {
@@ -303,11 +304,15 @@ impl Session {
         })
     }
 
-    /// Runs `action` while all devices of a volume are suspended. It must write nothing but to devices.
+    /// Runs `action` while all devices of a volume are suspended. It must write nothing but to devices. An error if somebody
+    /// has resumed one meanwhile: what was written to the volume then may have got into what it shared by `action`.
     fn quiesced<X>(&self, id: u32, action: impl FnOnce() -> Result<X>) -> Result<X> {
         let _turn = self.turn(id)?;
         let mut suspended = Vec::new();
-        let result = self.suspend_all(id, &mut suspended).and_then(|()| action());
+        let result = self
+            .suspend_all(id, &mut suspended)
+            .and_then(|()| action())
+            .and_then(|done| self.check_suspended(id).map(|()| done));
         let mut resumed = Ok(());
         for entry in suspended.iter().rev() {
             resumed = resumed.and(self.resume(entry));
@@ -315,6 +320,17 @@ impl Session {
         let result = result?;
         resumed?;
         Ok(result)
+    }
+
+    fn check_suspended(&self, id: u32) -> Result {
+        let active = self.active(id)?;
+        match active.iter().find(|volume| !volume.info.suspended) {
+            None => Ok(()),
+            Some(volume) => Err(Error::Busy(format!(
+                "somebody else has activated or resumed {}, which was to stay suspended for a moment",
+                volume.info.name
+            ))),
+        }
     }
 
     /// Suspends all devices of a volume that are not, and adds them to `suspended`. When it returns, it has just seen that
@@ -541,15 +557,25 @@ impl Drop for Session {
 
 /// A device for a volume, until it is dropped.
 pub struct Activation {
+    dm: Arc<Dm>,
     journal: Arc<Journal>,
     entry: Entry,
     info: Info,
 }
 
 impl Activation {
-    /// Its node.
-    pub fn path(&self) -> PathBuf {
-        self.info.path()
+    /// Opens its node by `open`. An error if that leads to another device: somebody may have removed this one, and its number
+    /// is given out again. It is not removed while it is open.
+    pub fn open(&self, open: impl FnOnce(&Path) -> Result<Opened>) -> Result<Opened> {
+        let device = open(&self.info.path())?;
+        let there = self.dm.info(&self.info.name)?;
+        match there.is_some_and(|there| there.device == self.info.device) {
+            true => Ok(device),
+            false => Err(Error::Busy(format!(
+                "somebody else has removed {}",
+                self.info.name
+            ))),
+        }
     }
 
     /// Removes it; whoever used it must have closed it.

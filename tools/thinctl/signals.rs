@@ -6,6 +6,8 @@
 //! what must not stay. If it does not, because it waits in a system call, the thread undoes it and ends the process.
 
 use std::{
+    fs,
+    io,
     sync::{
         atomic::{
             AtomicI32,
@@ -53,7 +55,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Begins to watch for signals.
 pub fn watch() -> Result {
     quiet::watch()?;
-    let mut signals = Signals::new(STOP).map_err(Error::io("signals"))?;
+    let ignored = ignored().map_err(Error::io("signals"))?;
+    let heeded = STOP.into_iter().filter(|signal| !ignored.contains(signal));
+    let mut signals = Signals::new(heeded).map_err(Error::io("signals"))?;
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             SIGNAL.store(signal, Ordering::Relaxed);
@@ -75,6 +79,25 @@ pub fn watch() -> Result {
         }
     });
     Ok(())
+}
+
+/// Those that whoever has called the program wants it to ignore, as nohup does.
+fn ignored() -> io::Result<Vec<i32>> {
+    Ok(ignored_in(&fs::read_to_string("/proc/self/status")?))
+}
+
+/// As proc(5) has it: a bit for each signal, from the first one on, in hexadecimal digits.
+fn ignored_in(status: &str) -> Vec<i32> {
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0);
+    let signals = (1..=64).zip(0u32..64);
+    signals
+        .filter(|(_, bit)| (mask >> bit) & 1 == 1)
+        .map(|(signal, _)| signal)
+        .collect()
 }
 
 /// Gives an error if a signal has asked to stop.
@@ -111,4 +134,17 @@ pub fn undone(suspended: &Arc<Journal>) {
 
 fn journals() -> std::sync::MutexGuard<'static, Vec<[Arc<Journal>; 2]>> {
     JOURNALS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_ignored_stays_ignored() {
+        let status =
+            "SigBlk:\t0000000000000000\nSigIgn:\t8000000000001001\nSigCgt:\tffffffffffffffff\n";
+        assert_eq!(ignored_in(status), [SIGHUP, 13, 64]);
+        assert_eq!(ignored_in(""), [0; 0]);
+    }
 }

@@ -453,6 +453,31 @@ def test_gives_up_a_merge(pool, make_disk, thinctl, progress):
     thin.remove()
 
 
+def test_merges_no_volume_that_has_the_id_of_another(pool, make_disk, thinctl, progress):
+    """The one that was half merged is deleted, and another one is made."""
+    merges = Merges(pool, make_disk(SIZE), thinctl, progress)
+
+    def is_unwritten():
+        merges.notes = thinctl.notes(pool, f"merge-{merges.number}.json")
+        return merges.notes and not merges.notes["written"] and merges.notes["snapshot"] in volumes(pool)
+
+    merges.cut_where(is_unwritten, stride=3)
+    pool.delete(merges.number)
+    again = Content(pool.new_thin(merges.number, SIZE))
+    again.scatter("again", 6)
+    again.thin.remove()
+    there = disk.read(merges.origin.path, 0, SIZE)
+    assert "another one" in thinctl.refused(*merges.words())
+    assert disk.read(merges.origin.path, 0, SIZE) == there
+    # All that is left of the first one.
+    snapshot = merges.notes["snapshot"]
+    assert {snapshot, merges.number} <= volumes(pool)
+    pool.activate(snapshot, SIZE).remove()
+    thinctl.run("forget", pool.name, snapshot)
+    thinctl.run(*merges.words())
+    assert merges.number not in volumes(pool)
+
+
 def test_gives_up_no_merge_that_has_the_last_content(pool, make_disk, thinctl, progress):
     """What the volume was to be merged into is too small, and the volume is gone."""
     merges = Merges(pool, make_disk(SIZE // 2), thinctl, progress)

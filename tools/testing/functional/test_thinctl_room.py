@@ -137,10 +137,10 @@ def test_merges_into_no_pool_that_has_no_room(pool, make_pool, thinctl):
 
 def test_merges_into_no_pool_whose_larger_blocks_have_no_room(pool, make_pool, thinctl):
     """Each small block of the volume takes a large one of the pool that its external origin is in."""
-    large = make_pool(data_size=16 * MIB, block_sectors=MIB // disk.SECTOR)
+    large = make_pool(data_size=8 * MIB, block_sectors=MIB // disk.SECTOR)
     origin = large.new_thin(0, SIZE)
     content = Content(pool.new_thin(0, SIZE, origin=origin.path))
-    for number in range(20):
+    for number in range(12):
         content.write(number * MIB, 64 * KIB)
     content.thin.remove()
     kept = volumes(pool)

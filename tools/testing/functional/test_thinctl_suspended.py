@@ -106,6 +106,21 @@ def begins(pool, thin, thinctl, *words, **options):
     return process
 
 
+@pytest.mark.parametrize("what", ["snapshot", "backup"])
+def test_takes_no_snapshot_of_what_was_resumed(pool, thinctl, what):
+    """Somebody else resumes the volume meanwhile: it may have a write in a block that is shared by now."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 10)
+    words = ("snapshot", pool.name, 0, 1) if what == "snapshot" else ("backup", pool.name, 0, thinctl.repository("backups"))
+    process = begins(pool, content.thin, thinctl, *words)
+    content.thin.resume()
+    pool.metadata.heal()
+    errors = process.communicate(timeout=200)[1].decode()
+    assert process.returncode == BUSY and "resumed" in errors, errors
+    assert volumes(pool) == {0} and not thinctl.leftovers(pool)
+    thinctl.run(*words)
+
+
 def ends(process):
     """Waits for its end, which must be a good one."""
     try:

@@ -152,6 +152,10 @@ pub(super) fn put(
     generation.store(folder)?;
     may()?;
     file.commit(&generation.name().stream())?;
+    // Whoever was at it on another host, which locks do not reach, may have taken it for what was left behind.
+    if !folder.join(generation.name().manifest()).exists() {
+        generation.store(folder)?;
+    }
     Ok(generation)
 }
 

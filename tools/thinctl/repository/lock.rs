@@ -25,7 +25,10 @@ use rustix::{
 };
 
 use super::{
-    name::Part,
+    name::{
+        Name,
+        Part, //
+    },
     Repository,
     LOCK, //
 };
@@ -40,10 +43,14 @@ use crate::{
         open_regular,
         read_regular,
         remove,
-        TEMPORARY, //
+        unfinished,
+        NewFile, //
     },
     state, //
 };
+
+/// What the name of a file is made of that is there for a moment only.
+const LISTING: &str = "000000";
 
 /// How long what is written into it is, in bytes.
 const TOKEN: u64 = 32;
@@ -113,19 +120,31 @@ impl Locked {
     fn recover_all(&self, volume: &str) -> Result {
         let folder = self.folder(volume)?;
         for name in names(&folder)? {
-            if name.starts_with(TEMPORARY) {
+            // Other programs may name files in the same way.
+            if unfinished(&name).is_some_and(Name::begins) {
                 self.check()?;
                 remove(&folder.join(name))?;
             }
         }
-        let parts = self.parts(volume)?;
-        for (name, part) in &parts {
-            if *part == Part::Manifest && !parts.contains(&(*name, Part::Stream)) {
+        if !self.without_stream(volume)?.is_empty() {
+            // The folder may have been listed before whoever had the lock was done, and remembered, as NFS does until
+            // something is changed from here.
+            drop(NewFile::new(&folder, LISTING));
+            for name in self.without_stream(volume)? {
                 self.check()?;
                 remove(&folder.join(name.manifest()))?;
             }
         }
         self.finish_prune(volume)
+    }
+
+    /// The generations that have a manifest only.
+    fn without_stream(&self, volume: &str) -> Result<Vec<Name>> {
+        let parts = self.parts(volume)?;
+        let names = parts.iter().filter(|(name, part)| {
+            *part == Part::Manifest && !parts.contains(&(*name, Part::Stream))
+        });
+        Ok(names.map(|(name, _)| *name).collect())
     }
 }
 

@@ -15,6 +15,9 @@ use crate::{
     repository::Kind, //
 };
 
+/// How many digits the number of a generation has, or more.
+const DIGITS: usize = 6;
+
 /// The name of a generation's files, without what tells one from the other.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Name {
@@ -62,6 +65,18 @@ impl Name {
         let name = Self { number, kind };
         // Each has one name only.
         (name.file(part) == file).then_some((name, part))
+    }
+}
+
+impl Name {
+    /// Whether what a name is made of begins as those of a generation's files do.
+    pub(super) fn begins(text: &str) -> bool {
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        digits >= DIGITS
+            && text
+                .as_bytes()
+                .get(digits)
+                .is_some_and(|&c| c == b'.' || c == b'-')
     }
 }
 

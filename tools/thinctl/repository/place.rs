@@ -26,7 +26,7 @@ use crate::{
     },
     files::{
         names,
-        TEMPORARY, //
+        unfinished, //
     },
     number::count,
 };
@@ -46,8 +46,7 @@ pub(super) fn content(root: &Path) -> Result<Option<Vec<String>>> {
         Ok(metadata) if metadata.is_dir() => {
             let mut names = names(&path)?;
             names.retain(|name| {
-                let is_of_fsck = name == LOST_AND_FOUND && !has_backups(&path, name);
-                !name.starts_with(TEMPORARY) && name != LOCK && !is_of_fsck
+                !is_unfinished_marker(name) && name != LOCK && !is_of_fsck(&path, name)
             });
             Ok(Some(names))
         }
@@ -125,6 +124,16 @@ pub(super) fn no_repository(root: &Path) -> Error {
         "{path} is no repository, but has {}",
         listed(&names)
     ))
+}
+
+/// Whether it is what fsck makes, and no volume is called so. Others than root cannot look into it.
+pub(super) fn is_of_fsck(root: &Path, name: &str) -> bool {
+    name == LOST_AND_FOUND && !has_backups(root, name)
+}
+
+/// Whether it is a marker that was not put in place.
+pub(super) fn is_unfinished_marker(name: &str) -> bool {
+    unfinished(name).is_some_and(|of| of.starts_with(MARKER))
 }
 
 /// Whether it is the folder of a volume.

@@ -189,19 +189,25 @@ impl Locked {
         };
         let folder = self.folder(volume)?;
         // It may be long ago that it was made, and all that it replaces may still be there.
-        let read = Generation::load(&folder, full(name)).and_then(|full| {
+        let read = || {
+            let full = Generation::load(&folder, full(name))?;
             self.read_through(volume, full.name(), &mut |_| Ok(()))?;
             Ok(full)
-        });
-        let full = match read {
+        };
+        let full = match read() {
             Err(e @ (Error::Damaged(_) | Error::Io(..))) => {
                 // It goes only if all that it replaces was read to its end.
                 let rest = self.restore_without(volume, full(name));
                 let rest = rest.and_then(|rest| self.drain(rest, &mut |_| Ok(())));
-                return match rest {
-                    Ok(()) => self.remove_generation(volume, full(name)),
-                    Err(_) => Err(e),
-                };
+                match (rest, &e) {
+                    (Err(_), _) => return Err(e),
+                    // A disk may have failed for a moment.
+                    (Ok(()), Error::Io(..)) => match read() {
+                        Ok(full) => full,
+                        Err(_) => return self.remove_generation(volume, full(name)),
+                    },
+                    (Ok(()), _) => return self.remove_generation(volume, full(name)),
+                }
             }
             full => full?,
         };

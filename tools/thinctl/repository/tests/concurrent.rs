@@ -3,7 +3,9 @@
 //! Reading while another adds and removes backups, and two that write.
 
 use std::{
+    cell::Cell,
     fs,
+    io::Write,
     path::Path,
     sync::atomic::{
         AtomicBool,
@@ -24,6 +26,10 @@ use crate::{
     error::Error,
     files::NewFile,
     repository::{
+        add::{
+            put,
+            About, //
+        },
         Locked,
         Repository, //
     },
@@ -142,6 +148,42 @@ fn the_first_of_two_writers_fails() {
     assert!(matches!(added, Err(Error::Busy(_))), "{added:?}");
     assert_eq!(check(&locked, &all), [1, 2, 3, 4, 5]);
     add(&other.unwrap(), &stream).unwrap();
+    assert_eq!(locked.verify(None, &mut nothing).unwrap().problems, []);
+}
+
+/// Another host, which the lock does not reach, has listed the folder before the stream was put in place, and takes the manifest
+/// for what was left behind.
+#[test]
+fn a_manifest_that_is_gone_comes_again() {
+    let folder = scratch();
+    let all = five(folder.path(), false);
+    let locked = Repository::open(folder.path()).unwrap().lock().unwrap();
+    let manifest = folder.path().join("vol/000006.full.json");
+    let looks = Cell::new(0);
+    let is_free = || {
+        looks.set(looks.get() + 1);
+        if looks.get() == 2 {
+            fs::remove_file(&manifest).unwrap();
+        }
+        Ok(())
+    };
+    let about = About {
+        number: 6,
+        created: 1,
+        source: None,
+    };
+    let stream = all[&1].stream(None, &mut Numbers(1));
+    let write = |w: &mut dyn Write| w.write_all(&stream).map_err(Error::io("writing"));
+    put(
+        &folder.path().join("vol"),
+        about,
+        |_| Ok(()),
+        &is_free,
+        write,
+    )
+    .unwrap();
+    assert_eq!(looks.get(), 2);
+    assert!(manifest.exists());
     assert_eq!(locked.verify(None, &mut nothing).unwrap().problems, []);
 }
 

@@ -165,6 +165,37 @@ fn a_file_system_of_its_own_is_empty() {
     );
 }
 
+/// Other programs may name their files as those are that are not finished.
+#[test]
+fn files_of_others_stay() {
+    let folder = scratch();
+    let theirs = folder.path().join(".tmp-import");
+    fs::write(&theirs, "theirs").unwrap();
+    refused(
+        Repository::create(folder.path()),
+        "not empty: it has .tmp-import",
+    );
+    fs::remove_file(&theirs).unwrap();
+    let marker = folder.path().join(".tmp-.repository.json-abcdef");
+    fs::write(&marker, "{").unwrap();
+    let repository = Repository::create(folder.path()).unwrap();
+    assert!(!marker.exists());
+    fs::create_dir(folder.path().join("vol")).unwrap();
+    let [old, manifest, theirs, short] = [
+        ".tmp-000001-abcdef",
+        ".tmp-000001.full.json-abcdef",
+        ".tmp-import",
+        ".tmp-00001-abcdef",
+    ]
+    .map(|name| folder.path().join("vol").join(name));
+    for file in [&old, &manifest, &theirs, &short] {
+        fs::write(file, "").unwrap();
+    }
+    drop(repository.lock().unwrap());
+    let there = [&old, &manifest, &theirs, &short].map(|file| file.exists());
+    assert_eq!(there, [false, false, true, true]);
+}
+
 #[test]
 fn what_is_not_there_is_not_found() {
     let folder = scratch();

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0
+"""thinctl: what it must know, hold or heed from one step to the next, however long that takes."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from dmtest import dm
+from dmtest.content import Content
+from dmtest.disk import SECTOR
+from dmtest.thinctl import (
+    SIZE,
+    received,
+    volumes,
+)
+
+
+def halted(thinctl, step, *words, **options):
+    """Starts it, until it stops before a step; gives the process, which has not ended."""
+    before = thinctl.environment
+    thinctl.environment = {**before, "THINCTL_HALT": str(step)}
+    process = thinctl.start(*words, stderr=subprocess.PIPE, text=True, **options)
+    thinctl.environment = before
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    if os.WIFSTOPPED(status):
+        return process
+    process.returncode = os.waitstatus_to_exitcode(status)
+    pytest.fail(f"it was not halted before step {step}: {process.communicate()[1]}")
+
+
+def goes_on(process):
+    """Gives its messages."""
+    process.send_signal(signal.SIGCONT)
+    return process.communicate(timeout=200)[1]
+
+
+def test_keeps_what_it_has_sent(pool, other, thinctl, mounted):
+    """The snapshot could not be noted when it was taken, but when it was sent."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 3)
+    home = mounted("tmpfs", "size=64k", "tmpfs")
+    # It is halted nowhere.
+    receive = f"THINCTL_HALT= THINCTL_HOME={thinctl.folder}/other {thinctl.program} receive {other.name} 7"
+    words = "replicate", pool.name, 0, "--to", receive
+    thinctl.environment["THINCTL_HOME"] = str(home)
+    for step in range(1, 200):
+        process = halted(thinctl, step, *words, "--turns", 3, "--every", 1, stdout=subprocess.DEVNULL)
+        # The next step is to note it.
+        if volumes(pool) != {0}:
+            break
+        process.kill()
+        process.communicate()
+        thinctl.settle(pool)
+    with open(home / "ballast", "wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        while ballast.write(bytes(1 << 12)) == 1 << 12:
+            pass
+    process.send_signal(signal.SIGCONT)
+    assert "the next turn tries again" in process.stderr.readline()
+    os.unlink(home / "ballast")
+    process.communicate(timeout=200)
+    assert process.returncode == 0
+    received(other, 7, content)
+    [kept] = thinctl.json("kept", pool.name)
+    assert volumes(pool) == {0, kept["id"]}
+    content.scatter("second", 3)
+    assert not thinctl.json(*words, "--turns", 1)["whole"]
+    received(other, 7, content)
+
+
+def test_its_origin_stays(pool, other, make_disk, thinctl):
+    """An external origin is known by its number, which another device could get between two passes."""
+    disk = make_disk(SIZE)
+    assert dm.dmsetup("create", "origin", "--table", f"0 {SIZE // SECTOR} linear {disk.path} 0").returncode == 0
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 3)
+    content.thin.remove()
+    words = "migrate", f"{pool.name}:0", f"{other.name}:7", "--origin", "/dev/mapper/origin"
+    try:
+        for step in range(1, 200):
+            process = halted(thinctl, step, *words, stdout=subprocess.DEVNULL)
+            notes = thinctl.notes(pool, "migrate-0.json")
+            if notes and notes["stage"] == "copying" and notes["copied"]:
+                break
+            process.kill()
+            process.communicate()
+            thinctl.settle(pool)
+            thinctl.settle(other)
+        removed = dm.dmsetup("remove", "origin")
+        assert "busy" in removed.stderr
+        goes_on(process)
+        assert process.returncode == 0
+    finally:
+        assert dm.dmsetup("remove", "origin").returncode == 0
+    received(other, 7, content)
+
+
+def test_turns_that_have_nothing_to_do_rest(pool, thinctl):
+    """However soon they are to follow each other."""
+    pool.new_thin(0, SIZE).write(0, bytes(SECTOR))
+    words = "replicate", pool.name, 0, "--to", "cat >/dev/null", "--every", 0
+    process = thinctl.start(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "bytes sent" in process.stdout.readline()
+    begun = time.monotonic()
+    assert "nothing has changed" in process.stdout.readline()
+    assert "nothing has changed" in process.stdout.readline()
+    assert "nothing has changed" in process.stdout.readline()
+    assert time.monotonic() - begun > 1.5
+    process.terminate()
+    process.communicate()
+    # Nor do those that fail.
+    words = "replicate", pool.name, 0, "--to", "cat >/dev/null; false", "--every", 0
+    process = thinctl.start(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    begun = time.monotonic()
+    for _ in range(3):
+        while "tries again" not in process.stderr.readline():
+            assert process.poll() is None
+    assert time.monotonic() - begun > 1.5
+    process.terminate()
+    process.communicate()
+
+
+def test_heeds_no_signal_that_is_ignored(pool, thinctl):
+    """As with nohup, when the terminal goes."""
+    pool.new_thin(0, SIZE).write(0, bytes(SECTOR))
+    words = "replicate", pool.name, 0, "--to", "cat >/dev/null", "--every", 1
+    process = thinctl.start(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert "bytes sent" in process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    for _ in range(5):
+        assert "nothing has changed" in process.stdout.readline()
+    process.terminate()
+    process.communicate()
+    assert process.returncode
