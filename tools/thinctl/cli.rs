@@ -414,7 +414,7 @@ pub enum Command {
         /// The command, for instance 'ssh HOST thinctl receive POOL ID'
         #[arg(long, value_name = "COMMAND", value_parser = NonEmptyStringValueParser::new())]
         to: String,
-        /// So many seconds lie between the beginnings of two turns; 0 for one right after the other
+        /// So many seconds lie between the beginnings of two turns; 0 for one right after the other, as long as there is something to do
         #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = number::parse::<u64>)]
         every: u64,
         /// End after so many turns
