@@ -22,7 +22,10 @@ use std::{
         Arc, //
     },
     thread,
-    time::Duration,
+    time::{
+        Duration,
+        Instant, //
+    },
 };
 
 use crate::{
@@ -36,12 +39,17 @@ use crate::{
     journal::Journal,
     memory,
     pool::Pool,
-    signals, //
+    quiet,
+    signals,
+    tell::tell, //
 };
 
-/// How often a guard tries to undo what is left, and how long it waits in between.
-const TRIES: u32 = 100;
+/// How long a guard tries to undo what is left. While a device may be suspended, it goes on.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it waits in between: twice as long each time, up to the longest.
 const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// The guard of a process; its work begins when this is dropped, or the process ends.
 pub struct Guard(Child);
@@ -96,17 +104,34 @@ pub fn watch(home: &Path, run: &Path, pool: &str, journal: &str) -> Result {
         .and_then(|()| io::stdout().flush())
         .map_err(Error::io("standard output"))?;
 
-    io::copy(&mut io::stdin().lock(), &mut io::sink()).map_err(Error::io("standard input"))?;
+    // From here on it must neither end nor wait for anybody before all is tried: its standard error is that of the process
+    // that it watches, and may lie on what is suspended, or be a pipe that nobody reads.
+    quiet::begin();
+    if let Err(e) = io::copy(&mut io::stdin().lock(), &mut io::sink()) {
+        tell(Error::io("standard input")(e));
+    }
     // Devices are resumed first: the other folder may not be there before.
     for folder in folders {
-        for _ in 0..TRIES {
-            // The journal goes when nothing of it is left.
-            if !Journal::exists(&folder, journal) {
-                break;
-            }
-            Journal::recover(&dm, &pool, &folder)?;
-            thread::sleep(PAUSE);
-        }
+        undo(&dm, &pool, &folder, journal);
     }
+    quiet::end();
     Ok(())
+}
+
+/// Undoes what one journal has, and nothing of others, which could have to be waited for: each that has suspended a device
+/// has a guard of its own.
+fn undo(dm: &Arc<Dm>, pool: &Pool, folder: &Home, journal: &str) {
+    let begun = Instant::now();
+    let mut pause = PAUSE;
+    // It goes when nothing of it is left.
+    while Journal::exists(folder, journal) {
+        if let Err(e) = Journal::recover_one(dm, pool, folder, journal.to_owned()) {
+            tell(e);
+        }
+        if begun.elapsed() >= PATIENCE && !Journal::may_suspend(folder, journal) {
+            break;
+        }
+        thread::sleep(pause);
+        pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+    }
 }

@@ -40,12 +40,16 @@ use crate::{
         Dm,
         Info, //
     },
-    error::Result,
+    error::{
+        Error,
+        Result, //
+    },
     home::{
         Home,
         Lock, //
     },
     pool::Pool,
+    quiet::Hush,
     state,
     tell::tell, //
 };
@@ -96,6 +100,10 @@ impl Entry {
         }
     }
 
+    fn is_suspended(&self) -> bool {
+        matches!(self, Self::Suspended { .. })
+    }
+
     fn suspends(&self, info: &Info) -> bool {
         match self {
             Self::Suspended { name, device } if device.is_empty() => *name == info.name,
@@ -119,22 +127,31 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Undoes what processes have left that do not live any more.
+    /// Undoes what processes have left that do not live any more. What cannot be read keeps nobody from the rest; the first
+    /// error is given.
     pub fn recover(dm: &Arc<Dm>, pool: &Pool, home: &Home) -> Result {
+        let _hush = Hush::begin();
+        let mut result = Ok(());
         for name in home.list("run-", ".lock")? {
-            // Another process may be quicker.
-            if let Some(lock) = home.try_lock(&lock_file(&name))? {
-                let entries = home.load(&entries_file(&name))?.unwrap_or_default();
-                let journal = Self {
-                    dm: dm.clone(),
-                    pool: pool.clone(),
-                    home: home.clone(),
-                    name,
-                    entries: Mutex::new(entries),
-                    _lock: lock,
-                };
-                journal.finish();
-            }
+            result = result.and(Self::recover_one(dm, pool, home, name));
+        }
+        result
+    }
+
+    /// Undoes what the journal of this name has, unless its process lives.
+    pub fn recover_one(dm: &Arc<Dm>, pool: &Pool, home: &Home, name: String) -> Result {
+        // Another process may be quicker.
+        if let Some(lock) = home.try_lock(&lock_file(&name))? {
+            let entries = home.load(&entries_file(&name))?.unwrap_or_default();
+            let journal = Self {
+                dm: dm.clone(),
+                pool: pool.clone(),
+                home: home.clone(),
+                name,
+                entries: Mutex::new(entries),
+                _lock: lock,
+            };
+            journal.finish();
         }
         Ok(())
     }
@@ -142,6 +159,14 @@ impl Journal {
     /// Whether there is a journal of this name.
     pub fn exists(home: &Home, name: &str) -> bool {
         home.path(&lock_file(name)).exists()
+    }
+
+    /// Whether the journal of this name has a suspended device, or will tell when it can be read. A damaged one never will.
+    pub fn may_suspend(home: &Home, name: &str) -> bool {
+        match home.load::<Vec<Entry>>(&entries_file(name)) {
+            Ok(entries) => entries.iter().flatten().any(Entry::is_suspended),
+            Err(e) => !matches!(e, Error::Damaged(_)),
+        }
     }
 
     /// Whether any journal in this folder has one of these devices as suspended.
@@ -276,13 +301,16 @@ impl Journal {
         action()
     }
 
-    /// Undoes all that is left.
+    /// Undoes all that is left. What fails is told when all else was tried, and nobody waits for the list any more: telling
+    /// may take long, or need a device that is still to be resumed.
     pub fn finish(&self) {
+        let _hush = Hush::begin();
         self.undo_all(&mut self.entries(), false);
     }
 
     /// Undoes all that can be undone while the process still has devices open. The list stays locked, so that nothing
     /// else is done. Who has it may itself wait for another one that stays locked: then it is left to the next process.
+    /// For whoever has a [`Hush`].
     /// Whether nothing is left.
     pub fn undo_at_exit(&self) -> bool {
         for _ in 0..TRIES_AT_EXIT {

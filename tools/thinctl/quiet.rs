@@ -101,6 +101,23 @@ pub fn end() {
     tell_withheld(state);
 }
 
+/// Nothing is told until it is dropped. For whoever resumes what somebody else may have suspended: messages may go to that.
+pub struct Hush(());
+
+impl Hush {
+    /// Begins.
+    pub fn begin() -> Self {
+        begin();
+        Self(())
+    }
+}
+
+impl Drop for Hush {
+    fn drop(&mut self) {
+        end();
+    }
+}
+
 /// So many devices stay suspended, until another process resumes them: what is withheld is never told.
 pub fn leave(devices: u32) {
     let mut state = state();
@@ -154,7 +171,8 @@ pub fn keeps(message: &str) -> bool {
     let is_in_turn = state.messages.is_empty();
     let keeps = state.suspended > 0
         || (state.locks > 0 && !(is_in_turn && message.len() < AT_ONCE && takes_messages()));
-    if keeps {
+    // What is tried again and again fails for the same reason.
+    if keeps && !state.messages.iter().any(|kept| kept == message) {
         state.messages.push(message.to_owned());
     }
     keeps

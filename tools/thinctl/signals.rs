@@ -59,6 +59,8 @@ pub fn watch() -> Result {
             SIGNAL.store(signal, Ordering::Relaxed);
             thread::sleep(PATIENCE);
             let sessions = std::mem::take(&mut *journals());
+            // What is told of one device must not keep the next one waiting.
+            quiet::begin();
             // Whatever keeps the rest waiting, nobody else shall wait for a device meanwhile.
             let mut are_resumed = true;
             for [suspended, _] in sessions.iter().rev() {
