@@ -83,6 +83,9 @@ pub enum Entry {
         /// Its number.
         #[serde(default)]
         device: String,
+        /// Whether it may be another one after all that has this name, as it is suspended by the name.
+        #[serde(default)]
+        by_name: bool,
     },
     /// A thin volume.
     Volume {
@@ -92,11 +95,12 @@ pub enum Entry {
 }
 
 impl Entry {
-    /// For a device that is suspended.
-    pub fn suspended(info: &Info) -> Self {
+    /// For a device that is about to be suspended.
+    fn suspended(info: &Info) -> Self {
         Self::Suspended {
             name: info.name.clone(),
             device: info.device.to_string(),
+            by_name: info.uuid.is_none(),
         }
     }
 
@@ -106,8 +110,14 @@ impl Entry {
 
     fn suspends(&self, info: &Info) -> bool {
         match self {
-            Self::Suspended { name, device } if device.is_empty() => *name == info.name,
-            Self::Suspended { device, .. } => *device == info.device.to_string(),
+            Self::Suspended {
+                name,
+                device,
+                by_name,
+            } => {
+                *device == info.device.to_string()
+                    || (*name == info.name && (*by_name || device.is_empty()))
+            }
             _ => false,
         }
     }
@@ -240,6 +250,39 @@ impl Journal {
         result
     }
 
+    /// Suspends a device, and gives its entry, and the number of the one that was suspended. That is another one if this one
+    /// has no UUID, and its name went to the other one after it was looked at. So until the answer is there, the entry stands
+    /// for the device and for whoever has its name: if the process is killed before, both are resumed. From then on, it is
+    /// that of the device which was suspended, which must be resumed as any other.
+    pub fn suspend(&self, info: &Info) -> Result<(Entry, Device)> {
+        let mut entries = self.entries();
+        entries.push(Entry::suspended(info));
+        if let Err(e) = self.store(&entries) {
+            entries.pop();
+            return Err(e);
+        }
+        let suspended = self.dm.suspend(info);
+        entries.pop();
+        let number = match suspended {
+            Ok(number) => number,
+            Err(e) => {
+                self.store(&entries)?;
+                return Err(e);
+            }
+        };
+        let entry = Entry::Suspended {
+            name: info.name.clone(),
+            device: number.to_string(),
+            by_name: false,
+        };
+        entries.push(entry.clone());
+        if number != info.device {
+            // What is in the file stands for it as well as long as nobody renames it.
+            let _ = self.store(&entries);
+        }
+        Ok((entry, number))
+    }
+
     /// Whether something is there although it could not be made whole.
     fn is_left(&self, entry: Option<&Entry>) -> bool {
         match entry {
@@ -370,19 +413,29 @@ impl Journal {
                 Some(_) => self.dm.remove(name),
                 None => Ok(()),
             },
-            Entry::Suspended { name, device } => match device.parse() {
+            Entry::Suspended {
+                name,
+                device,
+                by_name,
+            } => match device.parse() {
+                // Should somebody else have suspended the one that has the name now, they find it resumed.
+                Ok(number) if *by_name => self.resume(number).and(self.resume_named(name)),
                 Ok(number) => self.resume(number),
-                Err(_) => match self.dm.info(name)? {
-                    Some(info) if info.suspended => self.dm.resume_public(name),
-                    _ => Ok(()),
-                },
+                Err(_) => self.resume_named(name),
             },
             Entry::Volume { id } => self.pool.delete(&self.dm, *id),
         }
     }
 
+    fn resume_named(&self, name: &str) -> Result {
+        match self.dm.info(name)? {
+            Some(info) if info.suspended => self.dm.resume_public(name),
+            _ => Ok(()),
+        }
+    }
+
     /// Resumes a device, whatever its name is by now.
-    pub fn resume(&self, number: Device) -> Result {
+    fn resume(&self, number: Device) -> Result {
         while let Some(name) = self.dm.name(number)? {
             // It may be renamed just now.
             let Some(info) = self.dm.info(&name)?.filter(|info| info.device == number) else {

@@ -359,26 +359,16 @@ impl Session {
             )));
         };
         check_no_other_table(&info)?;
-        let entry = Entry::suspended(&info);
         quiet::begin();
-        self.suspended
-            .enter(entry.clone(), || self.suspend_this(&info))
-            .inspect_err(|_| quiet::end())?;
+        let suspended = self.suspended.suspend(&info);
+        let (entry, number) = suspended.inspect_err(|_| quiet::end())?;
         self.held.set(self.held.get().saturating_add(1));
-        Ok(entry)
-    }
-
-    /// Suspends a device, and no other one that has got its name.
-    fn suspend_this(&self, info: &Info) -> Result {
-        let suspended = self.dm.suspend(info)?;
-        if suspended == info.device {
-            return Ok(());
+        if number == info.device {
+            return Ok(entry);
         }
-        // Only if it has no UUID. Should somebody else have suspended that one, too, they find it resumed.
-        self.suspended.resume(suspended)?;
+        self.resume(&entry)?;
         Err(Error::Busy(format!(
-            "somebody else has just removed or renamed {}",
-            info.name
+            "somebody else has just removed or renamed {name}"
         )))
     }
 

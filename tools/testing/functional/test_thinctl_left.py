@@ -10,8 +10,12 @@ import pytest
 from dmtest.background import wait_until
 from dmtest.content import Content
 from dmtest.disk import MIB
-from dmtest.dm import Device
+from dmtest.dm import (
+    Device,
+    dmsetup,
+)
 from dmtest.thinctl import (
+    FAILED,
     SIZE,
     Halts,
     goes_on,
@@ -134,5 +138,77 @@ def test_guard_minds_no_notes_of_others(thinctl, pool, snapshots):
     snapshots.runs()
     for end in "json", "lock":
         os.unlink(os.path.join(folder, f"run-0.{end}"))
+    thinctl.settle(pool)
+    assert not thinctl.leftovers(pool)
+
+
+@pytest.fixture
+def takes_its_name(pool, snapshots):
+    """Renames the volume, and gives its name to another one."""
+    pool.create_thin(1)
+    made = []
+
+    def take():
+        name = snapshots.thin.name
+        assert dmsetup("rename", name, "moved").returncode == 0
+        made.append(Device.create(name, f"0 {SIZE // 512} thin {pool.device.number} 1"))
+        return made[-1]
+
+    def give_back():
+        made.pop().remove()
+        assert dmsetup("rename", "moved", snapshots.thin.name).returncode == 0
+
+    take.back = give_back
+    yield take
+    if made:
+        made[-1].resume()
+        give_back()
+
+
+def is_noted(thinctl, pool):
+    """Whether the volume is suspended, or about to be."""
+    folder = os.path.join(thinctl.environment["THINCTL_RUN"], pool.name)
+    for name in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            if name.startswith("run-") and name.endswith(".json") and '"suspended"' in open(os.path.join(folder, name)).read():
+                return True
+    return False
+
+
+def about_to_suspend(thinctl, pool, snapshots, cut=None):
+    """A snapshot that is halted right before it suspends the volume, and is killed so many steps later."""
+    for step in range(snapshots.after() - 1, snapshots.after() + 12):
+        process, is_halted = snapshots.halted(step, cut=step + cut if cut else 0)
+        if is_halted and is_noted(thinctl, pool) and not suspended(snapshots.thin.name):
+            return process
+        if is_halted:
+            goes_on(process)
+    pytest.fail("it was never halted there")
+
+
+def test_resumes_what_it_did_not_want_to_suspend(thinctl, pool, snapshots, takes_its_name):
+    """Another device has got the name, and is suspended; then it is killed."""
+    for cut in range(1, 9):
+        process = about_to_suspend(thinctl, pool, snapshots, cut)
+        other = takes_its_name()
+        goes_on(process)
+        wait_until(lambda: not suspended(other.name) and not suspended("moved"), f"both go on, after {cut} steps")
+        thinctl.settle(pool)
+        takes_its_name.back()
+        assert not thinctl.leftovers(pool)
+    snapshots.runs()
+
+
+def test_does_not_forget_what_it_did_not_want_to_suspend(thinctl, pool, snapshots, bad, takes_its_name):
+    """It cannot be resumed at once."""
+    process = about_to_suspend(thinctl, pool, snapshots)
+    other = takes_its_name()
+    other.load(bad)
+    assert goes_on(process) == FAILED
+    assert suspended(other.name) and not suspended("moved")
+    other.load(f"0 {SIZE // 512} thin {pool.device.number} 1")
+    wait_until(lambda: not suspended(other.name), "it goes on")
+    takes_its_name.back()
+    snapshots.runs()
     thinctl.settle(pool)
     assert not thinctl.leftovers(pool)
