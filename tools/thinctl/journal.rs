@@ -133,7 +133,8 @@ pub struct Journal {
     home: Home,
     name: String,
     entries: Mutex<Vec<Entry>>,
-    _lock: Lock,
+    /// Until it is left to others.
+    lock: Mutex<Option<Lock>>,
 }
 
 impl Journal {
@@ -159,7 +160,7 @@ impl Journal {
                 home: home.clone(),
                 name,
                 entries: Mutex::new(entries),
-                _lock: lock,
+                lock: Mutex::new(Some(lock)),
             };
             journal.finish();
         }
@@ -222,7 +223,7 @@ impl Journal {
                         home: home.clone(),
                         name: name.clone(),
                         entries: Mutex::new(Vec::new()),
-                        _lock: lock,
+                        lock: Mutex::new(Some(lock)),
                     })
                 }))
             };
@@ -370,7 +371,33 @@ impl Journal {
         false
     }
 
+    /// Leaves the file to others, from now on: this process must change it no more. Gives the names and numbers of the devices
+    /// that are left suspended.
+    pub fn leave(&self) -> Vec<(String, Device)> {
+        // Who undoes all at the exit has this one first, too.
+        let mut entries = self.entries();
+        self.lock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let left = std::mem::take(&mut *entries);
+        left.into_iter()
+            .filter_map(|entry| match entry {
+                Entry::Suspended { name, device, .. } => Some((name, device.parse().ok()?)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn is_left_to_others(&self) -> bool {
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        lock.is_none()
+    }
+
     fn undo_all(&self, entries: &mut Vec<Entry>, at_exit: bool) {
+        if self.is_left_to_others() {
+            return;
+        }
         let mut left = Vec::new();
         while let Some(entry) = entries.pop() {
             if let Err(e) = self.undo_entry(&entry, at_exit) {

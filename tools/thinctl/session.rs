@@ -415,6 +415,40 @@ impl Session {
         Ok(())
     }
 
+    /// Leaves the devices that this process cannot resume to its guard, and waits a little for that; whether none is suspended
+    /// any more. If one is, all else that is to be undone is the guard's, too: the files for that may lie on the device.
+    ///
+    /// The guard begins once the lock of the notes and the pipe are closed, in this order. Between the two, whichever process
+    /// comes by may do its work. This one does not touch the notes any more, and looks at the devices by their numbers.
+    fn leave_suspended(&self) -> bool {
+        let held = self.held.take();
+        let left = self.suspended.leave();
+        let numbers: Vec<Device> = left.iter().map(|(_, number)| *number).collect();
+        // Some may be resumed and still be noted.
+        let counted = u32::try_from(numbers.len()).unwrap_or(held).min(held);
+        for _ in counted..held {
+            quiet::end();
+        }
+        if numbers.is_empty() {
+            return true;
+        }
+        quiet::leave(&numbers, counted);
+        self.guard.take();
+        let begun = Instant::now();
+        while !quiet::look() {
+            if begun.elapsed() >= RESUME_PATIENCE {
+                for (name, _) in left {
+                    tell(format_args!(
+                        "{name} could not be resumed; a process in the background goes on trying, and so does the next run"
+                    ));
+                }
+                return false;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        true
+    }
+
     /// Takes a snapshot of a volume of no use, after which whatever is made is newer than what there is.
     pub fn advance(&self) -> Result {
         let volume = self.new_volume()?;
@@ -518,13 +552,9 @@ fn random_id() -> Result<u32> {
 impl Drop for Session {
     fn drop(&mut self) {
         self.suspended.finish();
-        // What is told may go to what is still suspended.
-        let left = self.suspended.all().len() as u32;
-        quiet::leave(left);
-        for _ in left..self.held.get() {
-            quiet::end();
+        if self.leave_suspended() {
+            self.journal.finish();
         }
-        self.journal.finish();
         signals::undone(&self.suspended);
     }
 }

@@ -70,9 +70,7 @@ pub fn watch() -> Result {
                 rest.undo_at_exit();
             }
             // It may wait for whoever reads the messages, or for a device, so it comes last.
-            if are_resumed {
-                quiet::end_all();
-            }
+            quiet::end_all(are_resumed);
             std::process::exit(i32::from(Error::Interrupted(signal).exit_code()));
         }
     });

@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import subprocess
 import time
 
 import pytest
@@ -138,6 +139,48 @@ def test_guard_minds_no_notes_of_others(thinctl, pool, snapshots):
     snapshots.runs()
     for end in "json", "lock":
         os.unlink(os.path.join(folder, f"run-0.{end}"))
+    thinctl.settle(pool)
+    assert not thinctl.leftovers(pool)
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe"])
+def test_says_what_stays_suspended(thinctl, pool, snapshots, bad, kind):
+    if kind == "file":
+        path = os.path.join(thinctl.folder, "said")
+        reader, writer = os.open(path, os.O_RDONLY | os.O_CREAT), os.open(path, os.O_WRONLY | os.O_APPEND)
+    else:
+        reader, writer = os.pipe()
+    process = snapshots.suspended(stderr=writer)
+    os.close(writer)
+    snapshots.thin.load(bad)
+    assert goes_on(process) == FAILED
+    # Its guard may have the other end of the pipe.
+    said = os.read(reader, 4096).decode()
+    os.close(reader)
+    assert f"{snapshots.thin.name} could not be resumed" in said
+    assert suspended(snapshots.thin.name)
+    snapshots.thin.load(snapshots.thin.table_text())
+    snapshots.runs()
+    thinctl.settle(pool)
+    assert not thinctl.leftovers(pool)
+
+
+def test_says_it_to_the_kernel(thinctl, pool, snapshots, bad, mounted, kernel):
+    """What it says goes to a file on the volume."""
+    subprocess.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=1,nodiscard", snapshots.thin.path], check=True)
+    folder = mounted(snapshots.thin.path)
+    with open(folder / "log", "w") as log:
+        process = snapshots.suspended(stderr=log)
+    try:
+        snapshots.thin.load(bad)
+        kernel.lines()
+        assert goes_on(process) == FAILED
+        assert any(f"thinctl: {snapshots.thin.name} could not be resumed" in line for line in kernel.lines())
+    finally:
+        snapshots.thin.load(snapshots.thin.table_text())
+    wait_until(lambda: not suspended(snapshots.thin.name), "the volume goes on")
+    # Its guard has the file open, too.
+    wait_until(lambda: subprocess.run(["umount", folder], stderr=subprocess.DEVNULL).returncode == 0, "its guard ends")
     thinctl.settle(pool)
     assert not thinctl.leftovers(pool)
 
