@@ -3,7 +3,8 @@
 //! A process that undoes what another one has left, as soon as that was killed.
 //!
 //! A device that is suspended stops whoever uses it, and cannot wait for the next run. So whoever suspends one has
-//! a guard: this program again, which holds one end of a pipe, and sees when the other one is closed.
+//! a guard: this program again, which holds one end of a pipe, and sees when the other one is closed. Through the pipe, it can be
+//! told of a device that must not be suspended for longer than some time.
 
 use std::{
     io::{
@@ -26,6 +27,17 @@ use std::{
         Duration,
         Instant, //
     },
+};
+
+use devicemapper::Device;
+use rustix::{
+    event::{
+        poll,
+        PollFd,
+        PollFlags,
+        Timespec, //
+    },
+    io::Errno, //
 };
 
 use crate::{
@@ -80,6 +92,28 @@ impl Guard {
         Ok(Self(child))
     }
 
+    /// Tells it to resume a device after so long, whatever becomes of this process; or not to any more.
+    ///
+    /// This process may wait in the kernel for what it writes. It cannot resume anything then, and if it is killed, its end of
+    /// the pipe stays open.
+    pub fn limit(&mut self, limit: Option<(Device, Duration)>) -> Result {
+        let line = match limit {
+            Some((device, time)) => format!("{device} {}\n", time.as_millis()),
+            None => "\n".to_owned(),
+        };
+        match &mut self.0.stdin {
+            Some(stdin) => stdin.write_all(line.as_bytes()),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+        .map_err(|e| {
+            // That is no output that nobody reads.
+            Error::Io(
+                "the guard for what is suspended".to_owned(),
+                io::Error::other(e),
+            )
+        })
+    }
+
     /// Whether it still watches.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.0.try_wait(), Ok(None))
@@ -107,8 +141,8 @@ pub fn watch(home: &Path, run: &Path, pool: &str, journal: &str) -> Result {
     // From here on it must neither end nor wait for anybody before all is tried: its standard error is that of the process
     // that it watches, and may lie on what is suspended, or be a pipe that nobody reads.
     quiet::begin();
-    if let Err(e) = io::copy(&mut io::stdin().lock(), &mut io::sink()) {
-        tell(Error::io("standard input")(e));
+    if let Err(e) = wait(&dm) {
+        tell(e);
     }
     // Devices are resumed first: the other folder may not be there before.
     for folder in folders {
@@ -116,6 +150,61 @@ pub fn watch(home: &Path, run: &Path, pool: &str, journal: &str) -> Result {
     }
     quiet::end();
     Ok(())
+}
+
+/// Waits until the standard input ends. A device whose [limit](Guard::limit) is over meanwhile is resumed, with the table that
+/// it has or that is loaded for it: whoever has suspended it loads none that must not be the device's, and looks whether it is
+/// still suspended before and after that.
+fn wait(dm: &Dm) -> Result {
+    let input = io::stdin();
+    let mut limit: Option<(Device, Instant)> = None;
+    let mut line = Vec::new();
+    loop {
+        let left = limit.map(|(_, end)| end.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut [PollFd::new(&input, PollFlags::IN)], timeout.as_ref()) {
+            Ok(0) => {
+                limit = limit.and_then(|(device, _)| match dm.resume_number(device) {
+                    Ok(()) => None,
+                    Err(e) => {
+                        tell(e);
+                        in_future(device, LONGEST_PAUSE)
+                    }
+                });
+            }
+            Ok(_) => {
+                let mut buffer = [0; 64];
+                let read = rustix::io::read(&input, &mut buffer);
+                let len = read.map_err(|e| Error::io("standard input")(e.into()))?;
+                if len == 0 {
+                    return Ok(());
+                }
+                for byte in buffer.into_iter().take(len) {
+                    match byte {
+                        b'\n' => {
+                            limit = parse_limit(&line);
+                            line.clear();
+                        }
+                        byte => line.push(byte),
+                    }
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(Error::io("standard input")(e.into())),
+        }
+    }
+}
+
+fn parse_limit(line: &[u8]) -> Option<(Device, Instant)> {
+    let (device, time) = std::str::from_utf8(line).ok()?.split_once(' ')?;
+    in_future(
+        device.parse().ok()?,
+        Duration::from_millis(time.parse().ok()?),
+    )
+}
+
+fn in_future(device: Device, time: Duration) -> Option<(Device, Instant)> {
+    Some((device, Instant::now().checked_add(time)?))
 }
 
 /// Undoes what one journal has, and nothing of others, which could have to be waited for: each that has suspended a device

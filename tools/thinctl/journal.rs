@@ -23,7 +23,6 @@ use std::{
 };
 
 use devicemapper::Device;
-use rustix::io::Errno;
 use serde::{
     Deserialize,
     Serialize, //
@@ -446,8 +445,10 @@ impl Journal {
                 by_name,
             } => match device.parse() {
                 // Should somebody else have suspended the one that has the name now, they find it resumed.
-                Ok(number) if *by_name => self.resume(number).and(self.resume_named(name)),
-                Ok(number) => self.resume(number),
+                Ok(number) if *by_name => {
+                    self.dm.resume_number(number).and(self.resume_named(name))
+                }
+                Ok(number) => self.dm.resume_number(number),
                 Err(_) => self.resume_named(name),
             },
             Entry::Volume { id } => self.pool.delete(&self.dm, *id),
@@ -456,27 +457,9 @@ impl Journal {
 
     fn resume_named(&self, name: &str) -> Result {
         match self.dm.info(name)? {
-            Some(info) if info.suspended => self.dm.resume_public(name),
+            Some(info) if info.suspended => self.dm.resume_public(name).map(drop),
             _ => Ok(()),
         }
-    }
-
-    /// Resumes a device, whatever its name is by now.
-    fn resume(&self, number: Device) -> Result {
-        while let Some(name) = self.dm.name(number)? {
-            // It may be renamed just now.
-            let Some(info) = self.dm.info(&name)?.filter(|info| info.device == number) else {
-                continue;
-            };
-            if !info.suspended {
-                break;
-            }
-            match self.dm.resume_public(&name) {
-                Err(e) if e.errno() == Some(Errno::NXIO) => {}
-                result => return result,
-            }
-        }
-        Ok(())
     }
 
     /// Writes the file; there is none if there is nothing in it, which also a full file system has room for.

@@ -372,6 +372,14 @@ impl Session {
         )))
     }
 
+    /// Has a suspended device resumed after so long, see [`Guard::limit`]; or not any more.
+    pub fn limit_suspension(&self, limit: Option<(Device, Duration)>) -> Result {
+        match self.guard.borrow_mut().as_mut() {
+            Some(guard) => guard.limit(limit),
+            None => Ok(()),
+        }
+    }
+
     fn start_guard(&self) -> Result {
         let mut guard = self.guard.borrow_mut();
         if guard.as_mut().is_some_and(Guard::is_alive) {
