@@ -378,6 +378,12 @@ pub enum Command {
         /// Try it also if the pool seems to have no room for it
         #[arg(long)]
         anyway: bool,
+        /// Copy no more than so many bytes while the volume is suspended, as in 64M
+        #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = size::parse)]
+        suspended_bytes: u64,
+        /// Let the volume be suspended for no longer than so many seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = number::parse_positive::<u64>)]
+        suspended_seconds: u64,
         /// What to do about metadata snapshots.
         #[command(flatten)]
         force: Force,

@@ -158,6 +158,8 @@ pub fn run(cli: &Cli) -> Result {
             origin,
             no_origin,
             anyway,
+            suspended_bytes,
+            suspended_seconds,
             force,
         } => {
             let same = || Error::Usage("a volume is not migrated to itself".to_owned());
@@ -185,6 +187,8 @@ pub fn run(cli: &Cli) -> Result {
                         migrate::Origin::Device(device::number(&path)?)
                     }
                 },
+                most: *suspended_bytes,
+                longest: Duration::from_secs(*suspended_seconds),
             };
             let migrated = migrate::migrate(&from, id, &to, &options, |total, n| {
                 update(&progress, total, n)

@@ -265,16 +265,38 @@ impl Dm {
 
     /// Resumes a device that others use: udev's rules for it run as whoever has made it wants them to.
     ///
-    /// It waits while the pool is suspended, and no signal ends that: whoever uses the device would wait for ever.
-    pub fn resume_public(&self, name: &str) -> Result {
+    /// It waits while the pool is suspended, and no signal ends that: whoever uses the device would wait for ever. Gives the
+    /// number of the device, as the name may go to another one at any time.
+    pub fn resume_public(&self, name: &str) -> Result<Device> {
         cut::point();
         loop {
             let resumed = self.0.device_suspend(&id(name)?, DmOptions::default());
             match resumed.map_err(error(&format!("{name}: resume"))) {
                 Err(e) if e.errno() == Some(Errno::INTR) => {}
-                result => return result.map(drop),
+                result => return Ok(result?.device()),
             }
         }
+    }
+
+    /// As [`resume_public`](Self::resume_public), whatever the device's name is by now. That it is gone or runs is no error.
+    pub fn resume_number(&self, number: Device) -> Result {
+        while let Some(name) = self.name(number)? {
+            // It may be renamed just now.
+            let Some(info) = self.info(&name)?.filter(|info| info.device == number) else {
+                continue;
+            };
+            if !info.suspended {
+                break;
+            }
+            match self.resume_public(&name) {
+                Ok(resumed) if resumed == number => break,
+                // The name went to another device, or to none.
+                Ok(_) => {}
+                Err(e) if e.errno() == Some(Errno::NXIO) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
     }
 
     /// Removes a device that nobody has open.

@@ -23,7 +23,6 @@ use std::{
 };
 
 use devicemapper::Device;
-use rustix::io::Errno;
 use serde::{
     Deserialize,
     Serialize, //
@@ -40,12 +39,16 @@ use crate::{
         Dm,
         Info, //
     },
-    error::Result,
+    error::{
+        Error,
+        Result, //
+    },
     home::{
         Home,
         Lock, //
     },
     pool::Pool,
+    quiet::Hush,
     state,
     tell::tell, //
 };
@@ -79,6 +82,9 @@ pub enum Entry {
         /// Its number.
         #[serde(default)]
         device: String,
+        /// Whether it may be another one after all that has this name, as it is suspended by the name.
+        #[serde(default)]
+        by_name: bool,
     },
     /// A thin volume.
     Volume {
@@ -88,18 +94,29 @@ pub enum Entry {
 }
 
 impl Entry {
-    /// For a device that is suspended.
-    pub fn suspended(info: &Info) -> Self {
+    /// For a device that is about to be suspended.
+    fn suspended(info: &Info) -> Self {
         Self::Suspended {
             name: info.name.clone(),
             device: info.device.to_string(),
+            by_name: info.uuid.is_none(),
         }
+    }
+
+    fn is_suspended(&self) -> bool {
+        matches!(self, Self::Suspended { .. })
     }
 
     fn suspends(&self, info: &Info) -> bool {
         match self {
-            Self::Suspended { name, device } if device.is_empty() => *name == info.name,
-            Self::Suspended { device, .. } => *device == info.device.to_string(),
+            Self::Suspended {
+                name,
+                device,
+                by_name,
+            } => {
+                *device == info.device.to_string()
+                    || (*name == info.name && (*by_name || device.is_empty()))
+            }
             _ => false,
         }
     }
@@ -115,26 +132,36 @@ pub struct Journal {
     home: Home,
     name: String,
     entries: Mutex<Vec<Entry>>,
-    _lock: Lock,
+    /// Until it is left to others.
+    lock: Mutex<Option<Lock>>,
 }
 
 impl Journal {
-    /// Undoes what processes have left that do not live any more.
+    /// Undoes what processes have left that do not live any more. What cannot be read keeps nobody from the rest; the first
+    /// error is given.
     pub fn recover(dm: &Arc<Dm>, pool: &Pool, home: &Home) -> Result {
+        let _hush = Hush::begin();
+        let mut result = Ok(());
         for name in home.list("run-", ".lock")? {
-            // Another process may be quicker.
-            if let Some(lock) = home.try_lock(&lock_file(&name))? {
-                let entries = home.load(&entries_file(&name))?.unwrap_or_default();
-                let journal = Self {
-                    dm: dm.clone(),
-                    pool: pool.clone(),
-                    home: home.clone(),
-                    name,
-                    entries: Mutex::new(entries),
-                    _lock: lock,
-                };
-                journal.finish();
-            }
+            result = result.and(Self::recover_one(dm, pool, home, name));
+        }
+        result
+    }
+
+    /// Undoes what the journal of this name has, unless its process lives.
+    pub fn recover_one(dm: &Arc<Dm>, pool: &Pool, home: &Home, name: String) -> Result {
+        // Another process may be quicker.
+        if let Some(lock) = home.try_lock(&lock_file(&name))? {
+            let entries = home.load(&entries_file(&name))?.unwrap_or_default();
+            let journal = Self {
+                dm: dm.clone(),
+                pool: pool.clone(),
+                home: home.clone(),
+                name,
+                entries: Mutex::new(entries),
+                lock: Mutex::new(Some(lock)),
+            };
+            journal.finish();
         }
         Ok(())
     }
@@ -142,6 +169,14 @@ impl Journal {
     /// Whether there is a journal of this name.
     pub fn exists(home: &Home, name: &str) -> bool {
         home.path(&lock_file(name)).exists()
+    }
+
+    /// Whether the journal of this name has a suspended device, or will tell when it can be read. A damaged one never will.
+    pub fn may_suspend(home: &Home, name: &str) -> bool {
+        match home.load::<Vec<Entry>>(&entries_file(name)) {
+            Ok(entries) => entries.iter().flatten().any(Entry::is_suspended),
+            Err(e) => !matches!(e, Error::Damaged(_)),
+        }
     }
 
     /// Whether any journal in this folder has one of these devices as suspended.
@@ -187,7 +222,7 @@ impl Journal {
                         home: home.clone(),
                         name: name.clone(),
                         entries: Mutex::new(Vec::new()),
-                        _lock: lock,
+                        lock: Mutex::new(Some(lock)),
                     })
                 }))
             };
@@ -213,6 +248,39 @@ impl Journal {
             self.store(&entries)?;
         }
         result
+    }
+
+    /// Suspends a device, and gives its entry, and the number of the one that was suspended. That is another one if this one
+    /// has no UUID, and its name went to the other one after it was looked at. So until the answer is there, the entry stands
+    /// for the device and for whoever has its name: if the process is killed before, both are resumed. From then on, it is
+    /// that of the device which was suspended, which must be resumed as any other.
+    pub fn suspend(&self, info: &Info) -> Result<(Entry, Device)> {
+        let mut entries = self.entries();
+        entries.push(Entry::suspended(info));
+        if let Err(e) = self.store(&entries) {
+            entries.pop();
+            return Err(e);
+        }
+        let suspended = self.dm.suspend(info);
+        entries.pop();
+        let number = match suspended {
+            Ok(number) => number,
+            Err(e) => {
+                self.store(&entries)?;
+                return Err(e);
+            }
+        };
+        let entry = Entry::Suspended {
+            name: info.name.clone(),
+            device: number.to_string(),
+            by_name: false,
+        };
+        entries.push(entry.clone());
+        if number != info.device {
+            // What is in the file stands for it as well as long as nobody renames it.
+            let _ = self.store(&entries);
+        }
+        Ok((entry, number))
     }
 
     /// Whether something is there although it could not be made whole.
@@ -276,13 +344,16 @@ impl Journal {
         action()
     }
 
-    /// Undoes all that is left.
+    /// Undoes all that is left. What fails is told when all else was tried, and nobody waits for the list any more: telling
+    /// may take long, or need a device that is still to be resumed.
     pub fn finish(&self) {
+        let _hush = Hush::begin();
         self.undo_all(&mut self.entries(), false);
     }
 
     /// Undoes all that can be undone while the process still has devices open. The list stays locked, so that nothing
     /// else is done. Who has it may itself wait for another one that stays locked: then it is left to the next process.
+    /// For whoever has a [`Hush`].
     /// Whether nothing is left.
     pub fn undo_at_exit(&self) -> bool {
         for _ in 0..TRIES_AT_EXIT {
@@ -299,7 +370,33 @@ impl Journal {
         false
     }
 
+    /// Leaves the file to others, from now on: this process must change it no more. Gives the names and numbers of the devices
+    /// that are left suspended.
+    pub fn leave(&self) -> Vec<(String, Device)> {
+        // Who undoes all at the exit has this one first, too.
+        let mut entries = self.entries();
+        self.lock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let left = std::mem::take(&mut *entries);
+        left.into_iter()
+            .filter_map(|entry| match entry {
+                Entry::Suspended { name, device, .. } => Some((name, device.parse().ok()?)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn is_left_to_others(&self) -> bool {
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        lock.is_none()
+    }
+
     fn undo_all(&self, entries: &mut Vec<Entry>, at_exit: bool) {
+        if self.is_left_to_others() {
+            return;
+        }
         let mut left = Vec::new();
         while let Some(entry) = entries.pop() {
             if let Err(e) = self.undo_entry(&entry, at_exit) {
@@ -342,33 +439,27 @@ impl Journal {
                 Some(_) => self.dm.remove(name),
                 None => Ok(()),
             },
-            Entry::Suspended { name, device } => match device.parse() {
-                Ok(number) => self.resume(number),
-                Err(_) => match self.dm.info(name)? {
-                    Some(info) if info.suspended => self.dm.resume_public(name),
-                    _ => Ok(()),
-                },
+            Entry::Suspended {
+                name,
+                device,
+                by_name,
+            } => match device.parse() {
+                // Should somebody else have suspended the one that has the name now, they find it resumed.
+                Ok(number) if *by_name => {
+                    self.dm.resume_number(number).and(self.resume_named(name))
+                }
+                Ok(number) => self.dm.resume_number(number),
+                Err(_) => self.resume_named(name),
             },
             Entry::Volume { id } => self.pool.delete(&self.dm, *id),
         }
     }
 
-    /// Resumes a device, whatever its name is by now.
-    pub fn resume(&self, number: Device) -> Result {
-        while let Some(name) = self.dm.name(number)? {
-            // It may be renamed just now.
-            let Some(info) = self.dm.info(&name)?.filter(|info| info.device == number) else {
-                continue;
-            };
-            if !info.suspended {
-                break;
-            }
-            match self.dm.resume_public(&name) {
-                Err(e) if e.errno() == Some(Errno::NXIO) => {}
-                result => return result,
-            }
+    fn resume_named(&self, name: &str) -> Result {
+        match self.dm.info(name)? {
+            Some(info) if info.suspended => self.dm.resume_public(name).map(drop),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Writes the file; there is none if there is nothing in it, which also a full file system has room for.

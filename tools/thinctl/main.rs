@@ -22,6 +22,7 @@ use thinctl::{
         Error,
         Result, //
     },
+    quiet,
     tell::tell, //
 };
 
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
         // Somebody wants help.
         Err(e) => print(&e),
     };
-    match result {
+    let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             if !e.is_unread() {
@@ -44,7 +45,9 @@ fn main() -> ExitCode {
             }
             ExitCode::from(e.exit_code())
         }
-    }
+    };
+    quiet::end_all(true);
+    code
 }
 
 fn print(help: &clap::Error) -> Result {

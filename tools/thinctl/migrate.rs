@@ -10,8 +10,11 @@
 //! before: the copy counts only if nobody has used the volume in its old pool since it was copied, and it is given up
 //! only if nobody has used it. The snapshot that was copied is what tells, so it stays until all else is done.
 
+mod switch;
+
+use std::time::Duration;
+
 use devicemapper::Device;
-use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::{
@@ -22,7 +25,6 @@ use crate::{
         Target, //
     },
     device::Device as Opened,
-    dm::Line,
     error::{
         Error,
         Result, //
@@ -49,16 +51,15 @@ use crate::{
     },
     session::{
         check_no_other_table,
-        create_snap,
         Session, //
     },
     unchanged::delete_unchanged,
 };
 
-/// With so many bytes left, the volume is suspended for the last pass.
+/// When a pass had no more bytes than that, or no less than the one before, the volume is suspended for the last one.
 const SMALL: u64 = 16 << 20;
 
-/// After so many passes it is, whatever is left.
+/// So many passes are made until there is little enough to copy while the volume is suspended.
 const MAX_PASSES: u32 = 12;
 
 /// What a migration has done.
@@ -106,6 +107,10 @@ pub struct Options {
     pub anyway: bool,
     /// What external origin the volume has, for one that is not active.
     pub origin: Origin,
+    /// How much may be copied while the volume is suspended, in bytes.
+    pub most: u64,
+    /// How long the volume may be suspended.
+    pub longest: Duration,
 }
 
 /// Moves volume `id` of one pool to another one. `progress` is told of how much a pass has to copy, and of each piece of
@@ -132,6 +137,8 @@ pub fn migrate(
         room: Room::new(to, options.anyway),
         origin: options.origin,
         held: None,
+        most: options.most,
+        longest: options.longest,
         progress: &mut progress,
         result: Migrated {
             passes: 0,
@@ -207,6 +214,8 @@ struct Run<'a> {
     origin: Origin,
     /// The external origin, open for as long as this takes, so that its number is given to no other device between two passes.
     held: Option<(Device, Opened)>,
+    most: u64,
+    longest: Duration,
     progress: &'a mut dyn FnMut(Option<u64>, u64),
     result: Migrated,
 }
@@ -233,9 +242,19 @@ impl Run<'_> {
             let copied = self.pass()?;
             match device(self.from, self.id, self.to)? {
                 Some(device)
-                    if copied <= SMALL || copied >= last || self.result.passes >= MAX_PASSES =>
+                    if copied <= SMALL.min(self.most)
+                        || copied >= last
+                        || self.result.passes >= MAX_PASSES =>
                 {
-                    return self.switch_active(&device.info.name);
+                    let name = &device.info.name;
+                    match self.switch_active(name)? {
+                        None => return Ok(()),
+                        Some(left) if self.result.passes >= MAX_PASSES => {
+                            return Err(self.too_much(name, left))
+                        }
+                        // The next pass copies it.
+                        Some(_) => {}
+                    }
                 }
                 Some(_) => {}
                 None if self.migration.is_unchanged(self.from, self.id)? => {
@@ -275,108 +294,6 @@ impl Run<'_> {
                 self.to.pool.name, self.from.pool.name, self.id
             ))),
             _ => Ok(()),
-        }
-    }
-
-    /// Suspends the volume's device, copies what is left, and gives the device its new table.
-    fn switch_active(&mut self, name: &str) -> Result {
-        // What could have to be waited for is taken before anything is suspended,
-        let (_turn, _slot) = self.from.turn_with_slot(self.id)?;
-        let device = match device(self.from, self.id, self.to)? {
-            Some(device) if device.info.name == name => device,
-            // It was deactivated meanwhile.
-            _ => return Ok(()),
-        };
-        if device.info.suspended {
-            return Err(Error::Busy(format!("somebody else has suspended {name}")));
-        }
-        // and what must be known if it is cut off is written down.
-        self.migration
-            .plan(self.from.free_id()?, self.from.pool.stamp()?.time);
-        self.enter(Stage::Switching)?;
-        let begun = std::time::Instant::now();
-        let entry = match self.from.suspend(&device) {
-            Ok(entry) => entry,
-            Err(e) => {
-                // It was not taken, and what was copied is still of use.
-                self.migration.copying = None;
-                self.store()?;
-                return Err(e);
-            }
-        };
-        let switched = self.last_pass(&device);
-        self.from.resume(&entry)?;
-        self.result.suspended += begun.elapsed().as_secs_f64();
-        self.to.note_stamp();
-        if switched.is_err() {
-            self.store()?;
-        }
-        switched?;
-        self.result.switched.push(name.to_owned());
-        Ok(())
-    }
-
-    /// What is done while the volume is suspended.
-    fn last_pass(&mut self, device: &ActiveVolume) -> Result {
-        let Some(snapshot) = self.migration.copying else {
-            return Ok(());
-        };
-        let asked = self.check_suspended(device);
-        let taken = match &asked {
-            Ok(()) => self.from.message(&create_snap(snapshot, self.id)),
-            Err(_) => Ok(()),
-        };
-        let is_refused = taken
-            .as_ref()
-            .is_err_and(|e| matches!(e.errno(), Some(Errno::EXIST | Errno::NODATA)));
-        if asked.is_err() || is_refused {
-            // If there is one of this id, it is another one. A commit that failed may have left this one.
-            self.migration.copying = None;
-        }
-        asked.and(taken)?;
-        self.result.copied_suspended = self.copy(snapshot, false)?;
-        self.to
-            .snapshot_inactive_as(self.migration.to_id, self.migration.temporary)?;
-        let line = Line {
-            start: 0,
-            sectors: device.size / thin_metadata::format::SECTOR_SIZE,
-            target: "thin".to_owned(),
-            words: self
-                .to
-                .pool
-                .thin_words_over(self.migration.to_id, device.origin),
-        };
-        self.from.holding_suspended(|| {
-            self.check_suspended(device)?;
-            let loaded = self
-                .from
-                .dm
-                .load(&device.info.name, &line, device.info.read_only);
-            // Whoever has resumed it before it was loaded may have let others write to what is left behind.
-            let result = loaded.and_then(|()| self.check_suspended(device));
-            match result {
-                Ok(()) => Ok(()),
-                // The first error is the one that tells.
-                Err(e) => self.from.dm.clear(&device.info.name).and(Err(e)),
-            }
-        })
-    }
-
-    /// Gives an error unless this device is the volume's only one, is suspended, and has the table that it had.
-    fn check_suspended(&self, expected: &ActiveVolume) -> Result {
-        match device(self.from, self.id, self.to)? {
-            Some(found)
-                if found.info.suspended
-                    && found.info.name == expected.info.name
-                    && found.info.read_only == expected.info.read_only
-                    && (found.size, found.origin) == (expected.size, expected.origin) =>
-            {
-                Ok(())
-            }
-            _ => Err(Error::Busy(format!(
-                "somebody else has changed or resumed {}",
-                expected.info.name
-            ))),
         }
     }
 
@@ -444,7 +361,7 @@ impl Run<'_> {
                 snapshot
             }
         };
-        let copied = match self.copy(snapshot, true) {
+        let copied = match self.copy(snapshot, None) {
             Err(e @ Error::NoRoom(_)) if self.migration.copied.is_none() => {
                 // Others need the room that it has taken.
                 from.delete(snapshot)?;
@@ -462,9 +379,10 @@ impl Run<'_> {
         Ok(copied)
     }
 
-    /// Copies what has changed between the snapshot that was copied last and `snapshot`; says how much that was. Whether to
-    /// tell of it meanwhile: what is told may go to a file on the volume.
-    fn copy(&mut self, snapshot: u32, tell: bool) -> Result<u64> {
+    /// Copies what has changed between the snapshot that was copied last and `snapshot`; says how much that was.
+    /// While the volume is suspended, there is a `most`: if it is more, nothing is copied. And nothing is told of it then: what is
+    /// told may go to a file on the volume.
+    fn copy(&mut self, snapshot: u32, most: Option<u64>) -> Result<u64> {
         let (from, to) = (self.from, self.to);
         let active = from.active_size(self.id)?;
         let snap = from.metadata_snap()?;
@@ -477,8 +395,11 @@ impl Run<'_> {
         let mapped = end.max(extents.end).saturating_mul(block_size);
         let size = active.unwrap_or(0).max(mapped);
         let total = data_bytes(&mut extents, block_size, 0, size)?;
+        if most.is_some_and(|most| total > most) {
+            return Ok(total);
+        }
         let mut progress = |total, bytes| {
-            if tell {
+            if most.is_none() {
                 (self.progress)(total, bytes);
             }
         };

@@ -375,27 +375,25 @@ impl Session {
             )));
         };
         check_no_other_table(&info)?;
-        let entry = Entry::suspended(&info);
         quiet::begin();
-        self.suspended
-            .enter(entry.clone(), || self.suspend_this(&info))
-            .inspect_err(|_| quiet::end())?;
+        let suspended = self.suspended.suspend(&info);
+        let (entry, number) = suspended.inspect_err(|_| quiet::end())?;
         self.held.set(self.held.get().saturating_add(1));
-        Ok(entry)
+        if number == info.device {
+            return Ok(entry);
+        }
+        self.resume(&entry)?;
+        Err(Error::Busy(format!(
+            "somebody else has just removed or renamed {name}"
+        )))
     }
 
-    /// Suspends a device, and no other one that has got its name.
-    fn suspend_this(&self, info: &Info) -> Result {
-        let suspended = self.dm.suspend(info)?;
-        if suspended == info.device {
-            return Ok(());
+    /// Has a suspended device resumed after so long, see [`Guard::limit`]; or not any more.
+    pub fn limit_suspension(&self, limit: Option<(Device, Duration)>) -> Result {
+        match self.guard.borrow_mut().as_mut() {
+            Some(guard) => guard.limit(limit),
+            None => Ok(()),
         }
-        // Only if it has no UUID. Should somebody else have suspended that one, too, they find it resumed.
-        self.suspended.resume(suspended)?;
-        Err(Error::Busy(format!(
-            "somebody else has just removed or renamed {}",
-            info.name
-        )))
     }
 
     fn start_guard(&self) -> Result {
@@ -439,6 +437,40 @@ impl Session {
             tell(e);
         }
         Ok(())
+    }
+
+    /// Leaves the devices that this process cannot resume to its guard, and waits a little for that; whether none is suspended
+    /// any more. If one is, all else that is to be undone is the guard's, too: the files for that may lie on the device.
+    ///
+    /// The guard begins once the lock of the notes and the pipe are closed, in this order. Between the two, whichever process
+    /// comes by may do its work. This one does not touch the notes any more, and looks at the devices by their numbers.
+    fn leave_suspended(&self) -> bool {
+        let held = self.held.take();
+        let left = self.suspended.leave();
+        let numbers: Vec<Device> = left.iter().map(|(_, number)| *number).collect();
+        // Some may be resumed and still be noted.
+        let counted = u32::try_from(numbers.len()).unwrap_or(held).min(held);
+        for _ in counted..held {
+            quiet::end();
+        }
+        if numbers.is_empty() {
+            return true;
+        }
+        quiet::leave(&numbers, counted);
+        self.guard.take();
+        let begun = Instant::now();
+        while !quiet::look() {
+            if begun.elapsed() >= RESUME_PATIENCE {
+                for (name, _) in left {
+                    tell(format_args!(
+                        "{name} could not be resumed; a process in the background goes on trying, and so does the next run"
+                    ));
+                }
+                return false;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        true
     }
 
     /// Takes a snapshot of a volume of no use, after which whatever is made is newer than what there is.
@@ -544,13 +576,9 @@ fn random_id() -> Result<u32> {
 impl Drop for Session {
     fn drop(&mut self) {
         self.suspended.finish();
-        // What is told may go to what is still suspended.
-        let left = self.suspended.all().len() as u32;
-        quiet::leave(left);
-        for _ in left..self.held.get() {
-            quiet::end();
+        if self.leave_suspended() {
+            self.journal.finish();
         }
-        self.journal.finish();
         signals::undone(&self.suspended);
     }
 }

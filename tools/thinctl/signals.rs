@@ -63,6 +63,8 @@ pub fn watch() -> Result {
             SIGNAL.store(signal, Ordering::Relaxed);
             thread::sleep(PATIENCE);
             let sessions = std::mem::take(&mut *journals());
+            // What is told of one device must not keep the next one waiting.
+            quiet::begin();
             // Whatever keeps the rest waiting, nobody else shall wait for a device meanwhile.
             let mut are_resumed = true;
             for [suspended, _] in sessions.iter().rev() {
@@ -72,9 +74,7 @@ pub fn watch() -> Result {
                 rest.undo_at_exit();
             }
             // It may wait for whoever reads the messages, or for a device, so it comes last.
-            if are_resumed {
-                quiet::end_all();
-            }
+            quiet::end_all(are_resumed);
             std::process::exit(i32::from(Error::Interrupted(signal).exit_code()));
         }
     });

@@ -19,6 +19,11 @@ pub fn tell(what: impl Display) {
     if quiet::keeps(&what) {
         return;
     }
+    write(&what);
+}
+
+/// Writes it now.
+pub(crate) fn write(what: &str) {
     // At once, so that no other message gets in between.
     let _ = io::stderr().write_all(format!("thinctl: {what}\n").as_bytes());
 }

@@ -124,6 +124,71 @@ def end_session(session, how):
                 os.kill(int(name), how)
 
 
+def suspended(name):
+    return bool(ioctl.call(ioctl.DEV_STATUS, name).flags & ioctl.SUSPEND)
+
+
+def guards_of(process):
+    """The processes that undo what it leaves."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/stat") as stat, open(f"/proc/{pid}/cmdline", "rb") as words:
+            parent = int(stat.read().rpartition(") ")[2].split()[1])
+            if parent == process.pid and words.read().split(b"\0")[1:2] == [b"guard"]:
+                found.append(int(pid))
+    return found
+
+
+class Halts:
+    """Runs of a command of thinctl's that are halted before a step, each with what `prepare` makes for it.
+
+    Later steps must find what `is_there` sees at an earlier one.
+    """
+
+    def __init__(self, thinctl, progress):
+        self.thinctl, self.progress, self.number = thinctl, progress, 0
+
+    def prepare(self):
+        """Makes what the next one needs, and gives its words."""
+        raise NotImplementedError
+
+    def halted(self, step, *more, cut=0, **options):
+        """Starts one, which is to be killed before step `cut`. Gives the process, and whether it was halted."""
+        self.number += 1
+        self.progress(f"runs: {self.number}")
+        words = self.prepare()
+        before = self.thinctl.environment
+        self.thinctl.environment = {**before, "THINCTL_HALT": str(step), "THINCTL_CUT": str(cut)}
+        # Nobody halts a group that no shell could let go on.
+        process = self.thinctl.start(*words, *more, **{"stderr": subprocess.DEVNULL, **options}, start_new_session=True)
+        self.thinctl.environment = before
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        if os.WIFSTOPPED(status):
+            return process, True
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return process, False
+
+    def first(self, is_there):
+        """The first step at which `is_there()`."""
+        last, step = 0, 1024
+        while step - last > 1:
+            middle = (last + step) // 2
+            process, is_halted = self.halted(middle)
+            if not is_halted or is_there():
+                step = middle
+            else:
+                last = middle
+            if is_halted:
+                goes_on(process)
+        return step
+
+
+def goes_on(process):
+    """Lets a process that was halted go on to its end."""
+    process.send_signal(signal.SIGCONT)
+    return process.wait(200)
+
+
 def volumes(pool):
     """The ids of all volumes of a pool."""
     return set(metadata.devices(pool.dump()))

@@ -21,13 +21,11 @@ from dmtest.dm import dmsetup
 from dmtest.thinctl import (
     BUSY,
     SIZE,
+    guards_of,
     received,
+    suspended,
     volumes,
 )
-
-
-def suspended(name):
-    return bool(ioctl.call(ioctl.DEV_STATUS, name).flags & ioctl.SUSPEND)
 
 
 @pytest.fixture
@@ -210,16 +208,6 @@ def test_has_a_guard_each_time(pool, thinctl):
         process.wait()
     pool.metadata.heal()
     wait_until(lambda: not suspended(thin.name), "the volume goes on")
-
-
-def guards_of(process):
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/stat") as stat, open(f"/proc/{pid}/cmdline", "rb") as words:
-            parent = int(stat.read().rpartition(") ")[2].split()[1])
-            if parent == process.pid and words.read().split(b"\0")[1:2] == [b"guard"]:
-                found.append(int(pid))
-    return found
 
 
 @contextlib.contextmanager
