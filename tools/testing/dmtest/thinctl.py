@@ -145,8 +145,11 @@ class Halts:
     Later steps must find what `is_there` sees at an earlier one.
     """
 
-    def __init__(self, thinctl, progress):
+    def __init__(self, thinctl, progress, *pools):
         self.thinctl, self.progress, self.number = thinctl, progress, 0
+        # The first run for a pool makes folders, which are steps.
+        for pool in pools:
+            thinctl.settle(pool)
 
     def prepare(self):
         """Makes what the next one needs, and gives its words."""

@@ -35,7 +35,7 @@ class Migrations(Halts):
     step = None
 
     def __init__(self, pool, other, *rest):
-        super().__init__(*rest)
+        super().__init__(*rest, pool, other)
         self.pool, self.other = pool, other
 
     def prepare(self):

@@ -32,7 +32,7 @@ class Snapshots(Halts):
     step = None
 
     def __init__(self, pool, *rest):
-        super().__init__(*rest)
+        super().__init__(*rest, pool)
         self.pool = pool
         self.content = Content(pool.new_thin(0, SIZE))
         self.content.scatter("first", 6)
