@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What has passed is found again as long as all that it depends on is the same, and no longer."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from unittest import mock
+
+TOP = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(TOP / "tools" / "testing"))
+
+from harness import (  # noqa: E402
+    inputs,
+    passes,
+)
+
+CONFIG = {
+    "modules": {}, "implementations": {}, "settings": {"seed": "1"}, "job": "functional", "impl": "rust", "expression": "", "mark": "",
+    "share": [0, 1], "append": [], "parameters": [],
+}
+
+
+class Room(unittest.TestCase):
+    """A tree of its own, in git."""
+
+    FILES = {
+        "scripts/packages": "# All\nmake\n", "tools/testing/run": "run", "tools/testing/functional/conftest.py": "fixtures",
+        "tools/testing/functional/test_a.py": "from test_b import it\n", "tools/testing/functional/test_b.py": "it = 1\n",
+        "tools/testing/functional/test_c.py": "open(__file__)\n", "tools/thinctl/main.rs": "fn main() {}\n", ".gitignore": "*.o\n",
+        "Documentation/metadata-snapshots.rst": "a\n", "tools/testing/functional/test_thinctl_recipes.py": "__file__\n",
+    }
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.room = pathlib.Path(folder.name)
+        for name, text in self.FILES.items():
+            self.write(name, text)
+        subprocess.run(["git", "init", "-q", self.room], check=True)
+        patch = mock.patch.object(inputs, "TOP", str(self.room))
+        patch.start()
+        self.addCleanup(patch.stop)
+        patch = mock.patch.object(inputs.Inputs.__init__, "__defaults__", (str(self.room),))
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def write(self, name, text):
+        path = self.room / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def keys(self, **config):
+        files = passes.Files(str(self.room / "kernel"), {**CONFIG, **config})
+        return {name: files.key(f"test_{name}.py") for name in ("a", "b", "c", "thinctl_recipes")}
+
+    def changed(self, name, text="changed\n"):
+        """Whose keys change when this file does."""
+        before = self.keys()
+        self.write(name, text)
+        after = self.keys()
+        return {name for name in before if before[name] != after[name]}
+
+
+class Keys(Room):
+    ALL = {"a", "b", "c", "thinctl_recipes"}
+
+    def test_nothing_has_changed(self):
+        self.assertEqual(self.keys(), self.keys())
+
+    def test_tests_and_those_who_use_them(self):
+        self.assertEqual(self.changed("tools/testing/functional/test_a.py"), {"a", "c"})
+        self.assertEqual(self.changed("tools/testing/functional/test_b.py"), {"b", "c"})
+
+    def test_users_of_a_test(self):
+        self.assertEqual(self.changed("tools/testing/functional/test_b.py"), {"a", "b", "c"})
+
+    def test_library(self):
+        for name in ("tools/testing/run", "tools/testing/functional/conftest.py", "tools/testing/dmtest/new.py", "tools/testing/guest/new.py",
+                     "tools/testing/harness/new.py"):
+            self.assertEqual(self.changed(name), self.ALL, name)
+
+    def test_packages(self):
+        self.assertEqual(self.changed("scripts/packages", "make\ngcc\n"), self.ALL)
+
+    def test_who_looks_around_depends_on_the_whole_tree(self):
+        self.assertEqual(self.changed("tools/thinctl/main.rs"), {"c"})
+        self.assertEqual(self.changed("new file"), {"c"})
+        self.assertEqual(self.changed("ignored.o"), set())
+
+    def test_who_is_known_to_look_at_a_file(self):
+        self.assertEqual(self.changed("Documentation/metadata-snapshots.rst"), {"c", "thinctl_recipes"})
+
+    def test_kernel_and_its_modules(self):
+        self.assertEqual(self.changed("kernel/linux"), self.ALL)
+        self.write("kernel/drivers/dm.ko", "1")
+        self.write("kernel/modules.order", "drivers/dm.o\n")
+        self.assertEqual(self.changed("kernel/drivers/dm.ko"), self.ALL)
+
+    def test_modules_by_their_content(self):
+        self.write("one/it.ko", "1")
+        self.write("two/it.ko", "1")
+        self.write("three/it.ko", "3")
+        keys = [self.keys(implementations={"rust": str(self.room / name / "it.ko")}) for name in ("one", "two", "three")]
+        self.assertEqual(keys[0], keys[1])
+        self.assertFalse(set(keys[0].values()) & set(keys[2].values()))
+
+    def test_orders(self):
+        usual = self.keys()
+        for more in ({"append": ["kmemleak=off"]}, {"parameters": ["a=1"]}, {"expression": "one"}, {"share": [0, 2]}, {"impl": "c"}):
+            self.assertFalse(set(usual.values()) & set(self.keys(**more).values()), more)
+        self.assertEqual(usual, self.keys(settings={"seed": "2"}))
+
+    def test_a_file_that_is_removed(self):
+        self.write("more", "")
+        before = self.keys()
+        (self.room / "more").unlink()
+        self.assertNotEqual(before["c"], self.keys()["c"])
+
+    def test_permissions(self):
+        before = self.keys()
+        (self.room / "tools/thinctl/main.rs").chmod(0o755)
+        self.assertNotEqual(before["c"], self.keys()["c"])
+
+
+class Kept(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = f"{folder.name}/passes"
+        self.passes = passes.Passes(self.folder)
+
+    def test_found_again(self):
+        self.assertIsNone(self.passes.find("key"))
+        self.passes.keep("key", {"passed": 3, "skipped": 1})
+        self.assertEqual(self.passes.find("key")["passed"], 3)
+        self.assertIsNone(self.passes.find("other"))
+
+    def test_fresh(self):
+        fresh = passes.Passes(self.folder, fresh=True)
+        fresh.keep("key", {"passed": 3})
+        self.assertIsNone(fresh.find("key"))
+        self.assertEqual(self.passes.find("key")["passed"], 3)
+
+    def test_only_settings_that_were_asked_for_count(self):
+        self.passes.keep("key", {"passed": 1}, {"seed": "1"})
+        self.assertIsNotNone(self.passes.find("key", {"seed": "1", "program": "x"}))
+        self.assertIsNone(self.passes.find("key", {"seed": "2"}))
+        self.assertIsNone(self.passes.find("key", {}))
+        self.passes.keep("key", {"passed": 2}, {"seed": "2"})
+        self.assertEqual([self.passes.find("key", {"seed": seed})["passed"] for seed in "12"], [1, 2])
+
+    def test_that_a_setting_is_missing_counts(self):
+        self.passes.keep("key", {"passed": 1}, {"program": ""})
+        self.assertIsNotNone(self.passes.find("key", {}))
+        self.assertIsNone(self.passes.find("key", {"program": "x"}))
+
+    def test_programs_count_by_their_content(self):
+        path = f"{self.folder}.program"
+        values = []
+        for text in "1", "2", "1":
+            with open(path, "w") as file:
+                file.write(text)
+            values.append(inputs.Inputs().value(path))
+        self.assertEqual(values[0], values[2])
+        self.assertNotEqual(values[0], values[1])
+
+    def test_forgotten(self):
+        for name in ("old", "new"):
+            self.passes.keep(name, {"passed": 1})
+        before = time.time() - passes.AGE - 10
+        os.utime(f"{self.folder}/old", (before, before))
+        self.passes.forget()
+        self.assertEqual(os.listdir(self.folder), ["new"])
+
+    def test_damaged(self):
+        self.passes.keep("key", {"passed": 1})
+        for text in ("", "[{", "[]"):
+            with open(f"{self.folder}/key", "w") as file:
+                file.write(text)
+            self.assertIsNone(self.passes.find("key"))
+
+
+class Reach(unittest.TestCase):
+    """Tests that look at files of the tree are known."""
+
+    def test_functional(self):
+        found = {path.name for path in (TOP / "tools/testing/functional").glob("test_*.py") if passes.LOOKS_AROUND.search(path.read_text())}
+        self.assertEqual(found, set(passes.LOOKS_AT))
+
+    def test_their_library(self):
+        found = [path.name for folder in ("dmtest", "guest") for path in (TOP / "tools/testing" / folder).glob("*.py")
+                 if passes.LOOKS_AROUND.search(path.read_text())]
+        self.assertEqual(found, ["main.py"])
+
+    def test_no_other_way_to_the_tree(self):
+        found = [path.name for folder in ("dmtest", "functional") for path in (TOP / "tools/testing" / folder).glob("*.py")
+                 if re.search(r"[\"'](?:\.\./|[^\"'\n]*tools/testing/(?!README))", path.read_text())]
+        self.assertEqual(found, [])
+
+
+if __name__ == "__main__":
+    unittest.main()
