@@ -70,8 +70,16 @@ class Cores(unittest.TestCase):
         self.assertEqual(self.granted(last), [True])
 
     def test_whose_process_is_killed(self):
-        script = f"import sys, time; sys.path.insert(0, '{TESTING}'); from harness.cores import Place; p = Place(4, 1); p.granted(wait=True); print(1, flush=True)"
-        with subprocess.Popen([sys.executable, "-c", f"{script}; time.sleep(100)"], stdout=subprocess.PIPE) as process:
+        script = f"""
+import sys, time
+sys.path.insert(0, '{TESTING}')
+from harness.cores import Place
+place = Place(4, 1)
+place.granted(wait=True)
+print(1, flush=True)
+time.sleep(100)
+"""
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
             process.stdout.readline()
             place = self.place(4, 1)
             self.assertEqual(self.granted(place), [False])

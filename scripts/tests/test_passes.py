@@ -14,6 +14,8 @@ from unittest import mock
 TOP = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TOP / "tools" / "testing"))
 
+from guest.plugin import Asked  # noqa: E402
+from guest.share import share  # noqa: E402
 from harness import (  # noqa: E402
     inputs,
     passes,
@@ -183,6 +185,38 @@ class Kept(unittest.TestCase):
             with open(f"{self.folder}/key", "w") as file:
                 file.write(text)
             self.assertIsNone(self.passes.find("key"))
+
+
+class Share(unittest.TestCase):
+    """A share of the tests does not depend on which other files there are."""
+
+    @staticmethod
+    def chosen(number, count, *files):
+        items = [mock.Mock(nodeid=f"{file}::test_{test}") for file in files for test in range(5)]
+        share(items, number, count)
+        return {item.nodeid for item in items}
+
+    def test_each_in_one(self):
+        shares = [self.chosen(number, 4, "a.py", "b.py") for number in range(4)]
+        self.assertEqual(sum(map(len, shares)), 10)
+        self.assertEqual(len(set.union(*shares)), 10)
+
+    def test_other_files(self):
+        for number in range(4):
+            self.assertEqual(
+                self.chosen(number, 4, "a.py", "b.py"), self.chosen(number, 4, "a.py") | self.chosen(number, 4, "b.py"))
+
+
+class Asking(unittest.TestCase):
+    """A test file depends on the settings that it asks for."""
+
+    def test_by_file(self):
+        asked = Asked({"seed": "3"})
+        asked.file = "a.py"
+        self.assertEqual((asked.get("seed", 1), asked.get("rounds", 5)), ("3", 5))
+        asked.file = "b.py"
+        asked.get("rounds", 5)
+        self.assertEqual([asked.names(file) for file in ("a.py", "b.py", "c.py")], [["rounds", "seed"], ["rounds"], []])
 
 
 class Reach(unittest.TestCase):

@@ -131,50 +131,6 @@ class Test(Room):
         self.fake_vms("'mapping_cache_pages=0' in sys.argv or print('it: 7 passed, 0 failed')")
         self.assertEqual(self.outcome("cache"), (1, "total: 7 passed, 1 failed"))
 
-    def test_turns(self):
-        """Variants take turns; none is forgotten."""
-        self.fake_vms("print(*sys.argv[1:]); print('it: 7 passed, 0 failed')")
-        for number in range(3):
-            self.fake(f"tools/testing/functional/test_thinctl_{number}.py", "")
-        self.fake("scripts/tests/graft", "#!/bin/sh\necho graft: $#: $2 $3: 5 passed, 0 failed\n")
-        played, seeds = [], []
-        for turn in ("0", "1", "all"):
-            self.env["TURN"] = turn
-            self.assertEqual(self.play("cache", "thinctl", "graft", FRESH="1").returncode, 0)
-            logs = "".join((self.room / f"cache/results/{suite}.log").read_text() for suite in ("cache", "thinctl", "graft"))
-            without_module = [line for line in logs.splitlines() if "thinctl=" in line and "--module" not in line]
-            halves = self.play("smoke").stdout
-            seeds.append(re.findall(r"seed=(\d+)", halves + logs))
-            played.append({
-                *re.findall(r"--share \d/2|--share 0/1", halves.replace("0/1", "0/2 --share 1/2")),
-                *re.findall(r"mapping_cache_pages=\d", logs), *re.findall(r"built-in|module(?=: 5| : 5)", logs),
-                *(word for line in without_module for word in line.split() if word.endswith(".py")),
-            })
-        self.assertEqual(played[0] | played[1], played[2])
-        self.assertEqual(len(played[2]), 9)
-        self.assertFalse(played[0] & played[1])
-        self.assertEqual([set(each) for each in seeds], [{"1"}, {"2"}, {"1"}])
-
-    def test_turns_of_what_is_watched(self):
-        """Each file of thinctl's tests is played under this module, and by turns on the kernel that looks for faults."""
-        self.fake_vms("print(*sys.argv[1:]); print('it: 7 passed, 0 failed')")
-        files = {f"test_thinctl_{number}.py" for number in range(5)}
-        for name in files:
-            self.fake(f"tools/testing/functional/{name}", "")
-        watched = []
-        for turn in ("0", "1", "2", "3", "all"):
-            self.env["TURN"] = turn
-            self.assertEqual(self.play("thinctl").returncode, 0)
-            lines = (self.room / "cache/results/thinctl.log").read_text().splitlines()
-            played = {
-                part: [word for line in lines if f"results/thinctl-{part} " in line for word in line.split() if word in files]
-                for part in ("watched", "rust")
-            }
-            self.assertEqual(sorted(played["watched"] + played["rust"]), sorted(files))
-            watched.append(played["watched"])
-        self.assertEqual(sorted(sum(watched[:4], [])), sorted(files))
-        self.assertEqual(sorted(watched[4]), sorted(files))
-
     def test_turn_is_kept(self):
         """It is that of the commit with FRESH=1, and stays what it was without."""
         self.fake_vms("print(*sys.argv[1:]); print('it: 7 passed, 0 failed')")
@@ -289,6 +245,12 @@ class Test(Room):
         self.fake("scripts/tests/run", f"open('{self.room}/new', 'a').write('x')\nprint('scripts: 5 passed, 0 failed')\n")
         for _ in range(2):
             self.assertNotIn("unchanged", self.play("scripts").stdout)
+
+    def test_who_has_a_place_waits_for_no_other(self):
+        self.fake_vms("import os; print('in the queue:', 'DM_THIN_CORES' in os.environ); print('it: 7 passed, 0 failed')")
+        shown = self.play("leaks", "kunit").stdout
+        self.assertIn("leaks: in the queue: True\n", shown)
+        self.assertIn("kunit: in the queue: False\n", shown)
 
     def test_passes_are_for_the_machines(self):
         self.fake_vms("print(*sys.argv[1:]); print('it: 7 passed, 0 failed')")

@@ -14,6 +14,9 @@ MACHINES = ["tools/testing/run", "tools/testing/dmtest", "tools/testing/guest", 
 CRATES = ["rust", "Cargo.toml", "Cargo.lock"]
 # What tests of the scripts look at; those that are not here depend on the whole tree.
 SCRIPTS = {
+    "test_cores.py": ["tools/testing", "scripts"],
+    "test_parts.py": ["tools/testing", "scripts"],
+    "test_passes.py": ["tools/testing", "scripts"],
     "test_bench.py": ["scripts", "tools/testing", "Documentation"],
     "test_dkms.py": [*MODULE, "dkms.conf", "Cargo.lock"],
     "test_graft.py": [*MODULE, "Cargo.lock", "tools/thinctl/Cargo.toml"],
@@ -23,6 +26,10 @@ SCRIPTS = {
     "test_soak.py": ["scripts", "tools/testing"],
     "test_suite.py": ["scripts", "tools/testing"],
 }
+# Files of the functional tests whose tests all run on the small kernel, too.
+ALTERNATING = [f"test_{name}.py" for name in (
+    "commit", "limits", "space",
+)]
 
 
 @dataclasses.dataclass
@@ -51,6 +58,7 @@ class Suites:
         self._environment = environment
         self._results = pathlib.Path(results)
         self._turn = turn
+        self._fresh = fresh
         self._passes = ["--passes", str(passes), *(["--fresh"] if fresh else [])]
         self._build = build
         self._seed = 1 if turn == "all" else turn % 1000000 + 1
@@ -62,6 +70,9 @@ class Suites:
     def key(self, part):
         """What a part depends on, as it is now."""
         return inputs.key([part.name, part.depends(inputs.Inputs(self._top))]) if part.depends else None
+
+    def _test_files(self, pattern):
+        return sorted(path.name for path in (self._top / "tools/testing/functional").glob(pattern))
 
     def _takes_turn(self, number, count):
         """Whether it is the turn of this one of as many variants."""
@@ -96,18 +107,29 @@ class Suites:
         return Part(name, command)
 
     def _functional(self):
-        """Without those that other suites run. `make soak` runs all."""
-        left_out = "test_thinctl or test_memory_faults.py or test_module.py or test_snapshots.py or test_stress.py"
-        return [self._files("functional", "functional", "um", lambda: [
-            "--module", self._module("um", "check"), "--load", self._module("um", "load"), "--append", "kmemleak=off", "-k", f"not ({left_out})"])]
+        """Without those that other suites run. `make soak` runs all.
+
+        Most of what takes long runs on the kernel that looks for faults every second time, and on the small one, which is several times as
+        fast, in between.
+        """
+        left_out = ["test_memory_faults.py", "test_module.py", "test_snapshots.py", "test_stress.py"]
+        tests = [name for name in self._test_files("test_*.py") if name not in left_out and not name.startswith("test_thinctl")]
+        small = [name for number, name in enumerate(sorted(ALTERNATING)) if name in tests and not self._takes_turn(number % 2, 2)]
+
+        def part(name, kernel, files):
+            return self._files(name, "functional", kernel, lambda: [
+                "--module", self._module(kernel, "check"), "--load", self._module(kernel, "load"), "--append", "kmemleak=off", *files])
+
+        watched = part("functional", "um", [name for name in tests if name not in small])
+        return [watched, part("functional-plain", "plain", small)] if small else [watched]
 
     def _thinctl(self):
-        """On pools of this module, and half of the files on those of the C module.
-
-        The small kernel is several times as fast: what this module does for thinctl is watched in turn by the one that looks for faults.
-        """
-        tests = sorted(path.name for path in (self._top / "tools/testing/functional").glob("test_thinctl*.py"))
-        watched = [name for number, name in enumerate(tests) if self._takes_turn(number % 4, 4)]
+        """On pools of this module, on the small kernel. With FRESH=1, a part of the files also on pools of the C module, and a part instead
+        on the kernel that looks for faults: there, it is what this module does for thinctl that is watched."""
+        tests = self._test_files("test_thinctl*.py")
+        more = self._fresh or self._turn == "all"
+        watched = [name for number, name in enumerate(tests) if more and self._takes_turn(number % 8, 8)]
+        quarter = [name for number, name in enumerate(tests) if more and self._takes_turn(number % 4, 4)]
 
         def part(name, kernel, module, files):
             return self._files(f"thinctl-{name}", "functional", kernel, lambda: [
@@ -116,7 +138,7 @@ class Suites:
 
         found = [
             ("watched", "um", "um", watched), ("rust", "plain", "plain", [name for name in tests if name not in watched]),
-            ("c", "plain", None, [name for number, name in enumerate(tests) if self._takes_turn(number % 2, 2)]),
+            ("c", "plain", None, quarter),
         ]
         return [part(*one) for one in found if one[3]]
 
@@ -136,14 +158,14 @@ class Suites:
 
     def _smoke(self):
         """User Mode Linux runs all of these; without KVM, x86_64 takes its time."""
-        return [self._half("smoke", lambda: ["--load", self._module("x86_64", "load")])]
+        return [self._quarter("smoke", lambda: ["--load", self._module("x86_64", "load")])]
 
     def _lvm2(self):
-        return [self._half("lvm2", lambda: ["--set", f"thinctl={self._thinctl_program()}"])]
+        return [self._quarter("lvm2", lambda: ["--set", f"thinctl={self._thinctl_program()}"])]
 
-    def _half(self, suite, words):
-        """The half of a suite's tests whose turn it is, or all of them."""
-        share = "0/1" if self._turn == "all" else f"{self._turn % 2}/2"
+    def _quarter(self, suite, words):
+        """The quarter of a suite's tests whose turn it is, or all of them."""
+        share = "0/1" if self._turn == "all" else f"{self._turn % 4}/4"
         return self._files(suite, suite, "x86_64", lambda: [
             "--module", self._module("x86_64"), "--vng", self._environment.get("VNG", ""), "--append", "kfence.sample_interval=10", "--share", share,
             *words()])
@@ -162,9 +184,8 @@ class Suites:
         return [Part("power", command, 1, self._on(*MODULE, *MACHINES, kernels=["um"], more=[self._seed]))]
 
     def _fuzz(self):
-        command = [
-            sys.executable, str(self._top / "tools/testing/fuzz/run"), "--executions", "100000", "--jobs", str(os.cpu_count()), "--seed", str(self._seed),
-        ]
+        command = [sys.executable, str(self._top / "tools/testing/fuzz/run"), "--executions", "100000", "--jobs", str(os.cpu_count())]
+        command += ["--seed", str(self._seed)]
         return [Part("fuzz", lambda: command, 2, self._on(*CRATES, "tools/testing/fuzz", more=[self._seed]))]
 
     def _hostile(self):
@@ -173,8 +194,8 @@ class Suites:
             cargo = self._environment.get("CARGO", "cargo")
             self._build(cargo, "build", "--release", "--locked", "-p", "dm_thin_fuzz", "--bin", "hostile_images")
             program = pathlib.Path(self._environment.get("CARGO_TARGET_DIR", self._top / "target"), "release/hostile_images")
-            return self._run(
-                "hostile", "um", "hostile", "--module", self._module("um", "check"), "--images-program", program, "--count", 100, "--seed", self._seed)
+            module = self._module("um", "check")
+            return self._run("hostile", "um", "hostile", "--module", module, "--images-program", program, "--count", 100, "--seed", self._seed)
 
         return [Part("hostile", command, 2, self._on(*MODULE, *MACHINES, *CRATES, "tools/testing/fuzz", kernels=["um"], more=[self._seed]))]
 

@@ -198,8 +198,10 @@ class Schedule:
             suite.show(line)
 
         if part.places:
+            # Who has a place does not wait for another one.
+            environment = {name: value for name, value in self._environment.items() if name != cores.VARIABLE}
             with cores.Place(part.places, self._took.get(part.name, USUAL)):
-                status, seconds, processor = self._processes.run(command, self._top, self._environment, show)
+                status, seconds, processor = self._processes.run(command, self._top, environment, show)
         else:
             status, seconds, processor = self._processes.run(command, self._top, self._environment, show)
         passed, failed, unchanged = tally(lines)
