@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """What has passed is found again as long as all that it depends on is the same, and no longer."""
 
+import contextlib
+import io
 import os
 import pathlib
 import re
@@ -18,7 +20,9 @@ from guest.plugin import Asked  # noqa: E402
 from guest.share import share  # noqa: E402
 from harness import (  # noqa: E402
     inputs,
+    jobs,
     passes,
+    suite,
 )
 
 CONFIG = {
@@ -127,6 +131,51 @@ class Keys(Room):
         before = self.keys()
         (self.room / "tools/thinctl/main.rs").chmod(0o755)
         self.assertNotEqual(before["c"], self.keys()["c"])
+
+
+class Play(Room):
+    """The runner, with a machine that passes all; what it is told to do meanwhile is done while it runs."""
+
+    def play(self, meanwhile=lambda: None, fresh=False, **settings):
+        ran = []
+
+        class Run:
+            def __init__(self, label, make_vm, config, results, test_limit, boot_limit, keep):
+                for name in config["tests"]:
+                    ran.append(name)
+                    results.add(f"{name}::one", "passed", 1)
+                    keep(name, {"passed": 1, "failed": 0, "skipped": 0}, ["program"] if name == "test_a.py" else [])
+                meanwhile()
+
+            def step(self):
+                return False
+
+        options = mock.Mock(passes=f"{self.room}.passes", fresh=fresh, suite="functional", kernel=f"{self.room}/kernel", report=None,
+                            results=f"{self.room}.results", test_timeout=None, vng="")
+        with mock.patch.object(suite, "Run", Run), contextlib.redirect_stdout(io.StringIO()) as shown:
+            jobs.play(options, {**CONFIG, "settings": settings}, ["test_a.py", "test_b.py"], lambda tests, took: [tests] if tests else [],
+                      None, 2, 1)
+        return ran, shown.getvalue().splitlines()[-1].split(" in ")[0]
+
+    def test_does_not_run_again(self):
+        self.write("program", "1")
+        program = str(self.room / "program")
+        every = (["test_a.py", "test_b.py"], "functional: 2 passed, 0 failed, 0 skipped")
+        self.assertEqual(self.play(program=program), every)
+        self.assertEqual(self.play(program=program), ([], "functional: 2 passed, 0 failed, 0 skipped (of these 2 unchanged)"))
+        self.assertEqual(self.play(program=program, fresh=True), every)
+        self.write("program", "2")
+        self.assertEqual(self.play(program=program), (["test_a.py"], "functional: 2 passed, 0 failed, 0 skipped (of these 1 unchanged)"))
+
+    def test_changed_meanwhile(self):
+        self.write("program", "1")
+        program = str(self.room / "program")
+        self.play(lambda: self.write("program", "2"), program=program)
+        self.assertEqual(self.play(program=program)[0], ["test_a.py"])
+        self.write("program", "3")
+        self.write("tools/testing/functional/test_b.py", "it = 2\n")
+        self.play(lambda: self.write("tools/testing/functional/test_b.py", "it = 3\n"), program=program)
+        self.assertEqual(self.play(program=program)[0], ["test_a.py", "test_b.py"])
 
 
 class Kept(unittest.TestCase):

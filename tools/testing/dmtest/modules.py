@@ -48,8 +48,7 @@ class Modules:
 
     def insert(self, file, *parameters):
         """Loads a module file after those that it depends on. Parameters are given as to insmod."""
-        depends = _run("modinfo", "-F", "depends", file).strip()
-        for name in filter(None, depends.split(",")):
+        for name in _depends(file):
             self.need(name)
         _run("insmod", file, *parameters)
 
@@ -118,6 +117,12 @@ class Modules:
                 return _contains(file, note.read())
         except FileNotFoundError:
             return False
+
+
+@functools.cache
+def _depends(path):
+    """The names of the modules that the one in a file needs."""
+    return [name for name in _run("modinfo", "-F", "depends", path).strip().split(",") if name]
 
 
 @functools.cache

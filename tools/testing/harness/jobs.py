@@ -71,8 +71,10 @@ def play(options, config, tests, share_out, make_vm, at_once, places):
     known = passes.Passes(options.passes, options.fresh) if options.passes else None
     keys = {}
     if known:
-        kept = passes.Files(options.kernel, config)
+        # Virtme-ng is not among the packages; the folder that it is installed in names its version.
+        kept = passes.Files(options.kernel, config, [options.vng] if places > 1 else [])
         keys = {name: kept.key(name) for name in tests}
+        values = {name: kept.value(setting) for name, setting in config["settings"].items()}
     for name, key in keys.items():
         before = known.find(key, config["settings"], kept.value)
         if before:
@@ -91,10 +93,11 @@ def play(options, config, tests, share_out, make_vm, at_once, places):
     status = suite.run(results, share_out(tests, took), at_once, make, times_of(options), options.report, places)
     if passed and known:
         # What was changed while its test ran is not what passed.
-        now = passes.Files(options.kernel, config)
+        kept.look()
         for name, counts, asked in passed:
-            if keys.get(name) == now.key(name):
-                known.keep(keys[name], counts, {setting: now.value(config["settings"].get(setting, "")) for setting in asked})
+            given = {setting: config["settings"].get(setting, "") for setting in asked}
+            if keys.get(name) == kept.key(name) and all(values.get(setting, "") == kept.value(text) for setting, text in given.items()):
+                known.keep(keys[name], counts, {setting: values.get(setting, "") for setting in asked})
     return status
 
 
