@@ -28,7 +28,7 @@ SCRIPTS = {
 }
 # Files of the functional tests whose tests all run on the small kernel, too.
 ALTERNATING = [f"test_{name}.py" for name in (
-    "commit", "limits", "space",
+    "bad_input", "commit", "external_origin", "limits", "space", "suspend", "tables",
 )]
 
 
