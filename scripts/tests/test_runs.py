@@ -228,6 +228,7 @@ class Test(Room):
             self.assertEqual(shown.splitlines()[-1], total)
             self.assertIn("scripts: scripts-some: unchanged, 5 passed\n", shown)
             self.assertRegex(shown, r"cargo: unchanged +crate tests, 7 passed\n")
+            self.assertRegex(shown, r"cargo: unchanged +examples in the documentation, 0 passed\n")
             (self.room / name).write_text((self.room / name).read_text() + "\n")
             shown = self.play("scripts", "cargo").stdout
             # The script's test depends on the whole tree.
