@@ -46,7 +46,7 @@ demo:
 	@scripts/demo
 
 test:
-	@TURN='$(TURN)' scripts/test $(SUITES)
+	@TURN='$(TURN)' FRESH='$(FRESH)' scripts/test $(SUITES)
 
 test-one:
 	@scripts/test-one '$(T)'
@@ -83,6 +83,7 @@ help:
 	@echo '  test             - Run all tests; SUITES="..." runs only some of:'
 	@echo '                     scripts lint cargo fuzz kunit functional thinctl leaks'
 	@echo '                     cache power hostile smoke lvm2 graft;'
+	@echo '                     FRESH=1 also runs what has passed and did not change;'
 	@echo '                     TURN=all plays also what takes turns from commit to commit'
 	@echo '  test-one         - Run one of the functional tests on the module as it is now:'
 	@echo '                     T=test_commit.py, or T=test_commit.py::test_commit_on_flush'

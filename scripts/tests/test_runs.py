@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0
 """The scripts that run others count and report what those did."""
 
+import json
 import os
 import pathlib
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import unittest
@@ -39,6 +41,13 @@ class Room(unittest.TestCase):
         return subprocess.run(
             command, cwd=self.room, env=self.env, capture_output=True, text=True, check=False)
 
+    def wait_for(self, condition):
+        for _ in range(100):
+            if condition():
+                return
+            time.sleep(0.1)
+        self.fail("waited in vain")
+
 
 class Ci(Room):
     """`.ci/run` ends with one plain line, whatever `make test` does."""
@@ -66,23 +75,36 @@ class Ci(Room):
 class Test(Room):
     """`scripts/test` adds up its suites."""
 
+    HARNESS = ["__init__", "cargo", "cores", "failures", "guard", "inputs", "parts", "passes", "schedule"]
+
     def setUp(self):
         super().setUp()
-        self.copy("scripts/test", "scripts/lib.sh")
+        self.copy("scripts/test", "scripts/packages", *(f"tools/testing/harness/{name}.py" for name in self.HARNESS))
         self.fake("scripts/setup", '#!/bin/sh\n[ "$1" = env ] || exit 0\n'
                   f"echo export CARGO={self.room}/cargo KERNEL_UM=/um KERNEL_PLAIN=/plain KERNEL_X86_64=/x VNG=/vng\n")
         self.fake("scripts/module", "#!/bin/sh\necho /module.ko\n")
         self.fake("scripts/thinctl", "#!/bin/sh\necho /thinctl\n")
-        self.fake("scripts/tests/run", "#!/bin/sh\necho scripts: 5 passed, 0 failed\n")
-        self.fake("cargo", "#!/bin/sh\nfor i in 3 4; do\n"
-                  "echo test result: ok. $i passed\\; 0 failed\\; 1 ignored\ndone\n")
+        self.fake("scripts/tests/test_some.py", "")
+        self.fake("scripts/tests/run", "print('scripts: 5 passed, 0 failed')\n")
+        self.fake_cargo("for i in 3 4; do echo test result: ok. $i passed\\; 0 failed\\; 1 ignored; done")
         self.fake_vms("print(sys.argv[1] + ': 20 passed, 0 failed, 1 skipped in 3 s')")
+
+    def fake_cargo(self, tests, documents="echo test result: ok. 0 passed\\; 0 failed"):
+        """Has cargo build a program that does `tests`."""
+        self.fake("crate/program", f"#!/bin/sh\n{tests}\n")
+        told = {"reason": "compiler-artifact", "profile": {"test": True}, "executable": f"{self.room}/crate/program",
+                "manifest_path": f"{self.room}/crate/Cargo.toml", "target": {"name": "tests"}}
+        self.fake("cargo", f"#!/bin/sh\ncase $* in\n*--no-run*) echo '{json.dumps(told)}' ;;\n*) {documents} ;;\nesac\n")
 
     def fake_vms(self, body):
         self.fake("tools/testing/run", f"import sys\n{body}\n")
 
-    def outcome(self, *suites):
-        result = self.call(self.room / "scripts/test", *suites)
+    def play(self, *suites, **environment):
+        return subprocess.run([sys.executable, self.room / "scripts/test", *suites], cwd=self.room, env={**self.env, **environment},
+                              capture_output=True, text=True, check=False)
+
+    def outcome(self, *suites, **environment):
+        result = self.play(*suites, **environment)
         return result.returncode, result.stdout.splitlines()[-1]
 
     def test_adds_up(self):
@@ -91,8 +113,8 @@ class Test(Room):
 
     def test_table(self):
         """Each suite has a line, with the seconds that it took; the table is kept."""
-        self.fake("cargo", "#!/bin/sh\nsleep 2\necho test result: ok. 3 passed\\; 1 failed\n")
-        shown = self.call(self.room / "scripts/test", "scripts", "cargo").stdout
+        self.fake_cargo("sleep 2; echo test result: FAILED. 3 passed\\; 1 failed; exit 1")
+        shown = self.play("scripts", "cargo").stdout
         table = (self.room / "cache/results/table").read_text()
         self.assertIn(f"\n\n{table}", shown)
         kept = table.splitlines()
@@ -109,66 +131,36 @@ class Test(Room):
         self.fake_vms("'mapping_cache_pages=0' in sys.argv or print('it: 7 passed, 0 failed')")
         self.assertEqual(self.outcome("cache"), (1, "total: 7 passed, 1 failed"))
 
-    def test_turns(self):
-        """Variants take turns; none is forgotten."""
+    def test_turn_is_kept(self):
+        """It is that of the commit with FRESH=1, and stays what it was without."""
         self.fake_vms("print(*sys.argv[1:]); print('it: 7 passed, 0 failed')")
-        for number in range(3):
-            self.fake(f"tools/testing/functional/test_thinctl_{number}.py", "")
-        self.fake("scripts/tests/graft", "#!/bin/sh\necho graft: $#: $2 $3: 5 passed, 0 failed\n")
-        played, seeds = [], []
-        for turn in ("0", "1", "all"):
-            self.env["TURN"] = turn
-            self.assertEqual(self.call(self.room / "scripts/test", "cache", "thinctl", "graft").returncode, 0)
-            logs = "".join((self.room / f"cache/results/{suite}.log").read_text() for suite in ("cache", "thinctl", "graft"))
-            without_module = [line for line in logs.splitlines() if "thinctl=" in line and "--module" not in line]
-            self.assertEqual(logs.count("--module"), 3)
-            halves = self.call(self.room / "scripts/test", "smoke").stdout
-            seeds.append(re.findall(r"seed=(\d+)", halves + logs))
-            played.append({
-                *re.findall(r"--share \d/2|--share 0/1", halves.replace("0/1", "0/2 --share 1/2")),
-                *re.findall(r"mapping_cache_pages=\d", logs), *re.findall(r"built-in|module(?=: 5| : 5)", logs),
-                *(word for line in without_module for word in line.split() if word.endswith(".py")),
-            })
-        self.assertEqual(played[0] | played[1], played[2])
-        self.assertEqual(len(played[2]), 9)
-        self.assertFalse(played[0] & played[1])
-        self.assertEqual([set(each) for each in seeds], [{"1"}, {"2"}, {"1"}])
 
-    def test_turns_of_what_is_watched(self):
-        """Each file of thinctl's tests is played under this module, and by turns on the kernel that looks for faults."""
-        self.fake_vms("print(*sys.argv[1:]); print('it: 7 passed, 0 failed')")
-        files = {f"test_thinctl_{number}.py" for number in range(5)}
-        for name in files:
-            self.fake(f"tools/testing/functional/{name}", "")
-        watched = []
-        for turn in ("0", "1", "2", "3", "all"):
-            self.env["TURN"] = turn
-            self.assertEqual(self.call(self.room / "scripts/test", "thinctl").returncode, 0)
-            lines = (self.room / "cache/results/thinctl.log").read_text().splitlines()
-            played = {
-                part: [word for line in lines if f"results/thinctl-{part} " in line for word in line.split() if word in files]
-                for part in ("watched", "rust")
-            }
-            self.assertEqual(sorted(played["watched"] + played["rust"]), sorted(files))
-            watched.append(played["watched"])
-        self.assertEqual(sorted(sum(watched[:4], [])), sorted(files))
-        self.assertEqual(sorted(watched[4]), sorted(files))
+        def seed(**environment):
+            return re.search(r"seed=(\d+)", self.play("leaks", **environment).stdout)[1]
+
+        self.assertEqual(seed(), "1")
+        self.assertEqual([seed(TURN="6"), seed()], ["7", "7"])
+        self.assertEqual([seed(TURN="all"), seed()], ["1", "7"])
+        self.assertEqual([seed(FRESH="1"), seed()], ["1", "1"])
 
     def test_turn_that_is_no_number(self):
         self.env["TURN"] = "x"
-        self.assertNotEqual(self.call(self.room / "scripts/test", "scripts").returncode, 0)
+        self.assertNotEqual(self.play("scripts").returncode, 0)
 
-    def test_two_at_once(self):
+    def test_all_at_once(self):
         """Each waits for the other, so one after the other would not end."""
-        for name, other in (("scripts/tests/run", "b"), ("cargo", "a")):
-            mine = "a" if other == "b" else "b"
-            self.fake(name, f"#!/bin/sh\ntouch {self.room}/{mine}\nfor i in $(seq 100); do\n"
-                      f"[ ! -e {self.room}/{other} ] || exec echo it: 1 passed\\; 0 failed\nsleep 0.1\ndone\nexit 1\n")
+        for name, other in (("a", "b"), ("b", "a")):
+            script = (f"touch {self.room}/{name}\nfor i in $(seq 100); do\n"
+                      f"[ ! -e {self.room}/{other} ] || exec echo test result: it: 1 passed\\; 0 failed\nsleep 0.1\ndone\nexit 1\n")
+            if name == "a":
+                self.fake_cargo(script)
+            else:
+                self.fake("wait", f"#!/bin/sh\n{script}")
+                self.fake("scripts/tests/run", f"import os\nos.execv('{self.room}/wait', ['wait'])\n")
         self.assertEqual(self.outcome("scripts", "cargo"), (0, "total: 2 passed, 0 failed"))
 
     def test_lines_tell_their_suite(self):
-        shown = self.call(self.room / "scripts/test", "scripts").stdout
-        self.assertIn("scripts: scripts: 5 passed, 0 failed\n", shown)
+        self.assertIn("scripts: scripts: 5 passed, 0 failed\n", self.play("scripts").stdout)
 
     def test_failures_count(self):
         self.fake_vms("print('smoke: 18 passed, 2 failed'); sys.exit(1)")
@@ -180,7 +172,7 @@ class Test(Room):
             "print('FAILED     1.2 s  test_a.py::one')\n"
             "print('    [call]\\n        assert f() == 2\\n    E   assert 1 == 2\\n    E    +  where 1 = f()\\n    \\n    a.py:12: AssertionError')\n"
             "print('passed     0.1 s  test_a.py::two\\nFAILED     0.0 s  test_a.py::three\\nit: 18 passed, 2 failed')")
-        shown = self.call(self.room / "scripts/test", "smoke", "scripts").stdout.splitlines()
+        shown = self.play("smoke", "scripts").stdout.splitlines()
         self.assertEqual([line for line in shown[shown.index("") + 1:] if line.startswith("smoke: ")], [
             "smoke: FAILED     1.2 s  test_a.py::one", "smoke:     E   assert 1 == 2", "smoke:     E    +  where 1 = f()",
             "smoke:     a.py:12: AssertionError", "smoke: FAILED     0.0 s  test_a.py::three",
@@ -188,7 +180,7 @@ class Test(Room):
 
     def test_failure_without_a_name(self):
         self.fake("cargo", "#!/bin/sh\necho error: could not compile\nexit 101\n")
-        shown = self.call(self.room / "scripts/test", "cargo").stdout.splitlines()
+        shown = self.play("cargo").stdout.splitlines()
         self.assertEqual(shown[-2:], ["cargo: error: could not compile", "total: 0 passed, 1 failed"])
 
     def test_no_summary_is_a_failure(self):
@@ -200,8 +192,16 @@ class Test(Room):
         self.assertEqual(self.outcome("kunit"), (1, "total: 9 passed, 1 failed"))
 
     def test_broken_module_is_a_failure(self):
-        self.fake("scripts/module", "#!/bin/sh\nexit 2\n")
-        self.assertEqual(self.outcome("kunit", "scripts"), (1, "total: 5 passed, 1 failed"))
+        self.fake("scripts/module", "#!/bin/sh\necho what is wrong >&2\nexit 2\n")
+        result = self.play("kunit", "scripts")
+        self.assertEqual((result.returncode, result.stdout.splitlines()[-1]), (1, "total: 5 passed, 1 failed"))
+        self.assertIn("kunit: what is wrong\n", result.stdout)
+
+    def test_broken_program_of_cargos_is_a_failure(self):
+        self.fake_cargo("echo test result: ok. 3 passed\\; 0 failed; exit 3")
+        self.assertEqual(self.outcome("cargo"), (1, "total: 3 passed, 1 failed"))
+        self.fake_cargo("echo test result: ok. 3 passed\\; 0 failed", "exit 3")
+        self.assertEqual(self.outcome("cargo"), (1, "total: 3 passed, 1 failed"))
 
     def test_broken_cargo_is_a_failure(self):
         self.fake("cargo", "#!/bin/sh\necho error: could not compile\nexit 101\n")
@@ -212,9 +212,64 @@ class Test(Room):
         self.assertEqual(self.outcome(), (1, "total: 0 passed, 1 failed"))
 
     def test_unknown_suite(self):
-        result = self.call(self.room / "scripts/test", "nonsense")
+        result = self.play("nonsense")
         self.assertNotEqual(result.returncode, 0)
         self.assertIn("no suite nonsense", result.stderr)
+
+    def test_unchanged(self):
+        """What has passed does not run again, and counts all the same."""
+        total = "total: 12 passed, 0 failed"
+        self.fake(".gitignore", "cache/\n")
+        self.call("git", "init", "-q")
+        self.assertEqual(self.outcome("scripts", "cargo"), (0, total))
+        for name in ("scripts/tests/run", "crate/program"):
+            self.assertNotIn("unchanged", self.play("scripts", "cargo", FRESH="1").stdout)
+            shown = self.play("scripts", "cargo").stdout
+            self.assertEqual(shown.splitlines()[-1], total)
+            self.assertIn("scripts: scripts-some: unchanged, 5 passed\n", shown)
+            self.assertRegex(shown, r"cargo: unchanged +crate tests, 7 passed\n")
+            self.assertRegex(shown, r"cargo: unchanged +examples in the documentation, 0 passed\n")
+            (self.room / name).write_text((self.room / name).read_text() + "\n")
+            shown = self.play("scripts", "cargo").stdout
+            # The script's test depends on the whole tree.
+            self.assertEqual("unchanged, 5" in shown, False)
+            self.assertEqual("crate tests, 7 passed" in shown, name != "crate/program")
+
+    def test_what_fails_is_not_kept(self):
+        self.fake("scripts/tests/run", "print('scripts: 5 passed, 1 failed')\n")
+        for _ in range(2):
+            shown = self.play("scripts").stdout
+            self.assertNotIn("unchanged", shown)
+            self.assertEqual(shown.splitlines()[-1], "total: 5 passed, 1 failed")
+
+    def test_what_changes_meanwhile_is_not_kept(self):
+        self.fake("scripts/tests/run", f"open('{self.room}/new', 'a').write('x')\nprint('scripts: 5 passed, 0 failed')\n")
+        for _ in range(2):
+            self.assertNotIn("unchanged", self.play("scripts").stdout)
+
+    def test_who_has_a_place_waits_for_no_other(self):
+        self.fake_vms("import os; print('in the queue:', 'DM_THIN_CORES' in os.environ); print('it: 7 passed, 0 failed')")
+        shown = self.play("leaks", "kunit").stdout
+        self.assertIn("leaks: in the queue: True\n", shown)
+        self.assertIn("kunit: in the queue: False\n", shown)
+
+    def test_passes_are_for_the_machines(self):
+        self.fake_vms("print(*sys.argv[1:]); print('it: 7 passed, 0 failed')")
+        self.assertRegex(self.play("leaks").stdout, rf"--passes {self.room}/cache/passes (?!--fresh)")
+        self.assertRegex(self.play("leaks", FRESH="1").stdout, rf"--passes {self.room}/cache/passes --fresh")
+
+    def test_interrupted(self):
+        """All that it has started ends with it."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+            pid = self.room / f"pid{number}"
+            self.fake_vms(f"import os, time\nopen('{pid}', 'w').write(str(os.getpid()))\ntime.sleep(100)")
+            with subprocess.Popen([sys.executable, self.room / "scripts/test", "kunit"], env=self.env,
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+                self.wait_for(lambda: pid.exists() and pid.read_text().strip())
+                process.send_signal(number)
+                self.assertEqual(process.wait(timeout=20), -number if number == signal.SIGKILL else 130)
+            stat = pathlib.Path("/proc", pid.read_text().strip(), "stat")
+            self.wait_for(lambda: not stat.exists() or ") Z " in stat.read_text())
 
 
 class Run(Room):
@@ -252,10 +307,3 @@ class Run(Room):
             self.assertEqual(process.wait(timeout=10), 130)
         stat = pathlib.Path("/proc", pid.read_text().strip(), "stat")
         self.wait_for(lambda: not stat.exists() or ") Z " in stat.read_text())
-
-    def wait_for(self, condition):
-        for _ in range(100):
-            if condition():
-                return
-            time.sleep(0.1)
-        self.fail("waited in vain")

@@ -4,6 +4,7 @@
 Both have the same module and target names, so only one can be loaded at a time.
 """
 
+import functools
 import os
 import shutil
 import subprocess
@@ -47,8 +48,7 @@ class Modules:
 
     def insert(self, file, *parameters):
         """Loads a module file after those that it depends on. Parameters are given as to insmod."""
-        depends = _run("modinfo", "-F", "depends", file).strip()
-        for name in filter(None, depends.split(",")):
+        for name in _depends(file):
             self.need(name)
         _run("insmod", file, *parameters)
 
@@ -113,10 +113,23 @@ class Modules:
     def is_loaded(file):
         """Whether the loaded module was built as `file`: the build id tells."""
         try:
-            with open(f"{LOADED}/notes/.note.gnu.build-id", "rb") as note, open(file, "rb") as module:
-                return note.read() in module.read()
+            with open(f"{LOADED}/notes/.note.gnu.build-id", "rb") as note:
+                return _contains(file, note.read())
         except FileNotFoundError:
             return False
+
+
+@functools.cache
+def _depends(path):
+    """The names of the modules that the one in a file needs."""
+    return [name for name in _run("modinfo", "-F", "depends", path).strip().split(",") if name]
+
+
+@functools.cache
+def _contains(path, content):
+    """Whether a file, which may be large, has this content somewhere."""
+    with open(path, "rb") as file:
+        return content in file.read()
 
 
 def _run(*command):

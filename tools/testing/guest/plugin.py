@@ -12,6 +12,7 @@ import pytest
 from dmtest import kmemleak, kmsg
 from dmtest.coverage import Coverage
 from dmtest.modules import Modules
+from guest.share import share
 
 
 # After so many seconds a test tells where it is, as it may be ended soon.
@@ -25,12 +26,29 @@ def tell_where(console, nodeid):
         print("".join(traceback.format_stack(frame)), file=console, flush=True)
 
 
+class Asked:
+    """The settings of a run, and which of them the tests of a file ask for."""
+
+    def __init__(self, settings):
+        self._settings = settings
+        self._names = {}
+        self.file = None
+
+    def get(self, name, usual=None):
+        self._names.setdefault(self.file, set()).add(name)
+        return self._settings.get(name, usual)
+
+    def names(self, file):
+        return sorted(self._names.get(file, set()))
+
+
 class Events:
     """Appends one JSON line per event to `events` in the results folder."""
 
     def __init__(self, results, config):
         self._path = os.path.join(results, "events")
-        self.config = config
+        self._asked = Asked(config["settings"])
+        self.config = {**config, "settings": self._asked}
         self.modules = Modules(config["modules"], config["implementations"], config["parameters"], Coverage(os.path.join(results, "profraw")))
         self._session = None
         self._outcome = None
@@ -62,12 +80,14 @@ class Events:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items):
-        """Leaves the run's share of those that are chosen: every so many-th, so that each file gives some."""
-        number, count = self.config["share"]
-        items[:] = items[number::count]
+        """Leaves the run's share of those that are chosen."""
+        share(items, *self.config["share"])
 
     def pytest_collection_finish(self, session):
         self._emit("collected", tests=[item.nodeid for item in session.items])
+
+    def pytest_collectstart(self, collector):
+        self._asked.file = collector.nodeid.split("::")[0]
 
     def pytest_collectreport(self, report):
         if report.failed:
@@ -75,6 +95,7 @@ class Events:
 
     def pytest_runtest_logstart(self, nodeid, location):
         kmsg.mark(f"start {nodeid}")
+        self._asked.file = nodeid.split("::")[0]
         self._outcome = ["passed", {}, ""]
         self._emit("start", test=nodeid)
         self._long = threading.Timer(LONG, tell_where, [self._console, nodeid])
@@ -98,13 +119,18 @@ class Events:
             # After a complaint the kernel no longer checks locks: the rest of the tests needs another one.
             self._session.shouldstop = "lockdep is off"
 
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item, nextitem):
+        yield
+        file = item.nodeid.split("::")[0]
+        if not self._session.shouldstop and (nextitem is None or nextitem.nodeid.split("::")[0] != file):
+            self._finish(file)
+
     def pytest_sessionfinish(self, session, exitstatus):
         if session.shouldstop:
             self._emit("again")
-            return
-        if session.items:
-            self._finish(session.items[0].location[0])
-        self._emit("end", status=int(exitstatus))
+        else:
+            self._emit("end", status=int(exitstatus))
 
     def _finish(self, file):
         """Unloads the module, and looks for what it has left behind. To the host this is one more test."""
@@ -113,10 +139,11 @@ class Events:
         self._emit("start", test=test)
         began = time.monotonic()
         try:
-            symbols = kmemleak.symbols("dm_thin_pool")
+            symbols = kmemleak.symbols("dm_thin_pool") if kmemleak.is_there() else []
             self.modules.unload()
             found = kmemleak.find(symbols) if kmemleak.is_there() else ""
         except (AssertionError, OSError) as error:
             found = str(error)
         outcome = "failed" if found else "passed"
         self._emit("result", test=test, outcome=outcome, seconds=round(time.monotonic() - began, 2), text=found)
+        self._emit("file", file=file, asked=self._asked.names(file))

@@ -11,6 +11,9 @@ import sys
 
 
 def watch():
+    # Who reads what the command says waits for the end of all that could say something.
+    for number in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     os.read(0, 1)
     os.killpg(0, signal.SIGKILL)
 

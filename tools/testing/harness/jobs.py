@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 
-from . import bench, collect, hostile, ktap, power, suite
+from . import bench, collect, hostile, ktap, passes, power, suite
 from .vm import (
     ROOT,
     Uml,
@@ -38,39 +38,67 @@ def run(options):
 def functional(options):
     need_programs()
     config = configuration(options, "functional")
-    results = suite.Results("functional")
-
-    def make(share):
-        file = share.split("::")[0]
-        memory = Uml.FAR_MEMORY if file in FAR else Uml.MEMORY
-        return suite.Run(
-            file.removesuffix(".py"), lambda name: Uml(options.kernel, os.path.join(options.results, name), memory), dict(config, tests=[share]),
-            results, test_limit=options.test_timeout or 240, boot_limit=BOOT_LIMIT,
-        )
-
-    times = times_of(options)
-    shares = suite.files(FUNCTIONAL, options.tests, suite.known_times(times))
+    tests = suite.files(FUNCTIONAL, options.tests, suite.known_times(times_of(options)))
     if options.expression:
-        shares = collect.chosen(FUNCTIONAL, shares, options.expression, config["settings"])
-    return suite.run(results, shares, options.jobs, make, times, options.report)
+        tests = collect.chosen(FUNCTIONAL, tests, config)
+
+    def make_vm(name, share):
+        return Uml(options.kernel, os.path.join(options.results, name), Uml.FAR_MEMORY if share[0].split("::")[0] in FAR else Uml.MEMORY)
+
+    def share_out(tests, took):
+        return suite.shares(tests, took, FAR)
+
+    return play(options, config, tests, share_out, make_vm, options.jobs, 1)
 
 
 def marked(options):
-    """The tests with the suite's mark, on x86_64."""
+    """The tests with the suite's mark, on x86_64, all in one machine."""
     need_programs()
     if not options.vng:
         raise Missing("vng (virtme-ng) is not installed; name it with --vng")
     config = dict(configuration(options, "functional"), mark=options.suite, share=options.share)
+    tests = collect.chosen(FUNCTIONAL, suite.files(FUNCTIONAL, options.tests, {}), config)
+
+    def make_vm(name, share):
+        return Virtme(options.kernel, os.path.join(options.results, name), options.vng, nvme=64 << 20)
+
+    return play(options, config, tests, lambda tests, took: [tests] if tests else [], make_vm, 1, 2)
+
+
+def play(options, config, tests, share_out, make_vm, at_once, places):
+    """Runs the test files but for those that have passed before and would not find anything changed."""
     results = suite.Results(options.suite)
-    tests = suite.files(FUNCTIONAL, options.tests, {})
+    known = passes.Passes(options.passes, options.fresh) if options.passes else None
+    keys = {}
+    if known:
+        # Virtme-ng is not among the packages; the folder that it is installed in names its version.
+        kept = passes.Files(options.kernel, config, [options.vng] if places > 1 else [])
+        keys = {name: kept.key(name) for name in tests}
+        values = {name: kept.value(setting) for name, setting in config["settings"].items()}
+    for name, key in keys.items():
+        before = known.find(key, config["settings"], kept.value)
+        if before:
+            results.add_unchanged(name, before)
+            tests = [test for test in tests if test != name]
+    took = suite.seconds_of_files(suite.known_times(times_of(options)))
+    passed = []
 
     def make(share):
+        label = "x86_64" if at_once == 1 and places > 1 else share[0].split("::")[0].removesuffix(".py")
         return suite.Run(
-            share, lambda name: Virtme(options.kernel, os.path.join(options.results, name), options.vng, nvme=64 << 20),
-            dict(config, tests=tests), results, test_limit=options.test_timeout or 240, boot_limit=BOOT_LIMIT,
+            label, lambda name: make_vm(name, share), dict(config, tests=share), results,
+            options.test_timeout or 240, BOOT_LIMIT, lambda *found: passed.append(found),
         )
 
-    return suite.run(results, ["x86_64"], 1, make, times_of(options), options.report)
+    status = suite.run(results, share_out(tests, took), at_once, make, times_of(options), options.report, places)
+    if passed and known:
+        # What was changed while its test ran is not what passed.
+        kept.look()
+        for name, counts, asked in passed:
+            given = {setting: config["settings"].get(setting, "") for setting in asked}
+            if keys.get(name) == kept.key(name) and all(values.get(setting, "") == kept.value(text) for setting, text in given.items()):
+                known.keep(keys[name], counts, {setting: values.get(setting, "") for setting in asked})
+    return status
 
 
 def times_of(options):

@@ -4,12 +4,16 @@
 import json
 import math
 import os
+import re
 import sys
 import time
 
 from dmtest import kmsg
 
+from . import cores
+
 BOOT = "(boot)"
+MARK = re.compile(re.escape(kmsg.MARK) + r"start (\S+)")
 
 
 class Results:
@@ -18,6 +22,7 @@ class Results:
     def __init__(self, suite):
         self.suite = suite
         self.outcomes = {"passed": 0, "failed": 0, "skipped": 0}
+        self.unchanged = 0
         self.figures = []
         self.times = {}
         self.began = time.monotonic()
@@ -29,6 +34,13 @@ class Results:
         print(f"{outcome.upper() if outcome == 'failed' else outcome:7} {seconds:6.1f} s  {test}", flush=True)
         if outcome == "failed" and text:
             print("    " + text.rstrip().replace("\n", "\n    "), flush=True)
+
+    def add_unchanged(self, file, counts):
+        """Counts what passed when it ran last, and need not run again."""
+        self.unchanged += counts["passed"]
+        for outcome in ("passed", "skipped"):
+            self.outcomes[outcome] += counts[outcome]
+        print(f"unchanged          {file}, {counts['passed']} passed", flush=True)
 
     def report(self, path):
         """Appends the counts and all figures to the file `path`, as a line of JSON."""
@@ -47,6 +59,8 @@ class Results:
         phases = {when: sum(phases.get(when, 0) for phases in self.times.values()) for when in ("setup", "call", "teardown")}
         print(f"{self.suite}: {', '.join(f'{when} {seconds:.0f} s' for when, seconds in phases.items())}", flush=True)
         counts = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items())
+        if self.unchanged:
+            counts += f" (of these {self.unchanged} unchanged)"
         print(f"{self.suite}: {counts} in {time.monotonic() - self.began:.0f} s", flush=True)
         return 0 if self.outcomes["passed"] and not self.outcomes["failed"] else 1
 
@@ -61,17 +75,24 @@ def known_times(path):
 
 
 class Run:
-    """One VM's share of the tests; boots again with the rest of them when the kernel dies or complains, or a test hangs."""
+    """One VM's share of the tests; boots again with the rest of them when the kernel dies or complains, or a test hangs.
 
-    def __init__(self, label, make_vm, config, results, test_limit, boot_limit):
+    `keep(file, counts, asked)` is called for each file that passed, in a machine that came to its end without a complaint:
+    how many tests did, and for which settings they asked.
+    """
+
+    def __init__(self, label, make_vm, config, results, test_limit, boot_limit, keep=None):
         self.label = label
         self._make_vm = make_vm
         self._config = config
         self._results = results
         self._test_limit = test_limit
         self._boot_limit = boot_limit
+        self._keep = keep
         self._boots = 0
         self._pending = None
+        self._counts = {}
+        self._asked = {}
         self._boot()
 
     def _boot(self):
@@ -80,7 +101,6 @@ class Run:
         self._current = None
         self._since = time.monotonic()
         self._ended = self._again = False
-        self._failed_before = self._results.outcomes["failed"]
         self._vm.start(self._config)
 
     def step(self):
@@ -101,7 +121,7 @@ class Run:
             return False
         if not self._pending or self._boots > 20:
             for test in self._pending or []:
-                self._results.add(test, "failed", 0, "did not run: the VM broke off too often")
+                self._add(test, "failed", 0, "did not run: the VM broke off too often")
             return False
         self._config = dict(self._config, tests=self._pending, expression="", mark="", share=(0, 1))
         self._boot()
@@ -109,6 +129,11 @@ class Run:
 
     def kill(self):
         self._vm.kill()
+
+    def _add(self, test, outcome, *arguments):
+        self._results.add(test, outcome, *arguments)
+        counts = self._counts.setdefault(test.split("::")[0], {"passed": 0, "failed": 0, "skipped": 0})
+        counts[outcome] += 1
 
     def _events(self):
         for line in self._vm.new_lines("events"):
@@ -122,12 +147,14 @@ class Run:
                 self._current = None
                 if event["test"] in (self._pending or []):
                     self._pending.remove(event["test"])
-                self._results.add(event["test"], event["outcome"], event["seconds"], event["text"], event.get("phases"))
+                self._add(event["test"], event["outcome"], event["seconds"], event["text"], event.get("phases"))
             elif event["event"] == "progress":
                 print(f"[{self._vm.seconds():.0f} s] {event['text']}", file=sys.stderr, flush=True)
             elif event["event"] == "figures":
                 self._results.figures.append({"test": event["test"], **event["numbers"]})
                 print(f"        {event['test']}: {', '.join(f'{count} {name}' for name, count in event['numbers'].items())}", flush=True)
+            elif event["event"] == "file":
+                self._asked[event["file"]] = event["asked"]
             elif event["event"] == "again":
                 self._again = True
             elif event["event"] == "end":
@@ -136,15 +163,27 @@ class Run:
     def _broken(self, why):
         test = self._current or f"{self.label} {BOOT}"
         tail = "\n".join(self._vm.read("console.log").splitlines()[-60:])
-        self._results.add(test, "failed", time.monotonic() - self._since, f"{why}; the console's end, {self._vm.console}:\n{tail}")
+        self._add(test, "failed", time.monotonic() - self._since, f"{why}; the console's end, {self._vm.console}:\n{tail}")
         if self._current in (self._pending or []):
             self._pending.remove(self._current)
 
     def _scan(self):
-        """Finds complaints in the kernel's log that no test was blamed for."""
-        found = complaints(self._vm)
-        if found and self._results.outcomes["failed"] == self._failed_before:
-            self._results.add(f"{self.label} kernel log", "failed", 0, "\n".join(found[:20]))
+        """Finds complaints in the kernel's log that no test was blamed for; keeps what passed if there is none."""
+        lines = self._vm.read("dmesg.log").splitlines()
+        found = kmsg.bad(lines)
+        if found and not any(counts["failed"] for counts in self._counts.values()):
+            self._add(f"{blamed(lines, found[0]) or self.label} kernel log", "failed", 0, "\n".join(found[:20]))
+        if self._keep and lines and not found and self._boots == 1 and self._vm.status() == 0:
+            for file, asked in self._asked.items():
+                counts = self._counts.get(file)
+                if counts and counts["passed"] and not counts["failed"]:
+                    self._keep(file, counts, asked)
+
+
+def blamed(lines, complaint):
+    """The test during which a line came into a kernel's log."""
+    marks = [MARK.search(line) for line in lines[:lines.index(complaint)]]
+    return next((mark[1] for mark in reversed(marks) if mark), None)
 
 
 def complaints(vm):
@@ -152,26 +191,45 @@ def complaints(vm):
     return kmsg.bad(vm.read("dmesg.log").splitlines())
 
 
-def run(results, shares, at_once, make_run, times, report=None):
-    """Runs all `shares` with at most `at_once` VMs at a time; `make_run(share)` gives a Run.
+def run(results, shares, at_once, make_run, times, report=None, places=1):
+    """Runs all `shares`, lists of files, with at most `at_once` VMs at a time; `make_run(share)` gives a Run.
 
-    What the tests took goes to the file `times`, figures to the file `report`.
+    VMs wait for their turn in the queue for the processors, if there is one, where each takes so many `places`. What the tests
+    took goes to the file `times`, figures to the file `report`.
     """
-    waiting = list(shares)
+    took = seconds_of_files(known_times(times))
+    waiting = [(share, cores.Place(places, sum(seconds_of(name, took) for name in share))) for share in shares]
     active = []
     try:
         while waiting or active:
-            while waiting and len(active) < at_once:
-                active.append(make_run(waiting.pop(0)))
-            active = [one for one in active if one.step()]
+            for one in list(waiting):
+                share, place = one
+                if len(active) < at_once and place.granted():
+                    waiting.remove(one)
+                    active.append((make_run(share), place))
+            for one in list(active):
+                running, place = one
+                if not running.step():
+                    active.remove(one)
+                    place.close()
             time.sleep(0.05)
     finally:
-        for one in active:
-            one.kill()
+        for running, _ in active:
+            running.kill()
     results.keep_times(times)
     if report:
         results.report(report)
     return results.finish()
+
+
+# Files of which nothing is known yet and that take long, the longest first; the others take a few seconds.
+SLOW = [f"test_{name}.py" for name in (
+    "external_origin", "lvm2", "bad_input", "power", "faults", "discard", "suspend", "cache", "memory_faults", "scale", "compare",
+    "fuzzed_input", "modes", "metadata_space", "tables", "failures", "thinctl_another", "thinctl_cut", "thinctl_recipes",
+)]
+# A machine gets several files that take less than this, until they take so many seconds together.
+SMALL = 15
+TOGETHER = 45
 
 
 def files(folder, wanted, times):
@@ -183,14 +241,42 @@ def files(folder, wanted, times):
         if missing:
             raise SystemExit(f"no such test file: {', '.join(missing)}")
         return wanted
+    took = seconds_of_files(times)
+    usual = [name for name in SLOW if name in found] + [name for name in found if name not in SLOW]
+    return sorted(usual, key=lambda name: -took.get(name, math.inf))
+
+
+def seconds_of_files(times):
+    """What each file took, by what its tests did."""
     took = {}
     for test, phases in times.items():
         name = test.split("::")[0]
         took[name] = took.get(name, 0) + sum(phases.values())
-    # Where nothing is known yet.
-    slow = [f"test_{name}.py" for name in (
-        "external_origin", "lvm2", "bad_input", "power", "faults", "discard", "suspend", "cache", "memory_faults", "scale", "compare",
-        "fuzzed_input", "modes", "metadata_space", "tables", "failures",
-    )]
-    usual = [name for name in slow if name in found] + [name for name in found if name not in slow]
-    return sorted(usual, key=lambda name: -took.get(name, math.inf))
+    return took
+
+
+def seconds_of(name, took):
+    """What a file, or a test of it, may take."""
+    usual = 100 if name in SLOW else 5
+    return took.get(name.split("::")[0], usual)
+
+
+def shares(names, took, alone=()):
+    """Shares the files out among machines, the longest first: small ones together, but for those that want to be `alone`."""
+    found = []
+    small = []
+    for name in names:
+        if name in alone or seconds_of(name, took) > SMALL:
+            found.append([name])
+        else:
+            small.append(name)
+    filling = {}
+    for name in sorted(small, key=lambda name: -seconds_of(name, took)):
+        seconds = seconds_of(name, took)
+        place = next((number for number, filled in filling.items() if filled + seconds <= TOGETHER), None)
+        if place is None:
+            place = len(found)
+            found.append([])
+        filling[place] = filling.get(place, 0) + seconds
+        found[place].append(name)
+    return sorted(found, key=lambda share: -sum(seconds_of(name, took) for name in share))

@@ -76,11 +76,16 @@ class Vm:
 
     def new_lines(self, name):
         """The whole lines that a file in the results folder got since the last call."""
-        text = self.read(name)
-        end = text.rfind("\n") + 1
         begin = self._read.get(name, 0)
-        self._read[name] = max(begin, end)
-        return text[begin:end].splitlines()
+        try:
+            with open(os.path.join(self.results, name), "rb") as file:
+                file.seek(begin)
+                fresh = file.read()
+        except FileNotFoundError:
+            return []
+        fresh = fresh[:fresh.rfind(b"\n") + 1]
+        self._read[name] = begin + len(fresh)
+        return fresh.decode(errors="replace").splitlines()
 
 
 class Uml(Vm):
