@@ -118,9 +118,6 @@ pub fn backup(
         snapshots: before.map_or_else(Vec::new, |before| before.snapshots),
     };
     let source = source(session, id)?;
-    if !options.adopt {
-        check_source(session, repository, options, &source, &kept)?;
-    }
     let last = match full {
         // It begins anew, whatever has become of what is there.
         true => repository.last_readable(name)?,
@@ -134,6 +131,9 @@ pub fn backup(
         None => None,
     };
     let current = found.map(|(id, _)| id);
+    if !options.adopt {
+        check_source(session, repository, options, &source, current)?;
+    }
     for &other in kept.snapshots.iter().filter(|&&id| Some(id) != current) {
         session.delete(other)?;
     }
@@ -218,13 +218,13 @@ fn check_source(
     repository: &Locked,
     options: &Options<'_>,
     source: &Source,
-    kept: &Anchor,
+    current: Option<u32>,
 ) -> Result {
     let Some(known) = repository.source(options.name)? else {
         return Ok(());
     };
     if known.is(source)
-        && (!known.is_made_anew(source) || goes_on(session, source.volume, known.created, kept)?)
+        && (!known.is_made_anew(source) || goes_on(session, source.volume, known.created, current)?)
     {
         return Ok(());
     }
@@ -251,19 +251,25 @@ fn check_source(
 }
 
 /// Whether volume `id` has what only the volume had that was backed up last, and made at `created`: one that is received
-/// again and again, or is a snapshot that is taken anew under the same id, takes the place of what it was.
+/// again and again, or is a snapshot that is taken anew under the same id, takes the place of what it was. `snapshot` is that of
+/// the last generation: others may be of another volume, whose backup did not come about.
 ///
 /// Another volume may have blocks of what both are snapshots of, so those count only if there are no others.
-fn goes_on(session: &Session, id: u32, created: Option<u32>, kept: &Anchor) -> Result<bool> {
+fn goes_on(
+    session: &Session,
+    id: u32,
+    created: Option<u32>,
+    snapshot: Option<u32>,
+) -> Result<bool> {
+    let Some(snapshot) = snapshot else {
+        return Ok(false);
+    };
     let snap = session.metadata_snap()?;
     let view = snap.view()?;
     let now = device_id(id)?;
+    let before = device_id(snapshot)?;
     let mut goes_on = false;
-    for &snapshot in &kept.snapshots {
-        let before = device_id(snapshot)?;
-        if view.device(before)?.is_none() || view.device(now)?.is_none() {
-            continue;
-        }
+    if view.device(before)?.is_some() && view.device(now)?.is_some() {
         let is_own = |mapping: BlockTime| created.is_some_and(|created| mapping.time() >= created);
         let [mut has_own, mut shares_own, mut shares_other] = [false; 3];
         view.merge(before, now, |_, then, now| {
@@ -276,7 +282,7 @@ fn goes_on(session: &Session, id: u32, created: Option<u32>, kept: &Anchor) -> R
             }
             Ok(())
         })?;
-        goes_on |= if has_own { shares_own } else { shares_other };
+        goes_on = if has_own { shares_own } else { shares_other };
     }
     snap.release()?;
     Ok(goes_on)

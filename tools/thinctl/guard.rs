@@ -158,6 +158,7 @@ pub fn watch(home: &Path, run: &Path, pool: &str, journal: &str) -> Result {
 fn wait(dm: &Dm) -> Result {
     let input = io::stdin();
     let mut limit: Option<(Device, Instant)> = None;
+    let mut resumed = None;
     let mut line = Vec::new();
     loop {
         let left = limit.map(|(_, end)| end.saturating_duration_since(Instant::now()));
@@ -165,7 +166,10 @@ fn wait(dm: &Dm) -> Result {
         match poll(&mut [PollFd::new(&input, PollFlags::IN)], timeout.as_ref()) {
             Ok(0) => {
                 limit = limit.and_then(|(device, _)| match dm.resume_number(device) {
-                    Ok(()) => None,
+                    Ok(()) => {
+                        resumed = Some(device);
+                        None
+                    }
                     Err(e) => {
                         tell(e);
                         in_future(device, LONGEST_PAUSE)
@@ -177,7 +181,7 @@ fn wait(dm: &Dm) -> Result {
                 let read = rustix::io::read(&input, &mut buffer);
                 let len = read.map_err(|e| Error::io("standard input")(e.into()))?;
                 if len == 0 {
-                    return Ok(());
+                    return resumed.map_or(Ok(()), |device| clear(dm, device));
                 }
                 for byte in buffer.into_iter().take(len) {
                     match byte {
@@ -192,6 +196,20 @@ fn wait(dm: &Dm) -> Result {
             Err(Errno::INTR) => {}
             Err(e) => return Err(Error::io("standard input")(e.into())),
         }
+    }
+}
+
+/// Takes a table away that was loaded for a device after it was resumed: whoever has loaded it would have, and did not live to.
+/// It must not become the device's when somebody suspends and resumes that for something else.
+fn clear(dm: &Dm, device: Device) -> Result {
+    let Some(name) = dm.name(device)? else {
+        return Ok(());
+    };
+    match dm.info(&name)? {
+        Some(info) if info.device == device && !info.suspended && info.has_other_table => {
+            dm.clear(&name)
+        }
+        _ => Ok(()),
     }
 }
 

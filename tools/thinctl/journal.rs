@@ -23,6 +23,7 @@ use std::{
 };
 
 use devicemapper::Device;
+use rustix::io::Errno;
 use serde::{
     Deserialize,
     Serialize, //
@@ -48,7 +49,10 @@ use crate::{
         Lock, //
     },
     pool::Pool,
-    quiet::Hush,
+    quiet::{
+        self,
+        Hush, //
+    },
     state,
     tell::tell, //
 };
@@ -235,6 +239,10 @@ impl Journal {
     }
 
     /// Does something that must not stay, and notes it before. If it fails, it was not done, but a device may be left.
+    ///
+    /// While a device is suspended that could not be resumed, the file may be one on it, and is not written: nobody could end this
+    /// process then, and its guard would wait for that. Whoever undoes the rest finds that it was not done; but what somebody
+    /// else had before must not stay noted.
     pub fn enter<X>(&self, entry: Entry, action: impl FnOnce() -> Result<X>) -> Result<X> {
         let mut entries = self.entries();
         entries.push(entry);
@@ -245,7 +253,12 @@ impl Journal {
         let result = action();
         if result.is_err() && !self.is_left(entries.last()) {
             entries.pop();
-            self.store(&entries)?;
+            let is_of_others = result
+                .as_ref()
+                .is_err_and(|e| e.errno() == Some(Errno::EXIST));
+            if is_of_others || !quiet::any_suspended() {
+                self.store(&entries)?;
+            }
         }
         result
     }

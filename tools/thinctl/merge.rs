@@ -308,7 +308,7 @@ fn write(
 
 /// Gives an error, and forgets the merge, unless its snapshot has all that there is of the volume.
 fn refuse(session: &Session, id: u32, file: &str, merge: &Merge, error: Error) -> Result<Error> {
-    if session.exists(id)? {
+    if session.exists(id)? && !session.glance(|view| is_newer(view, id, merge.snapshot))? {
         abandon(session, file, merge)?;
     }
     Ok(error)

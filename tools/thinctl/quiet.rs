@@ -128,6 +128,11 @@ pub fn begin() {
     state.update();
 }
 
+/// Whether a device is suspended, or may be.
+pub fn any_suspended() -> bool {
+    state().is_quiet()
+}
+
 /// A device was resumed, or not suspended after all.
 pub fn end() {
     let mut state = state();

@@ -324,7 +324,9 @@ impl Session {
 
     fn check_suspended(&self, id: u32) -> Result {
         let active = self.active(id)?;
-        match active.iter().find(|volume| !volume.info.suspended) {
+        // What is read-only is not written to by whoever has just activated it.
+        let runs = |info: &Info| !info.suspended && !info.read_only;
+        match active.iter().find(|volume| runs(&volume.info)) {
             None => Ok(()),
             Some(volume) => Err(Error::Busy(format!(
                 "somebody else has activated or resumed {}, which was to stay suspended for a moment",
@@ -437,6 +439,11 @@ impl Session {
             tell(e);
         }
         Ok(())
+    }
+
+    /// Whether a device is left that could not be resumed.
+    pub fn has_suspended(&self) -> bool {
+        self.held.get() > 0
     }
 
     /// Leaves the devices that this process cannot resume to its guard, and waits a little for that; whether none is suspended

@@ -70,8 +70,11 @@ pub fn watch() -> Result {
             for [suspended, _] in sessions.iter().rev() {
                 are_resumed &= suspended.undo_at_exit();
             }
-            for [_, rest] in sessions.iter().rev() {
-                rest.undo_at_exit();
+            // All else is the guard's if one stays suspended: what it is noted in may lie on that.
+            if are_resumed && quiet::look() {
+                for [_, rest] in sessions.iter().rev() {
+                    rest.undo_at_exit();
+                }
             }
             // It may wait for whoever reads the messages, or for a device, so it comes last.
             quiet::end_all(are_resumed);

@@ -222,5 +222,9 @@ class Suites:
         return [part(path.name) for path in sorted((self._top / "scripts/tests").glob("test_*.py"))]
 
     def _cargo(self):
-        command = [sys.executable, str(self._top / "tools/testing/harness/cargo.py"), *self._passes]
-        return [Part("cargo", lambda: command)]
+        def command():
+            # All else that cargo builds is for this suite only, and other suites wait for this.
+            self._thinctl_program()
+            return [sys.executable, str(self._top / "tools/testing/harness/cargo.py"), *self._passes]
+
+        return [Part("cargo", command)]

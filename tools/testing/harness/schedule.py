@@ -108,7 +108,8 @@ class Schedule:
         self._times = os.path.join(logs, "parts.times")
         self._took = read(self._times)
         self._lock = threading.Lock()
-        self._building = threading.Lock()
+        # cargo's builds wait for each other anyway, but nothing else needs to wait for them.
+        self._building = {kind: threading.Lock() for kind in ("module", "cargo")}
         self._built = {}
         self._here = threading.local()
         queue = cores.Queue()
@@ -118,8 +119,8 @@ class Schedule:
         os.environ[cores.VARIABLE] = queue.path
 
     def build(self, *command):
-        """Builds something, once; gives the last line that the command prints to standard output. One after the other."""
-        with self._building:
+        """Builds something, once; gives the last line that the command prints to standard output. One of each kind after the other."""
+        with self._building["module" if command[0] == "scripts/module" else "cargo"]:
             if command not in self._built:
                 lines = []
                 # What it says goes to the log; what it prints is the answer.

@@ -45,8 +45,9 @@ pub(super) struct Replicate<'a> {
 enum End {
     /// It was the last one.
     Done,
-    /// The pool is another one now.
-    OtherPool,
+    /// The session must end, and another one begin after so long: the pool is another one now, or this one could not resume
+    /// a device, for which its guard waits until it has ended.
+    Anew(Duration),
 }
 
 impl Replicate<'_> {
@@ -69,9 +70,12 @@ impl Replicate<'_> {
                 Some(id) => id,
                 None => *known.insert(self.volume_of(&session)?),
             };
-            match self.take_turns(global, self.open(&session, id)?, &mut turns)? {
+            match self.take_turns(global, &session, id, &mut turns)? {
                 End::Done => return Ok(()),
-                End::OtherPool => {}
+                End::Anew(pause) => {
+                    drop(session);
+                    signals::sleep(pause)?;
+                }
             }
         }
     }
@@ -94,12 +98,14 @@ impl Replicate<'_> {
     fn take_turns(
         &self,
         global: &Global,
-        mut replication: Replication<'_>,
+        session: &Session,
+        id: u32,
         turns: &mut Option<u64>,
     ) -> Result<End> {
+        let mut replication = self.open(session, id)?;
         loop {
             if !replication.is_current() {
-                return Ok(End::OtherPool);
+                return Ok(End::Anew(Duration::ZERO));
             }
             let begun = Instant::now();
             let progress = global.progress("replicate");
@@ -126,7 +132,11 @@ impl Replicate<'_> {
                 }
                 Err(e) => {
                     end_turn(turns, e)?;
-                    self.every.max(PAUSE)
+                    let pause = self.every.max(PAUSE);
+                    if session.has_suspended() {
+                        return Ok(End::Anew(pause));
+                    }
+                    pause
                 }
             };
             signals::sleep(every.saturating_sub(begun.elapsed()))?;

@@ -13,6 +13,8 @@
 //! - A write that waits goes to the copy without its id, and has what the snapshot has. As long as it waits, this process has the
 //!   lock of the migration, even if it was killed, so that no other one goes on with the copy.
 
+use std::time::Instant;
+
 use rustix::io::Errno;
 
 use super::{
@@ -49,7 +51,7 @@ impl Run<'_> {
         self.migration
             .plan(self.from.free_id()?, self.from.pool.stamp()?.time);
         self.enter(Stage::Switching)?;
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         let entry = match self.from.suspend(&device) {
             Ok(entry) => entry,
             Err(e) => {
@@ -105,6 +107,7 @@ impl Run<'_> {
         let Some(snapshot) = self.migration.copying else {
             return Ok(None);
         };
+        let begun = Instant::now();
         let limit = Some((device.info.device, self.longest));
         let limited = self.from.limit_suspension(limit);
         let asked = limited.and_then(|()| self.check_suspended(device));
@@ -126,7 +129,7 @@ impl Run<'_> {
         }
         self.result.copied_suspended = left;
         // The guard may have resumed it, and others have written to it, while this process waited for what it wrote.
-        self.check_suspended(device)?;
+        self.check_in_time(device, begun)?;
         self.to
             .snapshot_inactive_as(self.migration.to_id, self.migration.temporary)?;
         let line = Line {
@@ -138,21 +141,37 @@ impl Run<'_> {
                 .pool
                 .thin_words_over(self.migration.to_id, device.origin),
         };
+        let name = &device.info.name;
         self.from.holding_suspended(|| {
-            self.check_suspended(device)?;
-            let loaded = self
-                .from
-                .dm
-                .load(&device.info.name, &line, device.info.read_only);
+            self.check_in_time(device, begun)?;
+            let loaded = self.from.dm.load(name, &line, device.info.read_only);
             // Whoever has resumed it before it was loaded may have let others write to what is left behind.
-            let result = loaded.and_then(|()| self.check_suspended(device));
+            let result = loaded.and_then(|()| self.check_in_time(device, begun));
             match result {
                 Ok(()) => Ok(()),
-                // The first error is the one that tells.
-                Err(e) => self.from.dm.clear(&device.info.name).and(Err(e)),
+                // The first error is the one that tells, unless somebody has resumed the device with the table already.
+                Err(e) => self.from.dm.clear(name).and_then(|()| {
+                    match self.from.dm.table(name)? == [line] {
+                        true => Ok(()),
+                        false => Err(e),
+                    }
+                }),
             }
         })?;
         Ok(None)
+    }
+
+    /// As [`check_suspended`](Self::check_suspended). The guard may have resumed the device as soon as it was suspended for too
+    /// long since it `begun`, and somebody else have suspended it after that.
+    fn check_in_time(&self, device: &ActiveVolume, begun: Instant) -> Result {
+        self.check_suspended(device)?;
+        match begun.elapsed() < self.longest {
+            true => Ok(()),
+            false => Err(Error::Busy(format!(
+                "{} was suspended for too long",
+                device.info.name
+            ))),
+        }
     }
 
     /// Gives an error unless this device is the volume's only one, is suspended, and has the table that it had.
