@@ -266,7 +266,8 @@ impl Repository {
             let mut all_read = true;
             let mut listed = Vec::new();
             for (number, kind) in names {
-                listed.push(match Generation::load(&folder, Name { number, kind }) {
+                let name = Name { number, kind };
+                listed.push(match Generation::load_whole(&folder, name) {
                     Ok(generation) => Listed::Generation(Box::new(generation)),
                     Err(e) => {
                         all_read = false;
@@ -380,7 +381,7 @@ impl Repository {
         }
         let mut chain = Vec::new();
         for (number, kind) in names.into_iter().rev() {
-            chain.push(Generation::load(&folder, Name { number, kind })?);
+            chain.push(Generation::load_whole(&folder, Name { number, kind })?);
             if kind == Kind::Full {
                 break;
             }
@@ -390,7 +391,7 @@ impl Repository {
         Ok(chain)
     }
 
-    /// The generations that are there, each as what counts.
+    /// The generations that are there, each as what counts, and those whose data are [lost](Self::lost).
     fn numbers(&self, volume: &str) -> Result<BTreeMap<u64, Kind>> {
         let mut numbers = BTreeMap::new();
         for (name, part) in self.parts(volume)? {
@@ -399,7 +400,32 @@ impl Repository {
                 *kind = name.kind.min(*kind);
             }
         }
+        numbers.extend(
+            self.lost(volume)?
+                .into_iter()
+                .map(|name| (name.number, name.kind)),
+        );
         Ok(numbers)
+    }
+
+    /// The newest generations of which there is nothing but the manifest: somebody has removed their data. One that was cut off
+    /// before it was whole has a file that was not put in place; of an older one nothing is left but what pruning did not come to.
+    fn lost(&self, volume: &str) -> Result<Vec<Name>> {
+        let names = names(&self.folder(volume)?)?;
+        let parts: Vec<_> = names.iter().filter_map(|name| Name::parse(name)).collect();
+        let streams = parts.iter().filter(|(_, part)| *part == Part::Stream);
+        let last = streams.map(|(name, _)| name.number).max();
+        let is_cut_off = |name: &Name| {
+            let mut unfinished = names.iter().filter_map(|name| files::unfinished(name));
+            unfinished.any(|of| name.is_of(of))
+        };
+        let manifests = parts
+            .iter()
+            .filter(|(name, part)| *part == Part::Manifest && Some(name.number) > last);
+        let lost = manifests
+            .map(|(name, _)| *name)
+            .filter(|name| !is_cut_off(name));
+        Ok(lost.collect())
     }
 
     /// All files of a volume's generations.

@@ -33,6 +33,7 @@ use crate::{
     },
     files::{
         make_folder,
+        remove,
         remove_empty,
         NewFile, //
     },
@@ -150,8 +151,14 @@ pub(super) fn put(
     }
     may()?;
     generation.store(folder)?;
-    may()?;
-    file.commit(&generation.name().stream())?;
+    let name = generation.name();
+    if let Err(e) = may().and_then(|()| file.commit(&name.stream())) {
+        // A manifest alone would be that of data which are lost.
+        if !folder.join(name.stream()).exists() {
+            let _ = remove(&folder.join(name.manifest()));
+        }
+        return Err(e);
+    }
     // Whoever was at it on another host, which locks do not reach, may have taken it for what was left behind.
     if !folder.join(generation.name().manifest()).exists() {
         generation.store(folder)?;

@@ -190,6 +190,16 @@ impl Generation {
         }
     }
 
+    /// Reads the manifest of a generation whose data are there, too.
+    pub(super) fn load_whole(folder: &Path, name: Name) -> Result<Self> {
+        let generation = Self::load(folder, name)?;
+        let data = folder.join(name.stream());
+        match data.try_exists() {
+            Ok(false) => Err(Error::Damaged(format!("{}: it is missing", data.display()))),
+            _ => Ok(generation),
+        }
+    }
+
     /// Writes its manifest.
     pub(super) fn store(&self, folder: &Path) -> Result {
         let name = self.name().manifest();

@@ -119,13 +119,6 @@ impl Locked {
 
     fn recover_all(&self, volume: &str) -> Result {
         let folder = self.folder(volume)?;
-        for name in names(&folder)? {
-            // Other programs may name files in the same way.
-            if unfinished(&name).is_some_and(Name::begins) {
-                self.check()?;
-                remove(&folder.join(name))?;
-            }
-        }
         if !self.without_stream(volume)?.is_empty() {
             // The folder may have been listed before whoever had the lock was done, and remembered, as NFS does until
             // something is changed from here.
@@ -135,14 +128,24 @@ impl Locked {
                 remove(&folder.join(name.manifest()))?;
             }
         }
+        // They come last, as they tell that a generation was cut off.
+        for name in names(&folder)? {
+            // Other programs may name files in the same way.
+            if unfinished(&name).is_some_and(Name::begins) {
+                self.check()?;
+                remove(&folder.join(name))?;
+            }
+        }
         self.finish_prune(volume)
     }
 
-    /// The generations that have a manifest only.
+    /// The generations that have a manifest only, as they were cut off.
     fn without_stream(&self, volume: &str) -> Result<Vec<Name>> {
-        let parts = self.parts(volume)?;
+        let (parts, lost) = (self.parts(volume)?, self.lost(volume)?);
         let names = parts.iter().filter(|(name, part)| {
-            *part == Part::Manifest && !parts.contains(&(*name, Part::Stream))
+            *part == Part::Manifest
+                && !parts.contains(&(*name, Part::Stream))
+                && !lost.contains(name)
         });
         Ok(names.map(|(name, _)| *name).collect())
     }

@@ -69,6 +69,12 @@ impl Name {
 }
 
 impl Name {
+    /// Whether what a name is made of is that of the data of this generation.
+    pub(super) fn is_of(self, text: &str) -> bool {
+        text.strip_prefix(&format!("{:06}", self.number))
+            .is_some_and(|rest| rest.starts_with('-'))
+    }
+
     /// Whether what a name is made of begins as those of a generation's files do.
     pub(super) fn begins(text: &str) -> bool {
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();

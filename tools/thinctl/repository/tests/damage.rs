@@ -218,6 +218,45 @@ fn a_chain_without_an_end_is_found() {
     }
 }
 
+/// Not even the newest ones are forgotten because nothing is left of them but the manifest.
+#[test]
+fn lost_data_are_told_of() {
+    for lost in [vec![5], vec![4, 5], vec![1, 2, 3, 4, 5]] {
+        let folder = scratch();
+        let all = five(folder.path(), false);
+        let repository = Repository::open(folder.path()).unwrap();
+        for number in &lost {
+            let kind = if *number == 1 { "full" } else { "incremental" };
+            fs::remove_file(folder.path().join(format!("vol/{number:06}.{kind}.thin"))).unwrap();
+        }
+        for _ in 0..2 {
+            let found = repository.verify(None, &mut nothing).unwrap();
+            let problems: Vec<_> = found.problems.iter().map(|one| one.generation).collect();
+            assert_eq!(problems, lost);
+            assert!(matches!(
+                repository.restore("vol", None),
+                Err(Error::Damaged(_))
+            ));
+            assert!(matches!(
+                repository.last_of_chain("vol"),
+                Err(Error::Damaged(_))
+            ));
+            // Nor does whoever comes to write take it for what was cut off.
+            drop(repository.lock().unwrap());
+        }
+        assert_eq!(repository.restore("vol", Some(3)).is_ok(), lost.len() < 5);
+        let again = all[&5].stream(None, &mut Numbers(1));
+        let locked = repository.lock().unwrap();
+        assert_eq!(add(&locked, &again).unwrap().number, 6);
+        assert!(repository.restore("vol", None).is_ok());
+        locked.prune("vol", 1, &mut nothing).unwrap();
+        drop(locked);
+        drop(repository.lock().unwrap());
+        assert_eq!(repository.verify(None, &mut nothing).unwrap().problems, []);
+        assert_eq!(fs::read_dir(folder.path().join("vol")).unwrap().count(), 2);
+    }
+}
+
 /// One volume that is damaged does not keep others from being backed up. A full copy that is damaged goes if what it was made
 /// of is not; otherwise nothing is removed.
 #[test]
