@@ -137,3 +137,24 @@ def test_does_not_stay_suspended_for_what_waits(migrations, thinctl, killed):
     assert not migrations.is_moved()
     content.scatter("later", 5)
     migrations.ends()
+
+
+def test_does_not_switch_after_others_have_written(migrations, thinctl):
+    """It was suspended for too long, resumed, written to, and suspended again by somebody else."""
+    process = migrations.halted_before("--suspended-seconds", 2, stdout=subprocess.DEVNULL)
+    content = migrations.content
+    thin = content.thin
+    content.write(4 * MIB, MIB)
+    migrations.other.data.hold("writes")
+    process.send_signal(signal.SIGCONT)
+    migrations.other.data.wait_for_held()
+    wait_until(lambda: not suspended(thin.name), "the volume goes on")
+    content.scatter("meanwhile", 5)
+    thin.flush()
+    thin.suspend()
+    migrations.other.data.heal()
+    process.wait(200)
+    thin.resume()
+    assert process.returncode == BUSY and not migrations.is_moved()
+    content.verify()
+    migrations.ends()

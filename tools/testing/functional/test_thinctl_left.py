@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import time
 
@@ -181,6 +182,76 @@ def test_says_it_to_the_kernel(thinctl, pool, snapshots, bad, mounted, kernel):
     wait_until(lambda: not suspended(snapshots.thin.name), "the volume goes on")
     # Its guard has the file open, too.
     wait_until(lambda: subprocess.run(["umount", folder], stderr=subprocess.DEVNULL).returncode == 0, "its guard ends")
+    thinctl.settle(pool)
+    assert not thinctl.leftovers(pool)
+
+
+class Backups(Snapshots):
+    step = None
+
+    def prepare(self):
+        self.before = volumes(self.pool)
+        return "backup", self.pool.name, 0, self.repository, "--name", f"data{self.number}"
+
+    def after(self):
+        if not self.step:
+            type(self).step = self.first(lambda: suspended(self.thin.name) or volumes(self.pool) - self.before)
+        return self.step
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["fails", "terminated"])
+def test_writes_no_notes_to_what_stays_suspended(pool, thinctl, progress, bad, mounted, ended):
+    """What it remembers lies on the volume, and whoever writes there cannot be ended."""
+    backups = Backups(pool, thinctl, progress)
+    backups.repository = thinctl.repository("backups")
+    subprocess.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=1,nodiscard", backups.thin.path], check=True)
+    folder = mounted(backups.thin.path)
+    thinctl.environment["THINCTL_HOME"] = str(folder / "home")
+    thinctl.settle(pool)
+    process = backups.suspended()
+    try:
+        backups.thin.load(bad)
+        process.send_signal(signal.SIGCONT)
+        if ended:
+            process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        assert suspended(backups.thin.name)
+    finally:
+        backups.thin.load(backups.thin.table_text())
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: not suspended(backups.thin.name), "the volume goes on", 20)
+        is_resumed = not suspended(backups.thin.name)
+        if not is_resumed:
+            backups.thin.resume()
+    assert is_resumed
+    thinctl.settle(pool)
+    assert not thinctl.leftovers(pool)
+    wait_until(lambda: subprocess.run(["umount", folder], stderr=subprocess.DEVNULL).returncode == 0, "its guard ends")
+
+
+def test_rests_with_nothing_suspended(pool, thinctl, snapshots, bad):
+    """The next turn comes in ten minutes, and its guard has to wait for its end."""
+    snapshots.prepare = lambda: ("replicate", pool.name, 0, "--to", "cat >/dev/null", "--every", 600, "--turns", 2)
+    process = None
+    try:
+        for step in range(1, 100):
+            process, is_halted = snapshots.halted(step)
+            assert is_halted
+            if suspended(snapshots.thin.name):
+                break
+            process.kill()
+            process.wait()
+            thinctl.settle(pool)
+        snapshots.thin.load(bad)
+        process.send_signal(signal.SIGCONT)
+        # For some seconds it tries itself.
+        time.sleep(8)
+        snapshots.thin.load(snapshots.thin.table_text())
+        snapshots.runs()
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.wait(60)
     thinctl.settle(pool)
     assert not thinctl.leftovers(pool)
 
