@@ -23,7 +23,9 @@ class Room(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.room = pathlib.Path(folder.name)
-        self.env = {**os.environ, "DM_THIN_CACHE": f"{self.room}/cache"}
+        # What the run is told that these tests are part of is not for the runs that they make.
+        ours = {name: value for name, value in os.environ.items() if name not in ("FRESH", "TURN", "DM_THIN_CORES")}
+        self.env = {**ours, "DM_THIN_CACHE": f"{self.room}/cache"}
 
     def copy(self, *names):
         for name in names:

@@ -270,7 +270,8 @@ pub enum Command {
     },
     /// Make a repository, a folder that backups are put into
     ///
-    /// The folder must be empty, or not be there yet. The one that it is in must be there.
+    /// The folder must be empty, but for the lost+found of a new file system, or not be there yet. The one that it is in must be
+    /// there.
     Init {
         /// The folder
         repository: PathBuf,
@@ -389,6 +390,9 @@ pub enum Command {
         force: Force,
     },
     /// Write what a volume has of its own into its external origin
+    ///
+    /// A volume that is not active does not tell which device that is: whatever is named is overwritten where the volume has
+    /// something of its own. `dmsetup table` shows the origin's number as long as the volume is active.
     Merge {
         /// The pool
         #[arg(value_parser = id::parse_pool)]
@@ -429,7 +433,8 @@ pub enum Command {
         /// Give up a turn if the command takes nothing, or does not end, for so many seconds
         #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = number::parse_positive::<u64>)]
         patience: u64,
-        /// Delete the snapshots that are kept for the next turn, and end; VOLUME and --to say of which replication
+        /// Delete the snapshots that are kept for the next turn, and end; VOLUME and --to say of which replication. If it begins
+        /// anew, the whole volume is sent, and the other pool must not have it any more
         #[arg(long)]
         forget: bool,
         /// How

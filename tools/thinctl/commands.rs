@@ -386,10 +386,14 @@ pub fn run(cli: &Cli) -> Result {
             generation,
         } => {
             let open = || Repository::open(repository)?.restore(name, *generation);
-            let done = |f: &mut dyn Write, _, header: &Header| {
+            let done = |f: &mut dyn Write, outcome, header: &Header| {
+                let was = match outcome {
+                    receive::Outcome::Received => "is",
+                    receive::Outcome::AlreadyThere => "was already, and is",
+                };
                 write!(
                     f,
-                    "{name} of {} UTC, {} bytes with {} bytes of data, is ",
+                    "{name} of {} UTC, {} bytes with {} bytes of data, {was} ",
                     date::utc(header.time),
                     header.size,
                     header.data

@@ -121,7 +121,8 @@ pub fn find(dm: &Dm, path: &Path) -> Result<PathBuf> {
             "there is no device {0}: neither a node, nor an active volume of lvm2 or device of device-mapper",
             path.display()
         ))),
-        _ => Ok(path.to_owned()),
+        Ok(found) => number_in(&found, path).map(|_| path.to_owned()),
+        Err(_) => Ok(path.to_owned()),
     }
 }
 

@@ -108,9 +108,10 @@ impl std::error::Error for Error {}
 impl From<thin_metadata::Error> for Error {
     fn from(e: thin_metadata::Error) -> Self {
         match e {
-            thin_metadata::Error::NoDevice(id) => {
-                Self::NotFound(format!("there is no volume {} in the pool", id.key()))
-            }
+            thin_metadata::Error::NoDevice(id) => Self::NotFound(format!(
+                "there is no volume {} in the pool; `thinctl ls` lists those that there are",
+                id.key()
+            )),
             e => Self::Metadata(e),
         }
     }

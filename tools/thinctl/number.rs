@@ -13,7 +13,7 @@ const LAST_LEVEL: i32 = 19;
 /// A number that may be 0.
 pub fn parse<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse()
-        .map_err(|_| "it must be a whole number".to_owned())
+        .map_err(|_| unless_long(text, "it must be a whole number"))
 }
 
 /// A number that may not be 0.
@@ -21,7 +21,16 @@ pub fn parse_positive<T: FromStr + PartialOrd + From<u8>>(text: &str) -> Result<
     text.parse()
         .ok()
         .filter(|number| *number >= T::from(1))
-        .ok_or_else(|| "it must be a whole number, 1 or more".to_owned())
+        .ok_or_else(|| unless_long(text, "it must be a whole number, 1 or more"))
+}
+
+/// The error of what is no such number, or too large.
+fn unless_long(text: &str, otherwise: &str) -> String {
+    let is_number = !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+    match is_number && !text.bytes().all(|c| c == b'0') {
+        true => "it is too large".to_owned(),
+        false => otherwise.to_owned(),
+    }
 }
 
 /// How hard to compress.

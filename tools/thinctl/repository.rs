@@ -374,7 +374,8 @@ impl Repository {
         if let Some(number) = number {
             if !names.contains_key(&number) {
                 return Err(Error::NotFound(format!(
-                    "{volume} has no generation {number}; `thinctl backups` lists those that it has"
+                    "{volume} has no generation {number}; `thinctl backups {}` lists those that it has",
+                    self.root.display()
                 )));
             }
             names.retain(|other, _| *other <= number);

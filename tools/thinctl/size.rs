@@ -13,7 +13,11 @@ pub fn parse(text: &str) -> Result<u64, String> {
     Config::new()
         .with_binary()
         .parse_size(text)
-        .map_err(|e| format!("{text:?} is no size like 64K, 10M or 1.5G: {e}"))
+        .map_err(|e| match e {
+            parse_size::Error::PosOverflow => format!("there are no more than {} bytes", u64::MAX),
+            _ => "it must be a number of bytes like 512, 64K, 10M or 1.5G, where K is 1024"
+                .to_owned(),
+        })
 }
 
 /// The same without 0, for a rate in bytes each second.
@@ -45,19 +49,13 @@ mod tests {
         ] {
             assert_eq!(parse(text), Ok(bytes), "{text}");
         }
-        for text in [
-            "",
-            "K",
-            "x",
-            "-1",
-            "1.2.3",
-            "10Q",
-            "18446744073709551616",
-            "20000000T",
-            "NaN",
-        ] {
+        for text in ["", "K", "x", "-1", "1.2.3", "10Q", "NaN"] {
             let error = parse(text).unwrap_err();
-            assert!(error.contains("is no size"), "{text}: {error}");
+            assert!(error.contains("like 512, 64K"), "{text}: {error}");
+        }
+        for text in ["18446744073709551616", "20000000T"] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains("no more than"), "{text}: {error}");
         }
     }
 
