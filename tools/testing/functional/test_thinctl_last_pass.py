@@ -99,7 +99,7 @@ def test_gives_up_where_too_much_changes(pool, other, thinctl, mounted):
     (folder / "file").write_bytes(data)
     words = "migrate", f"{pool.name}:0", f"{other.name}:5"
     errors = thinctl.refused(*words, "--suspended-bytes", 0, code=BUSY)
-    assert re.search(rf"[0-9.]+ KiB of {thin.name} .* 0 B may be: see --suspended-bytes", errors), errors
+    assert re.search(rf"[0-9.]+ [KM]iB of {thin.name} .* 0 B may be: see --suspended-bytes", errors), errors
     assert not suspended(thin.name)
     assert thin.table() == f"{pool.device.number} 0"
     (folder / "other file").write_bytes(data)
