@@ -7,6 +7,7 @@ no device may be left, and the kernel's log must hold no complaint.
 """
 
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -268,7 +269,10 @@ def thinctl(settings):
     program = settings("thinctl", "")
     if not program:
         pytest.skip("there is no --set thinctl=<path>")
-    return Thinctl(program)
+    made = Thinctl(program)
+    yield made
+    # What lies on what a test has mounted is gone.
+    shutil.rmtree(made.folder, ignore_errors=True)
 
 
 @pytest.fixture

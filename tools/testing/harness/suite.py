@@ -222,12 +222,13 @@ def run(results, shares, at_once, make_run, times, report=None, places=1):
     return results.finish()
 
 
-# Files of which nothing is known yet and that take long, the longest first; the others take a few seconds.
+# Files of which nothing is known yet and that take long, the longest first.
 SLOW = [f"test_{name}.py" for name in (
     "external_origin", "lvm2", "bad_input", "power", "faults", "discard", "suspend", "cache", "memory_faults", "scale", "compare",
     "fuzzed_input", "modes", "metadata_space", "tables", "failures", "thinctl_another", "thinctl_cut", "thinctl_recipes",
 )]
-# A machine gets several files that take less than this, until they take so many seconds together.
+# A machine gets several files that are known to take less than this, until they take so many seconds together: its disks are in its
+# memory, and what files leave there adds up.
 SMALL = 15
 TOGETHER = 45
 
@@ -257,7 +258,7 @@ def seconds_of_files(times):
 
 def seconds_of(name, took):
     """What a file, or a test of it, may take."""
-    usual = 100 if name in SLOW else 5
+    usual = 100 if name in SLOW else SMALL + 1
     return took.get(name.split("::")[0], usual)
 
 
