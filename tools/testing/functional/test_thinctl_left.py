@@ -17,6 +17,7 @@ from dmtest.dm import (
     dmsetup,
 )
 from dmtest.thinctl import (
+    BUSY,
     FAILED,
     SIZE,
     Halts,
@@ -197,6 +198,19 @@ class Backups(Snapshots):
         if not self.step:
             type(self).step = self.first(lambda: suspended(self.thin.name) or volumes(self.pool) - self.before)
         return self.step
+
+
+def test_backs_nothing_up_that_was_resumed(pool, thinctl, progress):
+    """Somebody else resumes the volume meanwhile: it may have a write in a block that is shared by now."""
+    backups = Backups(pool, thinctl, progress)
+    backups.repository = thinctl.repository("backups")
+    process = backups.suspended(stderr=subprocess.PIPE)
+    backups.thin.resume()
+    process.send_signal(signal.SIGCONT)
+    errors = process.communicate(timeout=200)[1].decode()
+    assert process.returncode == BUSY and "resumed" in errors, errors
+    assert volumes(pool) == backups.before and not thinctl.leftovers(pool)
+    thinctl.run(*backups.prepare())
 
 
 @pytest.mark.parametrize("ended", [False, True], ids=["fails", "terminated"])

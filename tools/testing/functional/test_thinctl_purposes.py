@@ -223,7 +223,7 @@ def test_nothing_that_was_killed_leaves_a_volume_suspended(make_pool, make_fault
     # First it is suspended for a snapshot, then for the last pass.
     for _ in range(3):
         # A commit while it is suspended takes so long that it is seen.
-        pool.metadata.delay_writes(200)
+        pool.metadata.delay_writes(1000)
         process = thinctl.start("migrate", f"{pool.name}:0", f"{other.name}:5", stderr=subprocess.DEVNULL, start_new_session=True)
         wait_until(lambda: suspended() or process.poll() is not None, "it is suspended")
         assert process.poll() is None, "it was never seen suspended"

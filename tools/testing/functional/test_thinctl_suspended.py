@@ -81,8 +81,8 @@ def test_migrates_nothing_that_it_writes_to(pool, other, root, thinctl):
 def test_resumes_what_it_lies_on_although_it_is_killed(pool, root, thinctl):
     """Its guard does not need what is suspended, either."""
     for number in range(1, 4):
-        # A commit while it is suspended takes so long that it is seen.
-        pool.metadata.delay_writes(200)
+        # A commit while it is suspended takes so long that it is seen; there are some before, too.
+        pool.metadata.delay_writes(1000)
         process = thinctl.start("snapshot", pool.name, 0, number, stderr=subprocess.DEVNULL, start_new_session=True)
         wait_until(lambda: suspended(root.thin.name) or process.poll() is not None, "it is suspended")
         assert process.poll() is None, "it was never seen suspended"
@@ -96,27 +96,27 @@ def test_resumes_what_it_lies_on_although_it_is_killed(pool, root, thinctl):
 
 
 def begins(pool, thin, thinctl, *words, **options):
-    """Starts it; a commit while the volume is suspended takes so long that it is seen."""
-    pool.metadata.delay_writes(200)
+    """Starts it, until the volume is suspended: what it makes then cannot be committed before the metadata are healed."""
+    # There is nothing left to commit that would be held before.
+    pool.status()
+    pool.metadata.hold("writes")
     process = thinctl.start(*words, stderr=subprocess.PIPE, **options)
     wait_until(lambda: suspended(thin.name) or process.poll() is not None, "it is suspended")
     assert process.poll() is None, "it was never seen suspended"
     return process
 
 
-@pytest.mark.parametrize("what", ["snapshot", "backup"])
-def test_takes_no_snapshot_of_what_was_resumed(pool, thinctl, what):
+def test_takes_no_snapshot_of_what_was_resumed(pool, thinctl):
     """Somebody else resumes the volume meanwhile: it may have a write in a block that is shared by now."""
     content = Content(pool.new_thin(0, SIZE))
     content.scatter("first", 10)
-    words = ("snapshot", pool.name, 0, 1) if what == "snapshot" else ("backup", pool.name, 0, thinctl.repository("backups"))
-    process = begins(pool, content.thin, thinctl, *words)
+    process = begins(pool, content.thin, thinctl, "snapshot", pool.name, 0, 1)
     content.thin.resume()
     pool.metadata.heal()
     errors = process.communicate(timeout=200)[1].decode()
     assert process.returncode == BUSY and "resumed" in errors, errors
     assert volumes(pool) == {0} and not thinctl.leftovers(pool)
-    thinctl.run(*words)
+    thinctl.snapshot(pool, 0, 1)
 
 
 def ends(process):
@@ -200,7 +200,8 @@ def test_has_a_guard_each_time(pool, thinctl):
         wait_until(lambda: os.path.exists(turns), "the first turn")
         [guard] = guards_of(process)
         os.kill(guard, signal.SIGKILL)
-        pool.metadata.delay_writes(200)
+        # There is something to commit before, too.
+        pool.metadata.delay_writes(1000)
         thin.write(0, os.urandom(4096))
         wait_until(lambda: suspended(thin.name), "it is suspended")
     finally:
@@ -407,6 +408,13 @@ def locked_by_lvm2():
         yield
 
 
+def is_first_in_queue(process):
+    """Whether nobody of thinctl's tries before it to lock what lvm2 has locked."""
+    with contextlib.suppress(FileNotFoundError):
+        return any(os.readlink(entry.path).endswith("/V_vg:aux") for entry in os.scandir(f"/proc/{process.pid}/fd"))
+    return False
+
+
 @pytest.mark.lvm2
 def test_waits_for_lvm2(vg, thinctl):
     with locked_by_lvm2():
@@ -433,8 +441,9 @@ def test_no_message_makes_lvm2_wait(vg, thinctl):
     with locked_by_lvm2():
         process = thinctl.start(*words, stderr=writer)
         os.close(writer)
+        wait_until(lambda: is_first_in_queue(process), "it tries to lock it")
         # It says that it waits after two seconds.
-        time.sleep(4)
+        time.sleep(6)
     vg.run("lvcreate", "-q", "-s", "-n", "later", "vg/data")
     with open(reader, "rb") as said:
         assert b"waiting" in said.read()
