@@ -144,6 +144,14 @@ impl Dm {
         self.lines(name, DmFlags::DM_STATUS_TABLE)
     }
 
+    /// The table that was loaded for a device, which it does not work with yet.
+    pub fn other_table(&self, name: &str) -> Result<Vec<Line>> {
+        self.lines(
+            name,
+            DmFlags::DM_STATUS_TABLE | DmFlags::DM_QUERY_INACTIVE_TABLE,
+        )
+    }
+
     /// The status of a device. A pool is not asked to commit for it.
     pub fn status(&self, name: &str) -> Result<Vec<Line>> {
         self.lines(name, DmFlags::DM_NOFLUSH)

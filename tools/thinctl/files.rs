@@ -133,6 +133,11 @@ impl NewFile {
         );
     }
 
+    /// It stays, unfinished.
+    pub(crate) fn leave(&mut self) {
+        self.temporary = None;
+    }
+
     /// Makes sure that what was written stays.
     pub(crate) fn sync(&mut self) -> Result {
         let mut sync = || {
@@ -155,7 +160,7 @@ impl NewFile {
     }
 
     /// Puts it in place, for good, unless there is something already.
-    pub(crate) fn commit(self, name: &str) -> Result {
+    pub(crate) fn commit(&mut self, name: &str) -> Result {
         self.put_in_place(name, |temporary, path| {
             match temporary.persist_noclobber(path) {
                 // What looks like a file system may know neither such renames nor links.
@@ -166,12 +171,12 @@ impl NewFile {
     }
 
     /// Puts it in place, for good, also of another one.
-    pub(crate) fn replace(self, name: &str) -> Result {
+    pub(crate) fn replace(mut self, name: &str) -> Result {
         self.put_in_place(name, |temporary, path| temporary.persist(path))
     }
 
     fn put_in_place(
-        mut self,
+        &mut self,
         name: &str,
         put: impl FnOnce(TempPath, &Path) -> std::result::Result<(), PathPersistError>,
     ) -> Result {

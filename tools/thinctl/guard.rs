@@ -42,7 +42,10 @@ use rustix::{
 
 use crate::{
     cut,
-    dm::Dm,
+    dm::{
+        Dm,
+        Line, //
+    },
     error::{
         Error,
         Result, //
@@ -200,17 +203,27 @@ fn wait(dm: &Dm) -> Result {
 }
 
 /// Takes a table away that was loaded for a device after it was resumed: whoever has loaded it would have, and did not live to.
-/// It must not become the device's when somebody suspends and resumes that for something else.
+/// It must not become the device's when somebody resumes that, after it was suspended again for something else. A table of
+/// somebody else leads to the same volume.
 fn clear(dm: &Dm, device: Device) -> Result {
     let Some(name) = dm.name(device)? else {
         return Ok(());
     };
     match dm.info(&name)? {
-        Some(info) if info.device == device && !info.suspended && info.has_other_table => {
-            dm.clear(&name)
-        }
-        _ => Ok(()),
+        Some(info) if info.device == device && info.has_other_table => {}
+        _ => return Ok(()),
     }
+    match leads_to(&dm.table(&name)?) == leads_to(&dm.other_table(&name)?) {
+        true => Ok(()),
+        false => dm.clear(&name),
+    }
+}
+
+/// The target of a table, and its pool and its volume if that is `thin`.
+fn leads_to(table: &[Line]) -> Option<(&str, Vec<&str>)> {
+    let line = table.first()?;
+    let words = line.words.split_ascii_whitespace().take(2).collect();
+    Some((&line.target, words))
 }
 
 fn parse_limit(line: &[u8]) -> Option<(Device, Instant)> {

@@ -242,7 +242,7 @@ impl Journal {
     ///
     /// While a device is suspended that could not be resumed, the file may be one on it, and is not written: nobody could end this
     /// process then, and its guard would wait for that. Whoever undoes the rest finds that it was not done; but what somebody
-    /// else had before must not stay noted.
+    /// else had before, as a volume of this id or the metadata snapshot, must not stay noted.
     pub fn enter<X>(&self, entry: Entry, action: impl FnOnce() -> Result<X>) -> Result<X> {
         let mut entries = self.entries();
         entries.push(entry);
@@ -255,7 +255,7 @@ impl Journal {
             entries.pop();
             let is_of_others = result
                 .as_ref()
-                .is_err_and(|e| e.errno() == Some(Errno::EXIST));
+                .is_err_and(|e| matches!(e.errno(), Some(Errno::EXIST | Errno::BUSY)));
             if is_of_others || !quiet::any_suspended() {
                 self.store(&entries)?;
             }

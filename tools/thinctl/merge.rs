@@ -198,7 +198,7 @@ fn begin(session: &Session, id: u32, into: String, size: u64, file: &str) -> Res
         if let Some(before) = known.before.take() {
             session.delete(before)?;
         }
-        if !known.written && session.glance(|view| is_newer(view, id, known.snapshot))? {
+        if session.glance(|view| is_newer(view, id, known.snapshot))? {
             return Err(Error::Refused(format!(
                 "volume {id} is another one than the one whose merge into {} is not finished, and of which only volume {} is \
                  left; `thinctl forget {} {}` gives that up",

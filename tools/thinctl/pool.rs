@@ -41,6 +41,12 @@ use crate::{
 /// The mode of a pool whose metadata do not change, as its status tells.
 pub const READ_ONLY: &str = "ro";
 
+/// The mode of a pool without free blocks.
+const OUT_OF_DATA_SPACE: &str = "out_of_data_space";
+
+/// What the status of such a pool says if writes to new blocks wait.
+const QUEUE_IF_NO_SPACE: &str = "queue_if_no_space";
+
 /// What the status of a pool says of discards if they do nothing.
 pub const IGNORES_DISCARDS: &str = "ignore_discard";
 
@@ -328,6 +334,18 @@ impl Pool {
     pub fn check_writable(&self, dm: &Dm) -> Result {
         match self.status(dm)?.mode.as_str() {
             READ_ONLY => Err(Error::Refused(format!("pool {} is read-only", self.name))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives an error if writes wait until the pool is made larger.
+    pub fn check_room(&self, dm: &Dm) -> Result {
+        let status = self.status(dm)?;
+        match (status.mode.as_str(), status.no_space.as_str()) {
+            (OUT_OF_DATA_SPACE, QUEUE_IF_NO_SPACE) => Err(Error::Busy(format!(
+                "pool {} is full, and writes wait until it is made larger",
+                self.name
+            ))),
             _ => Ok(()),
         }
     }

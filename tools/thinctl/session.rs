@@ -3,6 +3,7 @@
 //! Work with one pool: its metadata, snapshots of volumes, and devices for them.
 
 mod snap;
+mod suspend;
 
 use std::{
     cell::{
@@ -13,12 +14,7 @@ use std::{
         Path,
         PathBuf, //
     },
-    sync::Arc,
-    thread,
-    time::{
-        Duration,
-        Instant, //
-    },
+    sync::Arc, //
 };
 
 use devicemapper::Device;
@@ -27,7 +23,6 @@ use rustix::io::Errno;
 use thin_metadata::format::SECTOR_SIZE;
 
 use crate::{
-    backing,
     device::Device as Opened,
     dm::{
         Dm,
@@ -49,7 +44,6 @@ use crate::{
         self,
         FIRST_OWN_ID, //
     },
-    memory,
     naming::device_id,
     pool::{
         ActiveVolume,
@@ -58,23 +52,14 @@ use crate::{
     quiet,
     signals,
     state,
-    tell::tell,
-    turn::Turn, //
+    tell::tell, //
 };
 pub use snap::{
     Metadata,
     MetadataSnap,
     Slot, //
 };
-
-/// How long to wait until a guard has resumed what was suspended by who was killed.
-const GUARD_PATIENCE: Duration = Duration::from_secs(60);
-
-/// How long to try to resume a device.
-const RESUME_PATIENCE: Duration = Duration::from_secs(5);
-
-/// How often to look for devices of a volume that are not suspended yet.
-const SUSPEND_TRIES: u32 = 4;
+pub use suspend::check_no_other_table;
 
 /// A pool, and what this process has to undo in it.
 pub struct Session {
@@ -208,16 +193,24 @@ impl Session {
 
     /// Makes an empty volume, which goes when this process ends unless it is [kept](Self::keep).
     pub fn new_volume(&self) -> Result<u32> {
-        self.new_id(|id| self.message(&format!("create_thin {id}")))
+        let (id, ()) = self.new_id(|id| self.message(&format!("create_thin {id}")))?;
+        Ok(id)
     }
 
     /// Takes a snapshot of a volume, which goes when this process ends unless it is [kept](Self::keep).
     pub fn snapshot(&self, origin: u32) -> Result<u32> {
         // Its id is written down before anything is suspended.
-        let id = self.new_id(|id| match self.quiet_snapshot(id, origin) {
+        let (id, unsure) = self.new_id(|id| match self.quiet_snapshot(id, origin) {
             Err(e) if e.errno() == Some(Errno::NODATA) => Err(self.no_volume(origin)),
             result => result,
         })?;
+        if let Some(e) = unsure {
+            // It stays noted until it is gone. What it is noted in may lie on what could not be resumed.
+            if !quiet::any_suspended() {
+                let _ = self.delete(id);
+            }
+            return Err(e);
+        }
         self.note_stamp();
         Ok(id)
     }
@@ -225,7 +218,10 @@ impl Session {
     /// Takes a snapshot with an id of somebody's choice.
     pub fn snapshot_as(&self, id: u32, origin: u32) -> Result {
         lvm2::check_snapshots(&self.pool, id)?;
-        self.taken_as(id, origin, self.quiet_snapshot(id, origin))?;
+        if let Some(e) = self.taken_as(id, origin, self.quiet_snapshot(id, origin))? {
+            self.pool.delete(&self.dm, id)?;
+            return Err(e);
+        }
         self.note_stamp();
         Ok(())
     }
@@ -238,21 +234,22 @@ impl Session {
         self.taken_as(id, origin, self.message(&create_snap(id, origin)))
     }
 
-    /// Takes a snapshot while all devices of its origin are suspended; there is none if anything has failed.
-    fn quiet_snapshot(&self, id: u32, origin: u32) -> Result {
+    /// Takes a snapshot while all devices of its origin are suspended. Gives what has failed after it was taken: it must be
+    /// deleted then.
+    fn quiet_snapshot(&self, id: u32, origin: u32) -> Result<Option<Error>> {
         let mut is_taken = false;
         let result = self.quiesced(origin, || {
             self.message(&create_snap(id, origin))?;
             is_taken = true;
             Ok(())
         });
-        if result.is_err() && is_taken {
-            self.pool.delete(&self.dm, id)?;
+        match result {
+            Err(e) if is_taken => Ok(Some(e)),
+            result => result.map(|()| None),
         }
-        result
     }
 
-    fn taken_as(&self, id: u32, origin: u32, result: Result) -> Result {
+    fn taken_as<X>(&self, id: u32, origin: u32, result: Result<X>) -> Result<X> {
         match result {
             Err(e) if e.errno() == Some(Errno::EXIST) => Err(self.exists_already(id)),
             Err(e) if e.errno() == Some(Errno::NODATA) => Err(self.no_volume(origin)),
@@ -269,222 +266,11 @@ impl Session {
             .and_then(|now| Identity::note(&self.home, now));
     }
 
-    /// Lets all that users of a volume have written reach it: its devices are suspended for a moment.
-    pub fn settle(&self, id: u32) -> Result {
-        self.quiesced(id, || Ok(()))
-    }
-
-    /// Waits for the turn with a volume; nobody else suspends or replaces it until it is dropped.
-    pub fn turn(&self, id: u32) -> Result<Turn> {
-        Turn::take(&self.run, &self.pool, id, || {
-            // What could not be resumed before is tried again: nobody else will as long as this process lives.
-            for entry in self.suspended.all() {
-                self.resume(&entry)?;
-            }
-            // Who had it before may have been killed. What it has suspended is resumed by its guard, maybe just now.
-            let begun = Instant::now();
-            loop {
-                Journal::recover(&self.dm, &self.pool, &self.run)?;
-                let active = self.active(id)?;
-                let infos: Vec<Info> = active.into_iter().map(|v| v.info).collect();
-                if !Journal::any_suspends(&self.run, &infos)? {
-                    return Ok(());
-                }
-                // What this process could not take off its own list.
-                self.suspended.save()?;
-                if begun.elapsed() >= GUARD_PATIENCE {
-                    return Err(Error::Busy(format!(
-                        "another thinctl has suspended volume {id} of pool {}",
-                        self.pool.name
-                    )));
-                }
-                signals::check()?;
-                thread::sleep(Duration::from_millis(20));
-            }
-        })
-    }
-
-    /// Runs `action` while all devices of a volume are suspended. It must write nothing but to devices. An error if somebody
-    /// has resumed one meanwhile: what was written to the volume then may have got into what it shared by `action`.
-    fn quiesced<X>(&self, id: u32, action: impl FnOnce() -> Result<X>) -> Result<X> {
-        let _turn = self.turn(id)?;
-        let mut suspended = Vec::new();
-        let result = self
-            .suspend_all(id, &mut suspended)
-            .and_then(|()| action())
-            .and_then(|done| self.check_suspended(id).map(|()| done));
-        let mut resumed = Ok(());
-        for entry in suspended.iter().rev() {
-            resumed = resumed.and(self.resume(entry));
-        }
-        let result = result?;
-        resumed?;
-        Ok(result)
-    }
-
-    fn check_suspended(&self, id: u32) -> Result {
-        let active = self.active(id)?;
-        // What is read-only is not written to by whoever has just activated it.
-        let runs = |info: &Info| !info.suspended && !info.read_only;
-        match active.iter().find(|volume| runs(&volume.info)) {
-            None => Ok(()),
-            Some(volume) => Err(Error::Busy(format!(
-                "somebody else has activated or resumed {}, which was to stay suspended for a moment",
-                volume.info.name
-            ))),
-        }
-    }
-
-    /// Suspends all devices of a volume that are not, and adds them to `suspended`. When it returns, it has just seen that
-    /// all are.
-    fn suspend_all(&self, id: u32, suspended: &mut Vec<Entry>) -> Result {
-        for _ in 0..SUSPEND_TRIES {
-            let mut running = self.active(id)?;
-            running.retain(|volume| !volume.info.suspended);
-            // A device may have it more than once.
-            running.dedup_by(|one, other| one.info.name == other.info.name);
-            if running.is_empty() {
-                return Ok(());
-            }
-            for volume in running {
-                suspended.push(self.suspend(&volume)?);
-            }
-        }
-        Err(Error::Busy(format!(
-            "somebody else activates or resumes volume {id} of pool {} again and again",
-            self.pool.name
-        )))
-    }
-
-    /// Suspends a device until [`resume`](Self::resume), or the end of this process. For whoever has the
-    /// [turn](Self::turn).
-    pub fn suspend(&self, volume: &ActiveVolume) -> Result<Entry> {
-        let name = &volume.info.name;
-        self.start_guard()?;
-        let run = self.run.path("");
-        if backing::lies_on(&run, volume.info.device)? {
-            return Err(Error::Refused(format!(
-                "{} lies on {name}, which must be suspended: see --run",
-                run.display()
-            )));
-        }
-        // The guard has taken its time to start.
-        let info = self.dm.info(name)?;
-        let Some(info) = info.filter(|now| now.device == volume.info.device && !now.suspended)
-        else {
-            return Err(Error::Busy(format!(
-                "somebody else has just removed, renamed or suspended {name}"
-            )));
-        };
-        check_no_other_table(&info)?;
-        quiet::begin();
-        let suspended = self.suspended.suspend(&info);
-        let (entry, number) = suspended.inspect_err(|_| quiet::end())?;
-        self.held.set(self.held.get().saturating_add(1));
-        if number == info.device {
-            return Ok(entry);
-        }
-        self.resume(&entry)?;
-        Err(Error::Busy(format!(
-            "somebody else has just removed or renamed {name}"
-        )))
-    }
-
-    /// Has a suspended device resumed after so long, see [`Guard::limit`]; or not any more.
-    pub fn limit_suspension(&self, limit: Option<(Device, Duration)>) -> Result {
-        match self.guard.borrow_mut().as_mut() {
-            Some(guard) => guard.limit(limit),
-            None => Ok(()),
-        }
-    }
-
-    fn start_guard(&self) -> Result {
-        let mut guard = self.guard.borrow_mut();
-        if guard.as_mut().is_some_and(Guard::is_alive) {
-            return Ok(());
-        }
-        memory::lock()?;
-        let [home, run] = &self.roots;
-        *guard = Some(Guard::start(
-            home,
-            run,
-            &self.pool.name,
-            self.journal.name(),
-        )?);
-        Ok(())
-    }
-
-    /// Does something to a device that is suspended; this process does not end meanwhile, which would resume it.
-    pub fn holding_suspended<X>(&self, action: impl FnOnce() -> Result<X>) -> Result<X> {
-        self.suspended.holding(action)
-    }
-
-    /// Resumes what [`suspend`](Self::suspend) has suspended.
-    pub fn resume(&self, entry: &Entry) -> Result {
-        let begun = Instant::now();
-        let resumed = loop {
-            let resumed = self.suspended.undo(entry);
-            if !self.suspended.has(entry) {
-                break resumed;
-            }
-            if begun.elapsed() >= RESUME_PATIENCE {
-                return resumed;
-            }
-            thread::sleep(Duration::from_millis(50));
-        };
-        self.held.set(self.held.get().saturating_sub(1));
-        quiet::end();
-        if let Err(e) = resumed {
-            // It is resumed, but could not be taken off the list, which is tried again before the next one is suspended.
-            tell(e);
-        }
-        Ok(())
-    }
-
-    /// Whether a device is left that could not be resumed.
-    pub fn has_suspended(&self) -> bool {
-        self.held.get() > 0
-    }
-
-    /// Leaves the devices that this process cannot resume to its guard, and waits a little for that; whether none is suspended
-    /// any more. If one is, all else that is to be undone is the guard's, too: the files for that may lie on the device.
-    ///
-    /// The guard begins once the lock of the notes and the pipe are closed, in this order. Between the two, whichever process
-    /// comes by may do its work. This one does not touch the notes any more, and looks at the devices by their numbers.
-    fn leave_suspended(&self) -> bool {
-        let held = self.held.take();
-        let left = self.suspended.leave();
-        let numbers: Vec<Device> = left.iter().map(|(_, number)| *number).collect();
-        // Some may be resumed and still be noted.
-        let counted = u32::try_from(numbers.len()).unwrap_or(held).min(held);
-        for _ in counted..held {
-            quiet::end();
-        }
-        if numbers.is_empty() {
-            return true;
-        }
-        quiet::leave(&numbers, counted);
-        self.guard.take();
-        let begun = Instant::now();
-        while !quiet::look() {
-            if begun.elapsed() >= RESUME_PATIENCE {
-                for (name, _) in left {
-                    tell(format_args!(
-                        "{name} could not be resumed; a process in the background goes on trying, and so does the next run"
-                    ));
-                }
-                return false;
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
-        true
-    }
-
     /// Takes a snapshot of a volume of no use, after which whatever is made is newer than what there is.
     pub fn advance(&self) -> Result {
         let volume = self.new_volume()?;
         // Nobody knows of it, so it is not active.
-        let snapshot = self.new_id(|id| self.message(&create_snap(id, volume)))?;
+        let (snapshot, ()) = self.new_id(|id| self.message(&create_snap(id, volume)))?;
         self.delete(snapshot)?;
         self.delete(volume)
     }
@@ -499,12 +285,12 @@ impl Session {
         }
     }
 
-    fn new_id(&self, create: impl Fn(u32) -> Result) -> Result<u32> {
+    fn new_id<X>(&self, create: impl Fn(u32) -> Result<X>) -> Result<(u32, X)> {
         loop {
             let id = random_id()?;
             match self.journal.enter(Entry::Volume { id }, || create(id)) {
                 Err(e) if e.errno() == Some(Errno::EXIST) => continue,
-                result => return result.map(|()| id),
+                result => return result.map(|made| (id, made)),
             }
         }
     }
@@ -559,18 +345,6 @@ impl Session {
 /// The message that takes a snapshot.
 pub fn create_snap(id: u32, origin: u32) -> String {
     format!("create_snap {id} {origin}")
-}
-
-/// Gives an error if resuming a device would give it another table.
-pub fn check_no_other_table(info: &Info) -> Result {
-    let name = &info.name;
-    match info.has_other_table {
-        false => Ok(()),
-        true => Err(Error::Refused(format!(
-            "somebody has loaded another table for {name}: see \"dmsetup table --inactive {name}\"; \"dmsetup clear {name}\" \
-             takes it away"
-        ))),
-    }
 }
 
 /// An id in the upper half.

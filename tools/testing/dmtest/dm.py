@@ -92,9 +92,9 @@ class Device:
         """The target's own part of the status line."""
         return self._lines(ioctl.NOFLUSH if noflush else 0)
 
-    def table(self):
-        """The target's own part of the table line."""
-        return self._lines(ioctl.STATUS_TABLE)
+    def table(self, inactive=False):
+        """The target's own part of the table line, or of that which was loaded and is not the device's yet."""
+        return self._lines(ioctl.STATUS_TABLE | (ioctl.QUERY_INACTIVE_TABLE if inactive else 0))
 
     def _lines(self, flags):
         reply = ioctl.call(ioctl.TABLE_STATUS, self.name, flags)

@@ -71,6 +71,22 @@ class Thinctl:
                 end_session(process.pid, how)
             return process.wait()
 
+    def halted(self, step, *words, cut=0, **options):
+        """Starts it, until it is halted before step `step`; it is to be killed before step `cut`.
+
+        Gives the process, and whether it was halted: it has ended otherwise.
+        """
+        before = self.environment
+        self.environment = {**before, "THINCTL_HALT": str(step), "THINCTL_CUT": str(cut)}
+        # Nobody halts a group that no shell could let go on.
+        process = self.start(*words, **{"stderr": subprocess.DEVNULL, **options}, start_new_session=True)
+        self.environment = before
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        if os.WIFSTOPPED(status):
+            return process, True
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return process, False
+
     def send(self, pool, volume, *words):
         """The stream of a volume."""
         return self.run("send", pool.name, volume, *words)
@@ -159,37 +175,44 @@ class Halts:
         """Starts one, which is to be killed before step `cut`. Gives the process, and whether it was halted."""
         self.number += 1
         self.progress(f"runs: {self.number}")
-        words = self.prepare()
-        before = self.thinctl.environment
-        self.thinctl.environment = {**before, "THINCTL_HALT": str(step), "THINCTL_CUT": str(cut)}
-        # Nobody halts a group that no shell could let go on.
-        process = self.thinctl.start(*words, *more, **{"stderr": subprocess.DEVNULL, **options}, start_new_session=True)
-        self.thinctl.environment = before
-        _, status = os.waitpid(process.pid, os.WUNTRACED)
-        if os.WIFSTOPPED(status):
-            return process, True
-        process.returncode = os.waitstatus_to_exitcode(status)
-        return process, False
+        return self.thinctl.halted(step, *self.prepare(), *more, cut=cut, **options)
 
     def first(self, is_there):
         """The first step at which `is_there()`."""
-        last, step = 0, 1024
-        while step - last > 1:
-            middle = (last + step) // 2
-            process, is_halted = self.halted(middle)
-            if not is_halted or is_there():
-                step = middle
-            else:
-                last = middle
-            if is_halted:
-                goes_on(process)
-        return step
+        return first_step(self.halted, is_there)
+
+
+def first_step(halted, is_there):
+    """The first step at which `is_there()`, as at all later ones; `halted` starts a run that is halted before a step."""
+    last, step = 0, 1024
+    while step - last > 1:
+        middle = (last + step) // 2
+        process, is_halted = halted(middle)
+        if not is_halted or is_there():
+            step = middle
+        else:
+            last = middle
+        if is_halted:
+            goes_on(process)
+    return step
 
 
 def goes_on(process):
-    """Lets a process that was halted go on to its end."""
+    """Lets a process that was halted go on to its end; gives its exit code."""
     process.send_signal(signal.SIGCONT)
-    return process.wait(200)
+    process.communicate(timeout=200)
+    return process.returncode
+
+
+def full_pipe():
+    """Both ends of a pipe that takes nothing more until somebody reads."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    return reader, writer
 
 
 def volumes(pool):

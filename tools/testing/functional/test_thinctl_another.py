@@ -23,7 +23,10 @@ from dmtest.thinctl import (
     BUSY,
     DAMAGED,
     SIZE,
+    first_step,
+    goes_on,
     received,
+    suspended,
     volumes,
 )
 
@@ -189,41 +192,18 @@ class ActiveMigrations(Migrations):
         return self.thinctl.notes(self.pool, f"migrate-{self.number}.json")
 
     def suspended(self):
-        return bool(ioctl.call(ioctl.DEV_STATUS, self.content.thin.name).flags & ioctl.SUSPEND)
+        return suspended(self.content.thin.name)
 
     def halted(self, step, cut=0):
         """Gives the process, and whether it was halted."""
         self.number += 1
         self.progress(f"runs: {self.number}")
         self.prepare()
-        before = self.thinctl.environment
-        self.thinctl.environment = {**before, "THINCTL_HALT": str(step), "THINCTL_CUT": str(cut)}
-        process = self.thinctl.start(*self.words(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-        self.thinctl.environment = before
-        _, status = os.waitpid(process.pid, os.WUNTRACED)
-        if os.WIFSTOPPED(status):
-            return process, True
-        process.returncode = os.waitstatus_to_exitcode(status)
-        process.communicate()
-        return process, False
-
-    def first(self, is_there):
-        """The first step at which `is_there()`, as it is at all later ones."""
-        last, step = 0, 1024
-        while step - last > 1:
-            middle = (last + step) // 2
-            process, is_halted = self.halted(middle)
-            if not is_halted or is_there():
-                step = middle
-            else:
-                last = middle
-            if is_halted:
-                self.goes_on(process)
-        return step
+        return self.thinctl.halted(step, *self.words(), cut=cut, stdout=subprocess.DEVNULL)
 
     def named(self):
         """The first step after the copy has got its id."""
-        return self.first(lambda: self.copy in volumes(self.other))
+        return first_step(self.halted, lambda: self.copy in volumes(self.other))
 
     def switches(self):
         """The first step after it has written down that it switches."""
@@ -231,13 +211,7 @@ class ActiveMigrations(Migrations):
             notes = self.notes()
             return self.copy in volumes(self.other) or (notes is not None and notes["stage"] == "switching")
 
-        return self.first(is_there)
-
-    @staticmethod
-    def goes_on(process):
-        process.send_signal(signal.SIGCONT)
-        process.communicate(timeout=200)
-        return process.returncode
+        return first_step(self.halted, is_there)
 
 
 @pytest.fixture
@@ -260,7 +234,7 @@ def test_leaves_nothing_behind_that_was_written_before_the_switch(pool, other, t
                 active.content.thin.resume()
                 active.content.scatter("used", 2, most=16)
                 active.content.thin.flush()
-            active.goes_on(process)
+            goes_on(process)
             if is_wanted:
                 assert not active.suspended()
                 active.content.verify()
@@ -282,7 +256,7 @@ def test_shows_nothing_of_a_pass_that_is_gone(pool, other, thinctl, active):
         offset = SIZE - MIB
         active.content.write(offset, MIB)
         thin.flush()
-        assert active.goes_on(process) == -signal.SIGKILL, "it was never cut off there"
+        assert goes_on(process) == -signal.SIGKILL, "it was never cut off there"
         wait_until(lambda: not active.suspended(), "the volume goes on")
         notes = active.notes()
         if notes["stage"] != "switching" or notes["copying"] not in volumes(pool) or active.copy in volumes(other):
@@ -316,7 +290,7 @@ def test_lets_others_have_their_turn_while_it_waits(pool, other, thinctl, active
                 if is_free:
                     break
                 fcntl.flock(slot, fcntl.LOCK_UN)
-            active.goes_on(process)
+            goes_on(process)
         process.send_signal(signal.SIGCONT)
         thinctl.snapshot(pool, active.number, 10 ** 6)
         assert process.poll() is None
@@ -476,6 +450,25 @@ def test_merges_no_volume_that_has_the_id_of_another(pool, make_disk, thinctl, p
     thinctl.run("forget", pool.name, snapshot)
     thinctl.run(*merges.words())
     assert merges.number not in volumes(pool)
+
+
+def test_merges_no_volume_that_was_made_after_the_end(pool, make_disk, thinctl, progress):
+    """All was done but forgetting it, the volume deleted too, and another one is made."""
+    merges = Merges(pool, make_disk(SIZE), thinctl, progress)
+
+    def is_done():
+        notes = merges.notes = thinctl.notes(pool, f"merge-{merges.number}.json")
+        return notes and notes["written"] and merges.number not in volumes(pool) and notes["snapshot"] in volumes(pool)
+
+    merges.cut_where(is_done)
+    new = Content(pool.new_thin(merges.number, SIZE))
+    new.scatter("new", 6)
+    new.thin.remove()
+    assert "another one" in thinctl.refused(*merges.words())
+    assert disk.read(merges.origin.path, 0, SIZE) == bytes(merges.content.data)
+    received(pool, merges.number, new)
+    thinctl.run("forget", pool.name, merges.notes["snapshot"])
+    received(pool, merges.number, new)
 
 
 def test_gives_up_no_merge_that_has_the_last_content(pool, make_disk, thinctl, progress):

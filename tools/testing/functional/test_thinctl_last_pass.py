@@ -48,6 +48,21 @@ class Migrations(Halts):
         notes = self.thinctl.notes(self.pool, f"migrate-{self.number}.json")
         return notes is not None and notes["stage"] == "switching"
 
+    def too_late(self, seconds=2, **options):
+        """One whose last pass waits for its target, so long that the volume was resumed; it has changed since."""
+        process = self.halted_before("--suspended-seconds", seconds, stdout=subprocess.DEVNULL, **options)
+        self.content.write(4 * MIB, MIB)
+        self.other.data.hold("writes")
+        process.send_signal(signal.SIGCONT)
+        self.other.data.wait_for_held()
+        if seconds > 60:
+            # Somebody else resumes it.
+            self.content.thin.resume()
+        wait_until(lambda: not suspended(self.content.thin.name), "the volume goes on")
+        self.content.scatter("meanwhile", 5)
+        self.content.thin.flush()
+        return process
+
     def halted_before(self, *more, **options):
         """One that is halted before the last pass, for which the volume is not suspended yet."""
         if not self.step:
@@ -116,17 +131,8 @@ def test_does_not_stay_suspended_for_what_waits(migrations, thinctl, killed):
     """The other pool takes no writes."""
     said = os.path.join(thinctl.folder, "said")
     with open(said, "w") as file:
-        process = migrations.halted_before("--suspended-seconds", 2, stdout=subprocess.DEVNULL, stderr=file)
-    content = migrations.content
-    thin = content.thin
-    content.write(4 * MIB, MIB)
-    migrations.other.data.hold("writes")
-    process.send_signal(signal.SIGCONT)
-    migrations.other.data.wait_for_held()
-    wait_until(lambda: not suspended(thin.name), "the volume goes on")
+        process = migrations.too_late(stderr=file)
     assert not migrations.is_moved()
-    content.scatter("meanwhile", 5)
-    thin.flush()
     if killed:
         process.kill()
     migrations.other.data.heal()
@@ -135,26 +141,47 @@ def test_does_not_stay_suspended_for_what_waits(migrations, thinctl, killed):
         with open(said) as file:
             assert process.returncode == BUSY and "--suspended-seconds" in file.read()
     assert not migrations.is_moved()
-    content.scatter("later", 5)
+    migrations.content.scatter("later", 5)
     migrations.ends()
 
 
-def test_does_not_switch_after_others_have_written(migrations, thinctl):
-    """It was suspended for too long, resumed, written to, and suspended again by somebody else."""
-    process = migrations.halted_before("--suspended-seconds", 2, stdout=subprocess.DEVNULL)
-    content = migrations.content
-    thin = content.thin
-    content.write(4 * MIB, MIB)
-    migrations.other.data.hold("writes")
-    process.send_signal(signal.SIGCONT)
-    migrations.other.data.wait_for_held()
+@pytest.mark.parametrize("seconds", [2, 600], ids=["late", "in time"])
+def test_does_not_switch_after_others_have_written(migrations, thinctl, seconds):
+    """It was resumed, as it was suspended for too long or by somebody else, written to, and suspended again by somebody else."""
+    process = migrations.too_late(seconds)
+    migrations.content.thin.suspend()
+    migrations.other.data.heal()
+    process.wait(200)
+    migrations.content.thin.resume()
+    assert process.returncode == BUSY and not migrations.is_moved()
+    migrations.content.verify()
+    migrations.ends()
+
+
+def test_no_table_of_who_was_killed_becomes_the_volumes(migrations, thinctl):
+    """It loads its table too late, and is killed before it can take it away. Somebody else has suspended the volume again."""
+    other = migrations.other
+    named = migrations.first(lambda: 100 + migrations.number in volumes(other))
+    # What a step is may differ by a few from one run to the next.
+    for step in range(named - 4, named + 12):
+        process, is_halted = migrations.halted(step, "--suspended-seconds", 2, cut=step + 1, stdout=subprocess.DEVNULL)
+        content = migrations.content
+        thin = content.thin
+        # The next step is to load it.
+        if is_halted and suspended(thin.name) and 100 + migrations.number in volumes(other) and not thin.table(inactive=True):
+            break
+        goes_on(process)
+        # What the next one would undo were some steps more.
+        thinctl.settle(migrations.pool)
+        thinctl.settle(other)
+    else:
+        pytest.fail("it was never halted there")
     wait_until(lambda: not suspended(thin.name), "the volume goes on")
     content.scatter("meanwhile", 5)
     thin.flush()
     thin.suspend()
-    migrations.other.data.heal()
-    process.wait(200)
-    thin.resume()
-    assert process.returncode == BUSY and not migrations.is_moved()
+    assert goes_on(process) == -signal.SIGKILL
+    wait_until(lambda: not suspended(thin.name), "the volume goes on")
+    assert not migrations.is_moved() and not thin.table(inactive=True)
     content.verify()
     migrations.ends()

@@ -21,6 +21,7 @@ from dmtest.thinctl import (
     FAILED,
     SIZE,
     Halts,
+    full_pipe,
     goes_on,
     suspended,
     volumes,
@@ -86,16 +87,6 @@ def bad(make_disk):
     running = Device.create("runs", table)
     yield table
     running.remove()
-
-
-def full_pipe():
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(writer, bytes(4096))
-    os.set_blocking(writer, True)
-    return reader, writer
 
 
 def test_guard_waits_for_nobody(thinctl, pool, snapshots, bad):

@@ -14,28 +14,18 @@ from dmtest.content import Content
 from dmtest.disk import SECTOR
 from dmtest.thinctl import (
     SIZE,
+    goes_on,
     received,
     volumes,
 )
 
 
-def halted(thinctl, step, *words, **options):
+def halted(thinctl, step, *words):
     """Starts it, until it stops before a step; gives the process, which has not ended."""
-    before = thinctl.environment
-    thinctl.environment = {**before, "THINCTL_HALT": str(step)}
-    process = thinctl.start(*words, stderr=subprocess.PIPE, text=True, **options)
-    thinctl.environment = before
-    _, status = os.waitpid(process.pid, os.WUNTRACED)
-    if os.WIFSTOPPED(status):
-        return process
-    process.returncode = os.waitstatus_to_exitcode(status)
-    pytest.fail(f"it was not halted before step {step}: {process.communicate()[1]}")
-
-
-def goes_on(process):
-    """Gives its messages."""
-    process.send_signal(signal.SIGCONT)
-    return process.communicate(timeout=200)[1]
+    process, is_halted = thinctl.halted(step, *words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if not is_halted:
+        pytest.fail(f"it was not halted before step {step}: {process.communicate()[1]}")
+    return process
 
 
 def test_keeps_what_it_has_sent(pool, other, thinctl, mounted):
@@ -48,7 +38,7 @@ def test_keeps_what_it_has_sent(pool, other, thinctl, mounted):
     words = "replicate", pool.name, 0, "--to", receive
     thinctl.environment["THINCTL_HOME"] = str(home)
     for step in range(1, 200):
-        process = halted(thinctl, step, *words, "--turns", 3, "--every", 1, stdout=subprocess.DEVNULL)
+        process = halted(thinctl, step, *words, "--turns", 3, "--every", 1)
         # The next step is to note it.
         if volumes(pool) != {0}:
             break
@@ -81,7 +71,7 @@ def test_its_origin_stays(pool, other, make_disk, thinctl):
     words = "migrate", f"{pool.name}:0", f"{other.name}:7", "--origin", "/dev/mapper/origin"
     try:
         for step in range(1, 200):
-            process = halted(thinctl, step, *words, stdout=subprocess.DEVNULL)
+            process = halted(thinctl, step, *words)
             notes = thinctl.notes(pool, "migrate-0.json")
             if notes and notes["stage"] == "copying" and notes["copied"]:
                 break
@@ -91,8 +81,7 @@ def test_its_origin_stays(pool, other, make_disk, thinctl):
             thinctl.settle(other)
         removed = dm.dmsetup("remove", "origin")
         assert "busy" in removed.stderr
-        goes_on(process)
-        assert process.returncode == 0
+        assert goes_on(process) == 0
     finally:
         assert dm.dmsetup("remove", "origin").returncode == 0
     received(other, 7, content)

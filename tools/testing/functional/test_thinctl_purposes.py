@@ -194,7 +194,7 @@ def test_migrates_although_it_is_cut_off(pool, other, thinctl):
         thinctl.settle(other)
         assert not thinctl.leftovers(pool) and not thinctl.leftovers(other)
         # Whatever it was doing, the volume works, in its old pool or in the new one.
-        assert not ioctl.call(ioctl.DEV_STATUS, thin.name).flags & ioctl.SUSPEND
+        assert not suspended(thin.name)
         content.verify()
         if str(other.device.number) in thin.table():
             break
@@ -217,20 +217,17 @@ def test_nothing_that_was_killed_leaves_a_volume_suspended(make_pool, make_fault
     content = Content(pool.new_thin(0, SIZE))
     content.scatter("first", 60)
 
-    def suspended():
-        return ioctl.call(ioctl.DEV_STATUS, content.thin.name).flags & ioctl.SUSPEND
-
     # First it is suspended for a snapshot, then for the last pass.
     for _ in range(3):
         # A commit while it is suspended takes so long that it is seen.
         pool.metadata.delay_writes(1000)
         process = thinctl.start("migrate", f"{pool.name}:0", f"{other.name}:5", stderr=subprocess.DEVNULL, start_new_session=True)
-        wait_until(lambda: suspended() or process.poll() is not None, "it is suspended")
+        wait_until(lambda: suspended(content.thin.name) or process.poll() is not None, "it is suspended")
         assert process.poll() is None, "it was never seen suspended"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         pool.metadata.heal()
-        wait_until(lambda: not suspended(), "the volume goes on")
+        wait_until(lambda: not suspended(content.thin.name), "the volume goes on")
         content.verify()
     thinctl.run("migrate", f"{pool.name}:0", f"{other.name}:5")
     content.verify()
@@ -250,7 +247,7 @@ def test_migrates_under_load_although_it_is_cut_off(pool, other, thinctl, busy):
         thinctl.settle(pool)
         thinctl.settle(other)
         assert not thinctl.leftovers(pool) and not thinctl.leftovers(other)
-        assert not ioctl.call(ioctl.DEV_STATUS, thin.name).flags & ioctl.SUSPEND
+        assert not suspended(thin.name)
         assert writer.running()
     assert cuts, "it was never cut off"
     # The last cut may have come after all was done but forgetting it.

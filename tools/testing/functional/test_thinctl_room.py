@@ -17,10 +17,12 @@ from dmtest.disk import (
     MIB,
 )
 from dmtest.thinctl import (
+    BUSY,
     NO_ROOM,
     REFUSED,
     SIZE,
     received,
+    suspended,
     volumes,
 )
 from dmtest.worker import is_at_work
@@ -224,3 +226,33 @@ def test_refuses_sizes_that_are_no_multiple_of_a_sector(pool, large_sectors, thi
     thin = large_sectors.activate(5, SIZE)
     assert thin.read(0, ODD - ODD % 4096) == bytes(content.data[:ODD - ODD % 4096])
     thin.remove()
+
+
+def test_keeps_nobody_from_making_room(make_pool, other, thinctl):
+    """A write waits until the pool is made larger. Whoever has the volume suspended would wait for that write."""
+    pool = make_pool(data_size=8 * MIB)
+    content = Content(pool.new_thin(0, SIZE))
+    content.write(0, 8 * MIB)
+    repository = thinctl.repository("backups")
+    waiting = Background(lambda: content.write(8 * MIB, 64 * KIB))
+    wait_until(lambda: pool.status().mode == "out_of_data_space", "the pool is full")
+    commands = (
+        ("snapshot", pool.name, 0, 1),
+        ("backup", pool.name, 0, repository),
+        ("migrate", f"{pool.name}:0", f"{other.name}:5"),
+    )
+    for words in commands:
+        with thinctl.start(*words, stderr=subprocess.PIPE) as process:
+            errors = process.communicate(timeout=40)[1]
+        assert process.returncode == BUSY and b"wait until it is made larger" in errors
+        assert not suspended(content.thin.name)
+    assert waiting.waits()
+    pool.data.grow(32 * MIB)
+    pool.device.reload(pool.table())
+    assert waiting.outcome() == "ok"
+    content.verify()
+    for words in commands:
+        thinctl.run(*words)
+    content.verify()
+    # It is in the other pool now.
+    content.thin.remove()

@@ -21,6 +21,7 @@ from dmtest.dm import dmsetup
 from dmtest.thinctl import (
     BUSY,
     SIZE,
+    full_pipe,
     guards_of,
     received,
     suspended,
@@ -154,6 +155,29 @@ def test_tells_nothing_to_what_is_suspended(pool, other, root, thinctl):
         if "left-behind" in ioctl.names():
             assert dmsetup("remove", "left-behind").returncode == 0
     assert not suspended(root.thin.name)
+
+
+def test_deletes_later_what_it_cannot_now(pool, thinctl):
+    """Somebody has resumed the volume, so the snapshot is not what it must be; and somebody else has activated that."""
+    content = Content(pool.new_thin(0, SIZE))
+    content.scatter("first", 3)
+    repository = thinctl.repository("backups")
+    pool.metadata.delay_writes(1000)
+    process = thinctl.start("backup", pool.name, 0, repository, stderr=subprocess.PIPE)
+    wait_until(lambda: suspended(content.thin.name) and pool.metadata.held(), "it takes its snapshot")
+    content.thin.resume()
+    process.send_signal(signal.SIGSTOP)
+    pool.metadata.heal()
+    wait_until(lambda: state(process) == "T", "it stops")
+    [id] = volumes(pool) - {0}
+    snapshot = pool.activate(id, SIZE)
+    process.send_signal(signal.SIGCONT)
+    errors = process.communicate(timeout=200)[1].decode()
+    assert process.returncode == BUSY and "resumed" in errors, errors
+    assert volumes(pool) == {0, id}
+    snapshot.remove()
+    thinctl.settle(pool)
+    assert volumes(pool) == {0} and not thinctl.leftovers(pool)
 
 
 @pytest.mark.parametrize("halt", ["SIGTSTP", "SIGTTIN", "SIGTTOU"])
@@ -431,12 +455,7 @@ def test_waits_for_lvm2(vg, thinctl):
 
 def test_no_message_makes_lvm2_wait(vg, thinctl):
     """Nobody reads what thinctl says."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(writer, bytes(4096))
-    os.set_blocking(writer, True)
+    reader, writer = full_pipe()
     words = "backup", "vg/pool", "vg/data", thinctl.repository("backups"), "--name", "data"
     with locked_by_lvm2():
         process = thinctl.start(*words, stderr=writer)

@@ -18,6 +18,8 @@ struct Steps {
     log: Vec<(Step, PathBuf)>,
     /// How many can still be taken.
     left: Option<usize>,
+    /// Whether more can be taken after one that could not.
+    goes_on: bool,
 }
 
 thread_local! {
@@ -28,9 +30,14 @@ thread_local! {
 pub(crate) fn step(step: Step, path: &Path) -> io::Result<()> {
     STEPS.with_borrow_mut(|steps| {
         if let Some(left) = &mut steps.left {
-            *left = left
-                .checked_sub(1)
-                .ok_or_else(|| io::Error::other("the machine has stopped"))?;
+            match left.checked_sub(1) {
+                Some(less) => *left = less,
+                None if steps.goes_on => {
+                    steps.left = None;
+                    return Err(io::Error::other("that has failed"));
+                }
+                None => return Err(io::Error::other("the machine has stopped")),
+            }
         }
         steps.log.push((step, path.to_owned()));
         Ok(())
@@ -54,4 +61,15 @@ pub(crate) fn stopped<T>(left: usize, f: impl FnOnce() -> T) -> (T, bool) {
     let steps = STEPS.take();
     // The step that failed is not in the log.
     (result, steps.left == Some(0) && steps.log.len() == left)
+}
+
+/// What `f` does if one step fails after this number of them; whether one has.
+pub(crate) fn failed<T>(left: usize, f: impl FnOnce() -> T) -> (T, bool) {
+    STEPS.set(Steps {
+        left: Some(left),
+        goes_on: true,
+        ..Steps::default()
+    });
+    let result = f();
+    (result, STEPS.take().left.is_none())
 }

@@ -9,6 +9,7 @@
 //! - Before the new table is loaded, the device is resumed with its old one, whoever resumes it. Others may write to the volume
 //!   then. So that it is still suspended is looked at after the copy, before the table is loaded, and after that. If it is not,
 //!   the copy does not become the volume: it is what one more pass has copied.
+//!   That the volume is what was copied is looked at when the table is loaded, when nothing gets into it any more.
 //! - Once the table is loaded, all of the volume is in the copy, and whoever resumes the device makes the switch.
 //! - A write that waits goes to the copy without its id, and has what the snapshot has. As long as it waits, this process has the
 //!   lock of the migration, even if it was killed, so that no other one goes on with the copy.
@@ -16,6 +17,7 @@
 use std::time::Instant;
 
 use rustix::io::Errno;
+use thin_metadata::View;
 
 use super::{
     device,
@@ -30,6 +32,7 @@ use crate::{
     migration::Stage,
     pool::ActiveVolume,
     session::create_snap,
+    unchanged::is_unchanged,
     usage, //
 };
 
@@ -158,7 +161,17 @@ impl Run<'_> {
                 }),
             }
         })?;
-        Ok(None)
+        // Whoever has resumed it while it was copied, and suspended it again, was not seen.
+        let is_unchanged = |view: &View<'_, _>| is_unchanged(view, snapshot, self.id);
+        let error = match self.from.glance(is_unchanged) {
+            Ok(true) => return Ok(None),
+            Ok(false) => Error::Busy(format!(
+                "somebody else has resumed {name}, which was written to"
+            )),
+            Err(e) => e,
+        };
+        self.from.dm.clear(name)?;
+        Err(error)
     }
 
     /// As [`check_suspended`](Self::check_suspended). The guard may have resumed the device as soon as it was suspended for too

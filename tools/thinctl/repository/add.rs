@@ -35,6 +35,7 @@ use crate::{
         make_folder,
         remove,
         remove_empty,
+        sync_folder,
         NewFile, //
     },
     stream::{
@@ -150,12 +151,20 @@ pub(super) fn put(
         ));
     }
     may()?;
-    generation.store(folder)?;
     let name = generation.name();
-    if let Err(e) = may().and_then(|()| file.commit(&name.stream())) {
-        // A manifest alone would be that of data which are lost.
-        if !folder.join(name.stream()).exists() {
-            let _ = remove(&folder.join(name.manifest()));
+    let placed = generation
+        .store(folder)
+        .and_then(|()| may())
+        .and_then(|()| file.commit(&name.stream()));
+    if let Err(e) = placed {
+        // A manifest alone would be that of data which are lost. It may be in place although that has failed, and it may be
+        // somebody else's. The unfinished file, which tells that it was cut off, goes when the manifest is gone for good.
+        let is_there = folder.join(name.stream()).exists();
+        if !is_there && Generation::load(folder, name).is_ok_and(|there| there == generation) {
+            let gone = remove(&folder.join(name.manifest())).and_then(|()| sync_folder(folder));
+            if gone.is_err() {
+                file.leave();
+            }
         }
         return Err(e);
     }

@@ -43,6 +43,7 @@ use crate::{
         open_regular,
         read_regular,
         remove,
+        sync_folder,
         unfinished,
         NewFile, //
     },
@@ -119,7 +120,8 @@ impl Locked {
 
     fn recover_all(&self, volume: &str) -> Result {
         let folder = self.folder(volume)?;
-        if !self.without_stream(volume)?.is_empty() {
+        let is_cut_off = !self.without_stream(volume)?.is_empty();
+        if is_cut_off {
             // The folder may have been listed before whoever had the lock was done, and remembered, as NFS does until
             // something is changed from here.
             drop(NewFile::new(&folder, LISTING));
@@ -128,7 +130,10 @@ impl Locked {
                 remove(&folder.join(name.manifest()))?;
             }
         }
-        // They come last, as they tell that a generation was cut off.
+        // They come last, when what they tell of is gone for good: that a generation was cut off.
+        if is_cut_off {
+            sync_folder(&folder)?;
+        }
         for name in names(&folder)? {
             // Other programs may name files in the same way.
             if unfinished(&name).is_some_and(Name::begins) {

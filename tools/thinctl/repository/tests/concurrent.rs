@@ -190,10 +190,11 @@ fn a_manifest_that_is_gone_comes_again() {
 #[test]
 fn no_file_takes_the_place_of_another() {
     let folder = scratch();
-    let file = NewFile::new(folder.path(), "new").unwrap();
+    let mut file = NewFile::new(folder.path(), "new").unwrap();
     let path = folder.path().join("name");
     fs::write(&path, "there").unwrap();
     assert!(matches!(file.commit("name"), Err(Error::Busy(_))));
+    drop(file);
     assert_eq!(fs::read_to_string(&path).unwrap(), "there");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }

@@ -25,6 +25,7 @@ use crate::{
     error::Result,
     files::{
         steps::{
+            failed,
             logged,
             stopped, //
         },
@@ -135,6 +136,38 @@ fn add_stops_anywhere() {
         &|repository| add(&repository.lock()?, &stream).map(drop),
     );
     assert!(steps > 8, "{steps}");
+}
+
+/// One step fails, and what is done then does not.
+#[test]
+fn add_fails_anywhere() {
+    let base = scratch();
+    let mut all = five(base.path(), false);
+    let mut volume = all[&5].clone();
+    volume.change(&[(3, 5), (9, 3), (20, 2)], 1, 99);
+    let stream = volume.stream(Some(&all[&5]), &mut Numbers(1));
+    all.insert(6, volume);
+    for left in 0.. {
+        let folder = copy(base.path());
+        let repository = Repository::open(folder.path()).unwrap();
+        let operate = || add(&repository.lock()?, &stream).map(drop);
+        let (result, has_failed) = failed(left, operate);
+        assert_eq!(
+            repository.verify(None, &mut nothing).unwrap().problems,
+            [],
+            "{left}"
+        );
+        let there = check(&repository, &all);
+        assert!(there.starts_with(&[1, 2, 3, 4, 5]), "{left}: {there:?}");
+        if result.is_err() && there.len() == 5 {
+            operate().unwrap();
+        }
+        assert_eq!(check(&repository, &all), [1, 2, 3, 4, 5, 6]);
+        if !has_failed {
+            assert!(left > 8, "{left}");
+            break;
+        }
+    }
 }
 
 #[test]
