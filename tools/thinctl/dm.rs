@@ -3,6 +3,7 @@
 //! Device-mapper: devices, tables, messages.
 
 use std::{
+    fs,
     io,
     path::PathBuf,
     thread,
@@ -104,6 +105,12 @@ impl Dm {
 
     /// The name of a device; `None` if there is none of this number.
     pub fn name(&self, number: Device) -> Result<Option<String>> {
+        // A list of all can be had only if all have names that this program can work with.
+        if let Ok(name) = fs::read_to_string(format!("/sys/dev/block/{number}/dm/name")) {
+            let name = name.trim_end_matches('\n');
+            DmName::new(name).map_err(error(name))?;
+            return Ok(Some(name.to_owned()));
+        }
         let mut devices = self.list()?.into_iter();
         Ok(devices
             .find(|(_, device)| *device == number)
@@ -286,14 +293,15 @@ impl Dm {
         }
     }
 
-    /// As [`resume_public`](Self::resume_public), whatever the device's name is by now. That it is gone or runs is no error.
-    pub fn resume_number(&self, number: Device) -> Result {
+    /// As [`resume_public`](Self::resume_public), whatever the device's name is by now. That it is gone or runs is no error; it
+    /// is gone if the number is that of one with another UUID.
+    pub fn resume_number(&self, number: Device, uuid: Option<&str>) -> Result {
         while let Some(name) = self.name(number)? {
             // It may be renamed just now.
             let Some(info) = self.info(&name)?.filter(|info| info.device == number) else {
                 continue;
             };
-            if !info.suspended {
+            if !info.suspended || uuid.is_some_and(|uuid| info.uuid.as_deref() != Some(uuid)) {
                 break;
             }
             match self.resume_public(&name) {

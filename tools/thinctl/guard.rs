@@ -168,7 +168,7 @@ fn wait(dm: &Dm) -> Result {
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut [PollFd::new(&input, PollFlags::IN)], timeout.as_ref()) {
             Ok(0) => {
-                limit = limit.and_then(|(device, _)| match dm.resume_number(device) {
+                limit = limit.and_then(|(device, _)| match dm.resume_number(device, None) {
                     Ok(()) => {
                         resumed = Some(device);
                         None

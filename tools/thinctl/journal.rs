@@ -86,6 +86,9 @@ pub enum Entry {
         /// Its number.
         #[serde(default)]
         device: String,
+        /// Its UUID, if it has one: by the time it is resumed, the number may be another device's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        uuid: Option<String>,
         /// Whether it may be another one after all that has this name, as it is suspended by the name.
         #[serde(default)]
         by_name: bool,
@@ -103,6 +106,7 @@ impl Entry {
         Self::Suspended {
             name: info.name.clone(),
             device: info.device.to_string(),
+            uuid: info.uuid.clone(),
             by_name: info.uuid.is_none(),
         }
     }
@@ -117,6 +121,7 @@ impl Entry {
                 name,
                 device,
                 by_name,
+                ..
             } => {
                 *device == info.device.to_string()
                     || (*name == info.name && (*by_name || device.is_empty()))
@@ -286,6 +291,7 @@ impl Journal {
         let entry = Entry::Suspended {
             name: info.name.clone(),
             device: number.to_string(),
+            uuid: info.uuid.clone(),
             by_name: false,
         };
         entries.push(entry.clone());
@@ -455,13 +461,15 @@ impl Journal {
             Entry::Suspended {
                 name,
                 device,
+                uuid,
                 by_name,
             } => match device.parse() {
                 // Should somebody else have suspended the one that has the name now, they find it resumed.
-                Ok(number) if *by_name => {
-                    self.dm.resume_number(number).and(self.resume_named(name))
-                }
-                Ok(number) => self.dm.resume_number(number),
+                Ok(number) if *by_name => self
+                    .dm
+                    .resume_number(number, None)
+                    .and(self.resume_named(name)),
+                Ok(number) => self.dm.resume_number(number, uuid.as_deref()),
                 Err(_) => self.resume_named(name),
             },
             Entry::Volume { id } => self.pool.delete(&self.dm, *id),

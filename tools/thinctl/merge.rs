@@ -14,14 +14,11 @@ use std::path::{
     Path, //
 };
 
-use persistent_data::block_manager::BlockManager;
 use rustix::io::Errno;
 use serde::{
     Deserialize,
     Serialize, //
 };
-
-use thin_metadata::View;
 
 use crate::{
     below::Below,
@@ -49,10 +46,7 @@ use crate::{
         Owner, //
     },
     lvm2,
-    naming::{
-        contents,
-        device_id, //
-    },
+    naming::contents,
     numbering,
     send::{
         differences,
@@ -80,12 +74,20 @@ struct Merge {
     written: bool,
     /// A snapshot of the volume before it was used again, which is of no use any more.
     before: Option<u32>,
+    /// When the volume was made, in snapshots of its pool: one that is made under its id later is another one.
+    created: u32,
 }
 
 impl Merge {
     /// What it keeps.
     fn snapshots(&self) -> impl Iterator<Item = u32> {
         [self.snapshot].into_iter().chain(self.before)
+    }
+
+    /// Whether there is another volume under the id by now.
+    fn is_of_another(&self, session: &Session, id: u32) -> Result<bool> {
+        let created = session.creation_time(id)?;
+        Ok(created.is_some_and(|created| created != self.created))
     }
 }
 
@@ -198,7 +200,15 @@ fn begin(session: &Session, id: u32, into: String, size: u64, file: &str) -> Res
         if let Some(before) = known.before.take() {
             session.delete(before)?;
         }
-        if session.glance(|view| is_newer(view, id, known.snapshot))? {
+        if known.is_of_another(session, id)? {
+            if known.written {
+                abandon(session, file, known)?;
+                return Err(Error::Refused(format!(
+                    "the merge of volume {id} into {} that was cut off was as good as done, and is done now; there is another \
+                     one of this id since, which the same command would merge",
+                    known.into
+                )));
+            }
             return Err(Error::Refused(format!(
                 "volume {id} is another one than the one whose merge into {} is not finished, and of which only volume {} is \
                  left; `thinctl forget {} {}` gives that up",
@@ -228,27 +238,23 @@ fn begin(session: &Session, id: u32, into: String, size: u64, file: &str) -> Res
     if !session.exists(id)? {
         return Err(session.no_volume(id));
     }
+    let snapshot = session.snapshot(id)?;
+    let Some(created) = session.creation_time(id)? else {
+        return Err(session.no_volume(id));
+    };
     let merge = Merge {
-        snapshot: session.snapshot(id)?,
+        snapshot,
         into,
         size,
         written: false,
         before: known.map(|known| known.snapshot),
+        created,
     };
     session.keep(merge.snapshot, || session.home.store(file, &merge))?;
     if let Some(before) = merge.before {
         session.delete(before)?;
     }
     Ok(merge)
-}
-
-/// Whether a volume was made after another one.
-fn is_newer<B: BlockManager>(view: &View<'_, B>, id: u32, than: u32) -> Result<bool> {
-    let (one, other) = (view.device(device_id(id)?)?, view.device(device_id(than)?)?);
-    Ok(match (one, other) {
-        (Some(one), Some(other)) => one.creation_time.get() >= other.creation_time.get(),
-        _ => false,
-    })
 }
 
 /// Writes what is not written yet of a snapshot; says how much that was.
@@ -308,7 +314,7 @@ fn write(
 
 /// Gives an error, and forgets the merge, unless its snapshot has all that there is of the volume.
 fn refuse(session: &Session, id: u32, file: &str, merge: &Merge, error: Error) -> Result<Error> {
-    if session.exists(id)? && !session.glance(|view| is_newer(view, id, merge.snapshot))? {
+    if session.exists(id)? && !merge.is_of_another(session, id)? {
         abandon(session, file, merge)?;
     }
     Ok(error)

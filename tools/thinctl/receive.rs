@@ -36,6 +36,7 @@ use crate::{
     lvm2,
     naming::{
         contents,
+        device_id,
         find,
         Contents,
         Received, //
@@ -391,6 +392,32 @@ fn used(session: &Session, partial: &Partial) -> Error {
     changed(session, id, "the stream began", &what_now)
 }
 
+/// Gives an error if the volume whose place it takes was deleted for that, and there is another one of its id: nothing else
+/// has its content.
+fn check_deleted(session: &Session, partial: &Partial) -> Result {
+    if !partial.complete || partial.replaces.is_none() {
+        return Ok(());
+    }
+    let Partial { id, temporary, .. } = *partial;
+    let is_another = session.glance(|view| {
+        let device = |id| Ok::<_, Error>(view.device(device_id(id)?)?);
+        let (there, new) = (device(id)?, device(temporary)?);
+        // A snapshot was taken before the deletion, and what is received was not put in place since.
+        Ok(there
+            .zip(new)
+            .is_some_and(|(there, new)| there.creation_time.get() > new.snapshotted_time.get()))
+    })?;
+    match is_another {
+        false => Ok(()),
+        true => Err(Error::Refused(format!(
+            "the volume {id} of pool {pool} that is to be replaced is gone, and there is another one since; nothing but volume \
+             {temporary} has what the one contained and what came. Once the other one is away (`thinctl snapshot {pool} {id} \
+             ANOTHER-ID` keeps it), receive again, or `thinctl abandon {pool} {id}`, puts {temporary} in place",
+            pool = session.pool.name
+        ))),
+    }
+}
+
 /// Gives a volume that is complete its id; says whether that was still to be done. It can be cut off anywhere, and be
 /// called again.
 fn finish(session: &Session, partial: &Partial) -> Result<bool> {
@@ -403,6 +430,9 @@ fn finish(session: &Session, partial: &Partial) -> Result<bool> {
     if let Some(new) = new {
         // They are alike if it has got its id already.
         if old.is_none_or(|old| old.digest != new.digest) {
+            if old.is_some() {
+                check_deleted(session, partial)?;
+            }
             check_place(session, partial, old)?;
             if let (Some(_), Some(digest)) = (old, partial.replaces) {
                 if !delete_with_digest(session, digest, id)? {
@@ -428,7 +458,10 @@ pub fn abandon(session: &Session, id: u32) -> Result {
         {
             finish(session, &partial).map(drop)
         }
-        Some(partial) => partial.discard(session),
+        Some(partial) => {
+            check_deleted(session, &partial)?;
+            partial.discard(session)
+        }
         None => Err(Error::NotFound(format!(
             "no volume {id} is being received in pool {}",
             session.pool.name

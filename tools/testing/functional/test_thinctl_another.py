@@ -452,13 +452,15 @@ def test_merges_no_volume_that_has_the_id_of_another(pool, make_disk, thinctl, p
     assert merges.number not in volumes(pool)
 
 
-def test_merges_no_volume_that_was_made_after_the_end(pool, make_disk, thinctl, progress):
+@pytest.mark.parametrize("snapshot", [True, False], ids=["early", "late"])
+def test_merges_no_volume_that_was_made_after_the_end(pool, make_disk, thinctl, progress, snapshot):
     """All was done but forgetting it, the volume deleted too, and another one is made."""
     merges = Merges(pool, make_disk(SIZE), thinctl, progress)
 
     def is_done():
         notes = merges.notes = thinctl.notes(pool, f"merge-{merges.number}.json")
-        return notes and notes["written"] and merges.number not in volumes(pool) and notes["snapshot"] in volumes(pool)
+        there = volumes(pool)
+        return notes and notes["written"] and merges.number not in there and (notes["snapshot"] in there) == snapshot
 
     merges.cut_where(is_done)
     new = Content(pool.new_thin(merges.number, SIZE))
@@ -467,8 +469,10 @@ def test_merges_no_volume_that_was_made_after_the_end(pool, make_disk, thinctl, 
     assert "another one" in thinctl.refused(*merges.words())
     assert disk.read(merges.origin.path, 0, SIZE) == bytes(merges.content.data)
     received(pool, merges.number, new)
-    thinctl.run("forget", pool.name, merges.notes["snapshot"])
-    received(pool, merges.number, new)
+    # Nothing is kept any more; the same command begins with the other one.
+    assert not thinctl.notes(pool, f"merge-{merges.number}.json") and merges.notes["snapshot"] not in volumes(pool)
+    thinctl.run(*merges.words())
+    assert merges.number not in volumes(pool)
 
 
 def test_gives_up_no_merge_that_has_the_last_content(pool, make_disk, thinctl, progress):

@@ -62,6 +62,65 @@ def test_keeps_what_it_has_sent(pool, other, thinctl, mounted):
     received(other, 7, content)
 
 
+class Replacements(Halts):
+    """Streams that change volumes of their own."""
+
+    def __init__(self, pool, other, *rest):
+        super().__init__(*rest, pool, other)
+        self.other = other
+        content = Content(pool.new_thin(0, SIZE))
+        content.scatter("first", 6)
+        self.thinctl.snapshot(pool, 0, 1)
+        content.scatter("second", 6)
+        self.thinctl.snapshot(pool, 0, 2)
+        self.content = content
+        self.whole, self.changes = self.thinctl.send(pool, 1), self.thinctl.send(pool, 2, "--from", 1)
+        self.path = os.path.join(self.thinctl.folder, "changes")
+        with open(self.path, "wb") as file:
+            file.write(self.changes)
+
+    def prepare(self):
+        self.id = 6 + self.number
+        self.thinctl.receive(self.other, self.id, self.whole)
+        return "receive", self.other.name, self.id
+
+    def halted(self, step, *more, **options):
+        with open(self.path, "rb") as file:
+            return super().halted(step, *more, stdin=file, **options)
+
+    def notes(self):
+        return self.thinctl.notes(self.other, f"partial-{self.id}.json")
+
+
+@pytest.mark.parametrize("way", ["receive", "abandon"])
+def test_gives_up_nothing_whose_place_is_gone(pool, other, thinctl, progress, way):
+    """It has deleted the volume whose place it takes, and is killed; then somebody makes another one."""
+    changes = Replacements(pool, other, thinctl, progress)
+    for step in range(changes.first(lambda: False) + 2, 0, -1):
+        process, is_halted = changes.halted(step)
+        notes = changes.notes()
+        if is_halted and notes and notes["complete"] and changes.id not in volumes(other):
+            break
+        if is_halted:
+            goes_on(process)
+    else:
+        pytest.fail("it was never halted there")
+    process.kill()
+    process.wait()
+    thinctl.settle(other)
+    new = Content(other.new_thin(changes.id, SIZE))
+    new.scatter("new", 4)
+    new.thin.remove()
+    assert "another one since" in thinctl.refused("receive", other.name, changes.id, input=changes.changes)
+    assert "another one since" in thinctl.refused("abandon", other.name, changes.id)
+    received(other, changes.id, new)
+    received(other, notes["temporary"], changes.content)
+    other.delete(changes.id)
+    thinctl.run(way, other.name, changes.id, input=changes.changes)
+    received(other, changes.id, changes.content)
+    assert notes["temporary"] not in volumes(other) and not changes.notes()
+
+
 class OverOrigin(Halts):
     """Migrations of inactive volumes with an external origin."""
 

@@ -9,7 +9,7 @@
 //! - Before the new table is loaded, the device is resumed with its old one, whoever resumes it. Others may write to the volume
 //!   then. So that it is still suspended is looked at after the copy, before the table is loaded, and after that. If it is not,
 //!   the copy does not become the volume: it is what one more pass has copied.
-//!   That the volume is what was copied is looked at when the table is loaded, when nothing gets into it any more.
+//!   Whoever has suspended it again by then is seen by what was written to it: that is compared with what was copied.
 //! - Once the table is loaded, all of the volume is in the copy, and whoever resumes the device makes the switch.
 //! - A write that waits goes to the copy without its id, and has what the snapshot has. As long as it waits, this process has the
 //!   lock of the migration, even if it was killed, so that no other one goes on with the copy.
@@ -133,6 +133,14 @@ impl Run<'_> {
         self.result.copied_suspended = left;
         // The guard may have resumed it, and others have written to it, while this process waited for what it wrote.
         self.check_in_time(device, begun)?;
+        // Whoever has resumed it meanwhile, and suspended it again, was not seen.
+        let name = &device.info.name;
+        let is_unchanged = |view: &View<'_, _>| is_unchanged(view, snapshot, self.id);
+        if !self.from.glance(is_unchanged)? {
+            return Err(Error::Busy(format!(
+                "somebody else has resumed {name}, which was written to"
+            )));
+        }
         self.to
             .snapshot_inactive_as(self.migration.to_id, self.migration.temporary)?;
         let line = Line {
@@ -144,7 +152,6 @@ impl Run<'_> {
                 .pool
                 .thin_words_over(self.migration.to_id, device.origin),
         };
-        let name = &device.info.name;
         self.from.holding_suspended(|| {
             self.check_in_time(device, begun)?;
             let loaded = self.from.dm.load(name, &line, device.info.read_only);
@@ -161,17 +168,7 @@ impl Run<'_> {
                 }),
             }
         })?;
-        // Whoever has resumed it while it was copied, and suspended it again, was not seen.
-        let is_unchanged = |view: &View<'_, _>| is_unchanged(view, snapshot, self.id);
-        let error = match self.from.glance(is_unchanged) {
-            Ok(true) => return Ok(None),
-            Ok(false) => Error::Busy(format!(
-                "somebody else has resumed {name}, which was written to"
-            )),
-            Err(e) => e,
-        };
-        self.from.dm.clear(name)?;
-        Err(error)
+        Ok(None)
     }
 
     /// As [`check_suspended`](Self::check_suspended). The guard may have resumed the device as soon as it was suspended for too

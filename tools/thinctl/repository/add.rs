@@ -159,8 +159,8 @@ pub(super) fn put(
     if let Err(e) = placed {
         // A manifest alone would be that of data which are lost. It may be in place although that has failed, and it may be
         // somebody else's. The unfinished file, which tells that it was cut off, goes when the manifest is gone for good.
-        let is_there = folder.join(name.stream()).exists();
-        if !is_there && Generation::load(folder, name).is_ok_and(|there| there == generation) {
+        let is_missing = matches!(folder.join(name.stream()).try_exists(), Ok(false));
+        if is_missing && Generation::load(folder, name).is_ok_and(|there| there == generation) {
             let gone = remove(&folder.join(name.manifest())).and_then(|()| sync_folder(folder));
             if gone.is_err() {
                 file.leave();

@@ -120,8 +120,7 @@ impl Locked {
 
     fn recover_all(&self, volume: &str) -> Result {
         let folder = self.folder(volume)?;
-        let is_cut_off = !self.without_stream(volume)?.is_empty();
-        if is_cut_off {
+        if !self.without_stream(volume)?.is_empty() {
             // The folder may have been listed before whoever had the lock was done, and remembered, as NFS does until
             // something is changed from here.
             drop(NewFile::new(&folder, LISTING));
@@ -130,16 +129,16 @@ impl Locked {
                 remove(&folder.join(name.manifest()))?;
             }
         }
-        // They come last, when what they tell of is gone for good: that a generation was cut off.
-        if is_cut_off {
+        // They come last, when the manifest that they tell of, whose generation was cut off, is gone for good.
+        let mut left = names(&folder)?;
+        // Other programs may name files in the same way.
+        left.retain(|name| unfinished(name).is_some_and(Name::begins));
+        if !left.is_empty() {
             sync_folder(&folder)?;
         }
-        for name in names(&folder)? {
-            // Other programs may name files in the same way.
-            if unfinished(&name).is_some_and(Name::begins) {
-                self.check()?;
-                remove(&folder.join(name))?;
-            }
+        for name in left {
+            self.check()?;
+            remove(&folder.join(name))?;
         }
         self.finish_prune(volume)
     }
