@@ -3,8 +3,7 @@
 //! Device-mapper: devices, tables, messages.
 
 use std::{
-    fs,
-    io,
+    fs, io,
     path::PathBuf,
     thread,
     time::{
