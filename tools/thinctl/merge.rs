@@ -46,7 +46,10 @@ use crate::{
         Owner, //
     },
     lvm2,
-    naming::contents,
+    naming::{
+        contents,
+        device_id, //
+    },
     numbering,
     send::{
         differences,
@@ -142,7 +145,7 @@ pub fn merge(
     let device = match Device::open_exclusively(path) {
         Err(e) if e.errno() == Some(Errno::BUSY) => {
             return Err(Error::Busy(format!(
-            "{} is in use: unmount it, and deactivate the volumes that have it as external origin",
+            "{} is in use: unmount it, deactivate the volumes that have it as external origin, and whatever else has it",
             path.display()
         )))
         }
@@ -239,8 +242,22 @@ fn begin(session: &Session, id: u32, into: String, size: u64, file: &str) -> Res
         return Err(session.no_volume(id));
     }
     let snapshot = session.snapshot(id)?;
-    let Some(created) = session.creation_time(id)? else {
-        return Err(session.no_volume(id));
+    let created = session.glance(|view| {
+        let made = |id| -> Result<_> {
+            let there = view.device(device_id(id)?)?;
+            Ok(there.map(|there| there.creation_time.get()))
+        };
+        let (volume, snapshot) = (made(id)?, made(snapshot)?);
+        Ok(volume.filter(|volume| snapshot.is_some_and(|snapshot| *volume < snapshot)))
+    })?;
+    // The snapshot before was of the same volume.
+    let before = known.as_ref().map(|known| known.created);
+    let created = created.filter(|created| before.is_none_or(|before| before == *created));
+    let Some(created) = created else {
+        session.delete(snapshot)?;
+        return Err(Error::Busy(format!(
+            "somebody else has just deleted or made volume {id}"
+        )));
     };
     let merge = Merge {
         snapshot,
@@ -314,7 +331,7 @@ fn write(
 
 /// Gives an error, and forgets the merge, unless its snapshot has all that there is of the volume.
 fn refuse(session: &Session, id: u32, file: &str, merge: &Merge, error: Error) -> Result<Error> {
-    if session.exists(id)? && !merge.is_of_another(session, id)? {
+    if session.creation_time(id)? == Some(merge.created) {
         abandon(session, file, merge)?;
     }
     Ok(error)

@@ -10,6 +10,8 @@
 //! looked at before data are taken, and again right before it is deleted: it must be inactive, and as it was when the
 //! stream began. Only receiving it again puts it in its place, no other command.
 
+use std::cmp::Ordering;
+
 use serde::{
     Deserialize,
     Serialize, //
@@ -53,7 +55,8 @@ use crate::{
     },
     unchanged::{
         changed,
-        delete_with_digest, //
+        delete_with_digest,
+        has_part_of, //
     },
 };
 
@@ -392,30 +395,52 @@ fn used(session: &Session, partial: &Partial) -> Error {
     changed(session, id, "the stream began", &what_now)
 }
 
-/// Gives an error if the volume whose place it takes was deleted for that, and there is another one of its id: nothing else
-/// has its content.
-fn check_deleted(session: &Session, partial: &Partial) -> Result {
-    if !partial.complete || partial.replaces.is_none() {
-        return Ok(());
-    }
-    let Partial { id, temporary, .. } = *partial;
-    let is_another = session.glance(|view| {
+/// Who has the id of a volume whose place another one takes.
+enum Place {
+    /// The volume, or what came in its place.
+    Taken,
+    /// Nobody: the volume was deleted, and nothing else has its content.
+    Free,
+    /// A volume that was made since.
+    Another,
+}
+
+/// Who has the id that what came is to have; what came takes the place of a volume.
+fn place(session: &Session, partial: &Partial) -> Result<Place> {
+    session.glance(|view| {
         let device = |id| Ok::<_, Error>(view.device(device_id(id)?)?);
-        let (there, new) = (device(id)?, device(temporary)?);
-        // A snapshot was taken before the deletion, and what is received was not put in place since.
-        Ok(there
-            .zip(new)
-            .is_some_and(|(there, new)| there.creation_time.get() > new.snapshotted_time.get()))
-    })?;
-    match is_another {
-        false => Ok(()),
-        true => Err(Error::Refused(format!(
-            "the volume {id} of pool {pool} that is to be replaced is gone, and there is another one since; nothing but volume \
-             {temporary} has what the one contained and what came. Once the other one is away (`thinctl snapshot {pool} {id} \
-             ANOTHER-ID` keeps it), receive again, or `thinctl abandon {pool} {id}`, puts {temporary} in place",
-            pool = session.pool.name
-        ))),
-    }
+        let (Some(there), new) = (device(partial.id)?, device(partial.temporary)?) else {
+            return Ok(Place::Free);
+        };
+        let Some(new) = new else {
+            return Ok(Place::Taken);
+        };
+        // A snapshot was taken before the deletion. The volume is older than that, and what came in its place is the last
+        // snapshot of what came, if not one that was made at the same time.
+        let (made, last) = (there.creation_time.get(), new.snapshotted_time.get());
+        let (source, mapped) = (partial.temporary, new.mapped_blocks.get());
+        let is_the_one = match made.cmp(&last) {
+            Ordering::Less => true,
+            Ordering::Equal => has_part_of(view, source, partial.id, mapped)?,
+            Ordering::Greater => false,
+        };
+        Ok(if is_the_one {
+            Place::Taken
+        } else {
+            Place::Another
+        })
+    })
+}
+
+/// The error of a volume that is not there any more, and of whose id there is another one.
+fn another(session: &Session, partial: &Partial) -> Error {
+    let Partial { id, temporary, .. } = *partial;
+    let pool = &session.pool.name;
+    Error::Refused(format!(
+        "the volume {id} of pool {pool} that is to be replaced is gone, and there is another one since; nothing but volume \
+         {temporary} has what the one contained and what came. Once the other one is away (`thinctl snapshot {pool} {id} \
+         ANOTHER-ID` keeps it), receive again, or `thinctl abandon {pool} {id}`, puts {temporary} in place"
+    ))
 }
 
 /// Gives a volume that is complete its id; says whether that was still to be done. It can be cut off anywhere, and be
@@ -430,8 +455,9 @@ fn finish(session: &Session, partial: &Partial) -> Result<bool> {
     if let Some(new) = new {
         // They are alike if it has got its id already.
         if old.is_none_or(|old| old.digest != new.digest) {
-            if old.is_some() {
-                check_deleted(session, partial)?;
+            let replaces = partial.complete && partial.replaces.is_some();
+            if old.is_some() && replaces && matches!(place(session, partial)?, Place::Another) {
+                return Err(another(session, partial));
             }
             check_place(session, partial, old)?;
             if let (Some(_), Some(digest)) = (old, partial.replaces) {
@@ -452,16 +478,14 @@ fn finish(session: &Session, partial: &Partial) -> Result<bool> {
 pub fn abandon(session: &Session, id: u32) -> Result {
     let _lock = lock(session, id)?;
     match Partial::load(session, id)? {
-        // The volume whose place it takes is deleted already: nothing else has its content.
-        Some(partial)
-            if partial.complete && partial.replaces.is_some() && !session.exists(id)? =>
-        {
-            finish(session, &partial).map(drop)
+        Some(partial) if partial.complete && partial.replaces.is_some() => {
+            match place(session, &partial)? {
+                Place::Taken => partial.discard(session),
+                Place::Free => finish(session, &partial).map(drop),
+                Place::Another => Err(another(session, &partial)),
+            }
         }
-        Some(partial) => {
-            check_deleted(session, &partial)?;
-            partial.discard(session)
-        }
+        Some(partial) => partial.discard(session),
         None => Err(Error::NotFound(format!(
             "no volume {id} is being received in pool {}",
             session.pool.name

@@ -73,9 +73,9 @@ pub struct Replication<'a> {
 /// What a turn has done.
 #[derive(Debug, Serialize)]
 pub struct Turn {
-    /// How many bytes of data were sent.
+    /// How many bytes of data were sent, with those of a turn that failed before.
     pub data: u64,
-    /// Whether it was the whole volume, and not only what has changed.
+    /// Whether the whole volume was sent, and not only what has changed.
     pub whole: bool,
 }
 
@@ -149,7 +149,12 @@ impl<'a> Replication<'a> {
         let snapshot = self.session.snapshot(self.snapshots.volume)?;
         self.snapshots.pending = Some(snapshot);
         self.session.keep(snapshot, || self.store())?;
-        self.send_pending(wrap, progress).map(Some)
+        let turn = self.send_pending(wrap, progress)?;
+        let (data, whole) = late.map_or((0, false), |late| (late.data, late.whole));
+        Ok(Some(Turn {
+            data: turn.data.saturating_add(data),
+            whole: turn.whole || whole,
+        }))
     }
 
     fn send_pending(

@@ -140,6 +140,15 @@ class Pool:
             self.device.resume()
         return metadata.dump(copy)
 
+    def device_ids(self):
+        """The ids of all volumes as they are now: suspends the pool, and reads its metadata."""
+        below = getattr(self.metadata, "disk", self.metadata)
+        self.device.suspend()
+        try:
+            return metadata.device_ids(lambda offset, length: disk.read(below.path, offset, length))
+        finally:
+            self.device.resume()
+
 
 class Thin(Device):
     """An active thin volume."""

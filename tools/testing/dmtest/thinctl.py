@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 
-from . import ioctl, metadata
+from . import ioctl
 from .disk import (
     KIB,
     MIB,
@@ -217,7 +217,7 @@ def full_pipe():
 
 def volumes(pool):
     """The ids of all volumes of a pool."""
-    return set(metadata.devices(pool.dump()))
+    return pool.device_ids()
 
 
 def changed(content, seed):

@@ -26,6 +26,7 @@ from dmtest.thinctl import (
     SIZE,
     changed,
     received,
+    suspended,
     volumes,
 )
 

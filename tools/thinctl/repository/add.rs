@@ -157,14 +157,8 @@ pub(super) fn put(
         .and_then(|()| may())
         .and_then(|()| file.commit(&name.stream()));
     if let Err(e) = placed {
-        // A manifest alone would be that of data which are lost. It may be in place although that has failed, and it may be
-        // somebody else's. The unfinished file, which tells that it was cut off, goes when the manifest is gone for good.
-        let is_missing = matches!(folder.join(name.stream()).try_exists(), Ok(false));
-        if is_missing && Generation::load(folder, name).is_ok_and(|there| there == generation) {
-            let gone = remove(&folder.join(name.manifest())).and_then(|()| sync_folder(folder));
-            if gone.is_err() {
-                file.leave();
-            }
+        if take_back(folder, &generation).is_err() {
+            file.leave();
         }
         return Err(e);
     }
@@ -173,6 +167,23 @@ pub(super) fn put(
         generation.store(folder)?;
     }
     Ok(generation)
+}
+
+/// Removes the manifest of a generation that is not whole. Alone, it would be that of data which are lost. It may be in place
+/// although that has failed, and it may be somebody else's. The unfinished file, which tells that the generation was cut off, may
+/// go only if the manifest is gone for good.
+fn take_back(folder: &Path, generation: &Generation) -> Result {
+    let name = generation.name();
+    let stream = folder.join(name.stream());
+    let is_whole = stream.try_exists().map_err(Error::io(stream.display()))?;
+    match Generation::load(folder, name) {
+        Ok(there) if there == *generation && !is_whole => {
+            remove(&folder.join(name.manifest()))?;
+            sync_folder(folder)
+        }
+        Err(e @ Error::Io(..)) => Err(e),
+        _ => Ok(()),
+    }
 }
 
 /// Lets `write` write to `w`, and reads it as a stream at the same time.

@@ -103,7 +103,8 @@ pub(super) fn no_repository(root: &Path) -> Error {
         Ok(Some(names)) => names,
         Ok(None) => {
             return Error::NotFound(format!(
-                "there is no folder {path}; `thinctl init {path}` makes one for backups"
+                "there is no folder {path}; if it is on a file system that is not mounted, mount that; `thinctl init {path}` \
+                 makes a new one for backups"
             ))
         }
         Err(e) => return e,
