@@ -86,6 +86,25 @@ time.sleep(100)
             process.kill()
         self.assertEqual(self.granted(place), [True])
 
+    def test_processors(self):
+        """Those who have one place share the processors evenly, and others are free to use all."""
+        there = sorted(os.sched_getaffinity(0))[:2]
+        with mock.patch("os.sched_getaffinity", return_value=there):
+            places = [self.place(1, 1), self.place(2, 1), self.place(1, 1)]
+            self.granted(*places)
+            self.assertEqual([place.processor for place in places], [there[0], None, there[-1]])
+            places[0].close()
+            last = self.place(1, 1)
+            self.granted(last)
+            self.assertEqual(last.processor, there[0])
+        for _ in range(2):
+            with mock.patch.dict(os.environ), mock.patch("os.sched_getaffinity", return_value=there):
+                del os.environ[VARIABLE]
+                alone = [Place(1, 1), Place(2, 1), Place(1, 1)]
+                self.assertEqual([place.processor for place in alone], [there[0], None, there[-1]])
+                for place in alone:
+                    place.close()
+
     def test_without_a_queue(self):
         with mock.patch.dict(os.environ):
             del os.environ[VARIABLE]

@@ -140,7 +140,7 @@ class Play(Room):
         ran = []
 
         class Run:
-            def __init__(self, label, make_vm, config, results, test_limit, boot_limit, keep):
+            def __init__(self, label, make_vm, config, results, test_limit, boot_limit, keep, processor):
                 for name in config["tests"]:
                     ran.append(name)
                     results.add(f"{name}::one", "passed", 1)

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 
-from . import bench, collect, hostile, ktap, passes, power, suite
+from . import bench, collect, cores, hostile, ktap, passes, power, suite
 from .vm import (
     ROOT,
     Uml,
@@ -83,11 +83,11 @@ def play(options, config, tests, share_out, make_vm, at_once, places):
     took = suite.seconds_of_files(suite.known_times(times_of(options)))
     passed = []
 
-    def make(share):
+    def make(share, processor):
         label = "x86_64" if at_once == 1 and places > 1 else share[0].split("::")[0].removesuffix(".py")
         return suite.Run(
             label, lambda name: make_vm(name, share), dict(config, tests=share), results,
-            options.test_timeout or 240, BOOT_LIMIT, lambda *found: passed.append(found),
+            options.test_timeout or 240, BOOT_LIMIT, lambda *found: passed.append(found), processor,
         )
 
     status = suite.run(results, share_out(tests, took), at_once, make, times_of(options), options.report, places)
@@ -155,6 +155,7 @@ def demo(options):
     """Shows the guest's demo as it runs, without the kernel's own lines around it."""
     need_programs()
     vm = Uml(options.kernel, os.path.join(options.results, "demo"))
+    vm.processor = cores.least_used([])
     vm.start(configuration(options, "demo"), ["quiet", "loglevel=1"])
     limit = options.test_timeout or 120
     shown = 0

@@ -81,7 +81,7 @@ class Run:
     how many tests did, and for which settings they asked.
     """
 
-    def __init__(self, label, make_vm, config, results, test_limit, boot_limit, keep=None):
+    def __init__(self, label, make_vm, config, results, test_limit, boot_limit, keep=None, processor=None):
         self.label = label
         self._make_vm = make_vm
         self._config = config
@@ -89,6 +89,7 @@ class Run:
         self._test_limit = test_limit
         self._boot_limit = boot_limit
         self._keep = keep
+        self._processor = processor
         self._boots = 0
         self._pending = None
         self._counts = {}
@@ -98,6 +99,7 @@ class Run:
     def _boot(self):
         self._boots += 1
         self._vm = self._make_vm(f"{self.label}.{self._boots}" if self._boots > 1 else self.label)
+        self._vm.processor = self._processor
         self._current = None
         self._since = time.monotonic()
         self._ended = self._again = False
@@ -192,7 +194,7 @@ def complaints(vm):
 
 
 def run(results, shares, at_once, make_run, times, report=None, places=1):
-    """Runs all `shares`, lists of files, with at most `at_once` VMs at a time; `make_run(share)` gives a Run.
+    """Runs all `shares`, lists of files, with at most `at_once` VMs at a time; `make_run(share, processor)` gives a Run.
 
     VMs wait for their turn in the queue for the processors, if there is one, where each takes so many `places`. What the tests
     took goes to the file `times`, figures to the file `report`.
@@ -206,7 +208,7 @@ def run(results, shares, at_once, make_run, times, report=None, places=1):
                 share, place = one
                 if len(active) < at_once and place.granted():
                     waiting.remove(one)
-                    active.append((make_run(share), place))
+                    active.append((make_run(share, place.processor), place))
             for one in list(active):
                 running, place = one
                 if not running.step():

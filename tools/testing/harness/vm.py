@@ -22,6 +22,8 @@ class Vm:
     def __init__(self, kernel, results):
         self.kernel = kernel
         self.results = results
+        # The processor that a machine of one thread of work is kept on, if any.
+        self.processor = None
         self._process = None
         self._read = {}
 
@@ -39,6 +41,9 @@ class Vm:
                 [sys.executable, GUARD, *self._command([*config["append"], *arguments])], stdin=subprocess.PIPE, stdout=console,
                 stderr=subprocess.STDOUT, start_new_session=True, env=self._environment(),
             )
+        if self.processor is not None:
+            # The guard has not started anything yet; if it has, that machine takes its time.
+            os.sched_setaffinity(self._process.pid, {self.processor})
 
     def _environment(self):
         return dict(os.environ)
