@@ -13,9 +13,11 @@ TESTING = pathlib.Path(__file__).resolve().parents[2] / "tools" / "testing"
 sys.path.insert(0, str(TESTING))
 
 from harness.cores import (  # noqa: E402
+    PROCESSOR,
     Place,
     Queue,
     VARIABLE,
+    processor,
 )
 
 
@@ -100,10 +102,14 @@ time.sleep(100)
         for _ in range(2):
             with mock.patch.dict(os.environ), mock.patch("os.sched_getaffinity", return_value=there):
                 del os.environ[VARIABLE]
+                os.environ.pop(PROCESSOR, None)
                 alone = [Place(1, 1), Place(2, 1), Place(1, 1)]
                 self.assertEqual([place.processor for place in alone], [there[0], None, there[-1]])
                 for place in alone:
                     place.close()
+                # That of whoever has started this process, and has a place.
+                os.environ[PROCESSOR] = str(there[-1])
+                self.assertEqual([processor(), processor()], [there[-1]] * 2)
 
     def test_without_a_queue(self):
         with mock.patch.dict(os.environ):

@@ -16,6 +16,8 @@ import tempfile
 import threading
 
 VARIABLE = "DM_THIN_CORES"
+# The processor of the place that a process has, for the machine that it starts.
+PROCESSOR = "DM_THIN_PROCESSOR"
 # How many places there are for each processor: machines idle for much of their time.
 PLACES = 2
 
@@ -106,7 +108,8 @@ class Place:
             self._socket.connect(path)
             self._socket.send(json.dumps({"places": places, "seconds": seconds}).encode())
         elif places == 1:
-            self.processor = self._alone[self] = least_used(self._alone.values())
+            given = os.environ.get(PROCESSOR)
+            self.processor = self._alone[self] = int(given) if given else least_used(self._alone.values())
 
     def granted(self, wait=False):
         """Whether it is our turn; if so, it stays so until close()."""
@@ -129,3 +132,9 @@ class Place:
 
     def __exit__(self, *_):
         self.close()
+
+
+def processor():
+    """A processor for a machine of who has a place already, or needs none."""
+    with Place(1, 0) as place:
+        return place.processor

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 
+from . import cores
 from .vm import Uml
 
 # Images for one VM, as long as nothing happens.
@@ -26,8 +27,9 @@ CAUSES = ("KASAN", "kernel BUG at", "BUG:", "Oops", "panicked at", "Kernel panic
 class Share:
     """One VM that plays some images, and another one after it if it breaks off."""
 
-    def __init__(self, label, numbers, make_vm, config):
+    def __init__(self, label, numbers, make_vm, config, processor):
         self.label = label
+        self.processor = processor
         self.answers = {}
         self.trouble = ""
         self._numbers = list(numbers)
@@ -39,6 +41,7 @@ class Share:
     def _boot(self):
         self._boots += 1
         self._vm = self._make_vm(f"{self.label}.{self._boots}")
+        self._vm.processor = self.processor
         self._is_up = False
         self._current = None
         self._ended = False
@@ -130,7 +133,8 @@ def play(options, config, numbers, label):
         while waiting or active:
             while waiting and len(active) < options.jobs:
                 share = waiting.pop(0)
-                active.append(Share(f"{label}-{share[0]}", share, make_vm, config))
+                processor = cores.least_used(other.processor for other in active)
+                active.append(Share(f"{label}-{share[0]}", share, make_vm, config, processor))
             for share in list(active):
                 if not share.step():
                     active.remove(share)

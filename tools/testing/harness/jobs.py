@@ -111,6 +111,7 @@ def kunit(options):
     if "c" == options.impl:
         raise Missing("kunit needs --module or --impl built-in")
     vm = Uml(options.kernel, os.path.join(options.results, "kunit"), Uml.FAR_MEMORY)
+    vm.processor = cores.processor()
     vm.start(config, ["kunit.enable=1", "kunit.autorun=1"])
     wait(vm, options.test_timeout or 120)
     results = suite.Results("kunit")
@@ -155,7 +156,7 @@ def demo(options):
     """Shows the guest's demo as it runs, without the kernel's own lines around it."""
     need_programs()
     vm = Uml(options.kernel, os.path.join(options.results, "demo"))
-    vm.processor = cores.least_used([])
+    vm.processor = cores.processor()
     vm.start(configuration(options, "demo"), ["quiet", "loglevel=1"])
     limit = options.test_timeout or 120
     shown = 0

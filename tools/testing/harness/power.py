@@ -11,7 +11,7 @@ import random
 import sys
 import time
 
-from . import suite
+from . import cores, suite
 from .vm import Uml
 
 METADATA = 4 << 20
@@ -61,6 +61,7 @@ class Boot:
         self._shared = config["shared"]
         self._path = os.path.join(self._shared, f"journal.{config['boot']}")
         self.vm = Uml(options.kernel, folder)
+        self.vm.processor = cores.processor()
         self.vm.start(config, [f"ubd{number}={os.path.join(self._shared, name)}" for number, name in enumerate(("metadata", "data"))])
 
     def watch(self, choice):

@@ -201,7 +201,9 @@ class Schedule:
         if part.places:
             # Who has a place does not wait for another one.
             environment = {name: value for name, value in self._environment.items() if name != cores.VARIABLE}
-            with cores.Place(part.places, self._took.get(part.name, USUAL)):
+            with cores.Place(part.places, self._took.get(part.name, USUAL)) as place:
+                if place.processor is not None:
+                    environment[cores.PROCESSOR] = str(place.processor)
                 status, seconds, processor = self._processes.run(command, self._top, environment, show)
         else:
             status, seconds, processor = self._processes.run(command, self._top, self._environment, show)
