@@ -113,6 +113,8 @@ struct State {
     changed: BTreeSet<u64>,
     /// Devices that were changed, and then an abort came, while they are kept open.
     aborted: BTreeSet<u64>,
+    /// Data blocks that were taken since the last commit, for which they are not taken again, also if they were freed.
+    taken: BTreeSet<u64>,
 }
 
 impl State {
@@ -125,7 +127,22 @@ impl State {
             open: BTreeMap::new(),
             changed: BTreeSet::new(),
             aborted: BTreeSet::new(),
+            taken: BTreeSet::new(),
         }
+    }
+
+    /// A transaction begins.
+    fn begin(&mut self) {
+        self.changed.clear();
+        self.taken.clear();
+    }
+
+    /// The blocks that cannot be taken before the next commit.
+    fn not_to_be_had(&self) -> BTreeSet<u64> {
+        let mut blocks = self.committed.used();
+        blocks.extend(self.model.used());
+        blocks.extend(&self.taken);
+        blocks
     }
 
     fn exists(&self, dev: u64) -> bool {
@@ -296,7 +313,7 @@ impl State {
                     result?;
                     self.committed = model.clone();
                     model.held = model.pool.held();
-                    self.changed.clear();
+                    self.begin();
                 }
             },
             Op::Release => {
@@ -326,7 +343,7 @@ impl State {
                     self.committed = model.clone();
                 }
                 if n == NR_STEPS {
-                    self.changed.clear();
+                    self.begin();
                 }
                 match then {
                     Then::Commit => self.commit()?,
@@ -358,13 +375,12 @@ impl State {
             // A block may be taken if neither the last commit nor this transaction use it.
             let block = match self.md.alloc_data_block(&mut |_| true) {
                 Err(Error::NoDataSpace) => {
-                    let mut used = self.committed.used();
-                    used.extend(self.model.used());
-                    assert_eq!(used.len() as u64, self.model.pool.nr_data);
+                    assert_eq!(self.not_to_be_had().len() as u64, self.model.pool.nr_data);
                     return Ok(());
                 }
                 result => result?,
             };
+            assert!(self.taken.insert(block));
             assert!(!self.committed.used().contains(&block));
             let used = self.model.used();
             assert!(!used.contains(&block));
@@ -396,10 +412,9 @@ impl State {
         };
         assert_eq!(nr as usize, data.len());
         if (nr as u64) < wanted {
-            let mut used = self.committed.used();
-            used.extend(self.model.used());
-            used.extend(&data);
-            assert_eq!(used.len() as u64, self.model.pool.nr_data);
+            let mut blocks = self.not_to_be_had();
+            blocks.extend(&data);
+            assert_eq!(blocks.len() as u64, self.model.pool.nr_data);
         }
         let free = self.md.free_data_blocks()?;
         let (used, unused) = data.split_at(data.len().min(blocks.len()));
@@ -407,6 +422,10 @@ impl State {
             self.md.put_back_data_blocks(*block..*block + 1)?;
         }
         assert_eq!(self.md.free_data_blocks()?, free + unused.len() as u64);
+
+        for block in used {
+            assert!(self.taken.insert(*block));
+        }
 
         let pairs: Vec<_> = blocks.into_iter().zip(used.iter().copied()).collect();
         for (_, block) in &pairs {
@@ -428,7 +447,7 @@ impl State {
     fn commit(&mut self) -> crate::Result {
         self.md.commit()?;
         self.committed = self.model.clone();
-        self.changed.clear();
+        self.begin();
         self.committed.check_committed(&mut self.md);
         Ok(())
     }
@@ -436,6 +455,7 @@ impl State {
     fn abort(&mut self) {
         self.md.abort().expect("no faults here");
         let changed = std::mem::take(&mut self.changed);
+        self.begin();
         self.model = self.committed.clone();
         for (dev, thin) in std::mem::take(&mut self.open) {
             if changed.contains(&dev) {
@@ -463,10 +483,29 @@ impl State {
         self.md = reopen(&self.md);
         self.model = self.committed.clone();
         self.open.clear();
-        self.changed.clear();
+        self.begin();
         self.aborted.clear();
         self.committed.check_committed(&mut self.md);
     }
+}
+
+/// More blocks than there are, some of which were freed since the last commit.
+#[test]
+fn what_was_freed_is_not_taken_before_a_commit() {
+    let mut state = State::new();
+    for op in [
+        Op::Create(1),
+        Op::Insert(1, 0, NR_DATA - 20),
+        Op::Insert(1, 0, 10),
+        Op::Insert(1, NR_DATA, 20),
+    ] {
+        state.apply(&op);
+    }
+    assert_eq!(state.md.free_data_blocks(), Ok(10));
+    assert_eq!(state.not_to_be_had().len() as u64, NR_DATA);
+    state.apply(&Op::Commit);
+    state.apply(&Op::Insert(1, 2 * NR_DATA, 10));
+    assert_eq!(state.md.free_data_blocks(), Ok(0));
 }
 
 proptest! {

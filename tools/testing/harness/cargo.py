@@ -89,8 +89,8 @@ def main():
             own = seen.tree(os.path.relpath(folder, inputs.TOP), "rust", "Cargo.toml", "Cargo.lock")
             return inputs.key(["cargo", name, seen.file(program), own, seen.tools])
 
-        # As cargo itself would start it.
-        environment = {**os.environ, "CARGO_MANIFEST_DIR": folder, "CARGO": CARGO}
+        # As cargo itself would start it; what has failed is printed, and not written into the tree, which others look at meanwhile.
+        environment = {**os.environ, "CARGO_MANIFEST_DIR": folder, "CARGO": CARGO, "PROPTEST_DISABLE_FAILURE_PERSISTENCE": "1"}
         start(name, [one["executable"]], folder, environment, key, USUAL)
 
     def documents():
