@@ -5,7 +5,7 @@ The queue is a socket that DM_THIN_CORES names. Who has connected and said what 
 however he ends. Without a queue, nobody has to wait.
 
 Whoever has one place is told of a processor that the fewest of those have. A User Mode Linux machine is two processes or more of which
-one always waits for the other: kept on one processor, it takes half of the time.
+one always waits for the other: kept on one processor, it takes less of that.
 """
 
 import json
