@@ -102,7 +102,9 @@ def begins(pool, thin, thinctl, *words, **options):
     pool.status()
     pool.metadata.hold("writes")
     process = thinctl.start(*words, stderr=subprocess.PIPE, **options)
-    wait_until(lambda: suspended(thin.name) or process.poll() is not None, "it is suspended")
+    # Until it has seen that all is suspended, it would suspend it again.
+    wait_until(
+        lambda: process.poll() is not None or (suspended(thin.name) and pool.metadata.held()), "it is suspended, and commits")
     assert process.poll() is None, "it was never seen suspended"
     return process
 
