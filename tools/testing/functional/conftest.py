@@ -12,6 +12,7 @@ import subprocess
 
 import pytest
 
+from dmtest.background import wait_until
 from dmtest import disk, dm, ioctl, kmsg
 from dmtest.disk import (
     Disk,
@@ -243,7 +244,8 @@ def mounted(tmp_path):
     yield mount
     for folder in reversed(folders):
         if os.path.ismount(folder):
-            subprocess.run(["umount", str(folder)], check=True)
+            # A process that was started from there may be about to end.
+            wait_until(lambda: subprocess.run(["umount", str(folder)]).returncode == 0, f"nobody uses {folder}")
 
 
 def pytest_generate_tests(metafunc):
