@@ -12,8 +12,8 @@ import subprocess
 
 import pytest
 
-from dmtest.background import wait_until
 from dmtest import disk, dm, ioctl, kmsg
+from dmtest.background import wait_until
 from dmtest.disk import (
     Disk,
     MIB,

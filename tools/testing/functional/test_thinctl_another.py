@@ -230,7 +230,7 @@ def test_leaves_nothing_behind_that_was_written_before_the_switch(pool, other, t
             is_wanted = active.suspended() and active.copy in volumes(other)
             if is_wanted:
                 # The new table may be there already.
-                seen = seen or not dmsetup("table", "--inactive", active.content.thin.name).stdout.strip()
+                seen = seen or not active.content.thin.table(inactive=True)
                 active.content.thin.resume()
                 active.content.scatter("used", 2, most=16)
                 active.content.thin.flush()

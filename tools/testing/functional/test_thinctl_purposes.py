@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from dmtest import disk, ioctl, load
+from dmtest import disk, load
 from dmtest.background import wait_until
 from dmtest.content import Content
 from dmtest.disk import (
